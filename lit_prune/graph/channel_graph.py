@@ -1,0 +1,173 @@
+"""The public face: trace a network, see its groups, ask for a plan and what it costs."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lit_prune.graph.groups import ChannelGroup, Grouping
+from lit_prune.graph.labels import Row
+from lit_prune.graph.probe import examine, rehearse
+from lit_prune.graph.trace import Call, Recording
+from lit_prune.plan import PruningPlan
+
+Removal = Mapping[str, "Sequence[int] | Tensor | Row"]
+
+
+class ChannelGraph:
+    """Which channels of a network can be removed, and what has to go with each.
+
+    Made by :meth:`trace`. It describes the network as it was then: trace again after pruning.
+
+    Attributes:
+        groups: The prunable groups, in forward order.
+        frozen: Layer name to the reason why some or all of its channels must stay.
+        unsupported: aten operation to the number of times it met channels and had no rule.
+        macs: Multiply-adds of one example.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
+        >>> graph = ChannelGraph.trace(net, torch.zeros(1, 3, 16, 16))
+        >>> [(group.name, group.size) for group in graph.groups], graph.frozen
+        ([('0', 8)], {'3': "reaches the network's output, in 3"})
+        >>> graph.plan({"0": [1, 5]}).kept["3.weight"][1]
+        tensor([0, 2, 3, 4, 6, 7])
+    """
+
+    def __init__(
+        self, network: nn.Module, calls: Sequence[Call], recording: Recording, grouping: Grouping
+    ) -> None:
+        self.groups: tuple[ChannelGroup, ...] = grouping.groups
+        self.frozen: dict[str, str] = dict(grouping.frozen)
+        self.unsupported: dict[str, int] = dict(recording.unsupported)
+        self._network = network
+        self._calls = tuple(calls)
+        self._recording = recording
+        self._components = grouping.components
+        self._by_name = {group.name: group for group in self.groups}
+        self._batch = max(1, self._calls[0].batch_size) if self._calls else 1
+        self.macs: int = self.macs_without({})
+
+    @classmethod
+    def trace(cls, model: nn.Module, *args: Any, **kwargs: Any) -> ChannelGraph:
+        """Trace one forward of ``model``.
+
+        The forward runs on a copy without weights (meta tensors), or, where an operation needs values, on a copy with
+        them. The model, its mode, its caches and the random state stay as they are.
+
+        Args:
+            model: The network, on any device.
+            *args: Positional example inputs.
+            **kwargs: Keyword example inputs.
+
+        Raises:
+            TraceError: If the forward fails on these inputs; the message names the layer.
+        """
+        return cls.trace_calls(model, [Call("", args, kwargs)])
+
+    @classmethod
+    def trace_calls(cls, model: nn.Module, calls: Iterable[Call]) -> ChannelGraph:
+        """Trace a network that is entered through several of its submodules.
+
+        Args:
+            model: The module whose names the graph carries.
+            calls: One for each entered submodule, with its example inputs.
+
+        Raises:
+            TraceError: If a forward fails on these inputs; the message names the layer.
+        """
+        return cls(*examine(model, list(calls)))
+
+    def __getitem__(self, name: str) -> ChannelGroup:
+        """The group of that name.
+
+        Raises:
+            KeyError: If there is none; the message has the nearest names.
+        """
+        if name not in self._by_name:
+            near = difflib.get_close_matches(name, self._by_name, n=3, cutoff=0.5)
+            why = next((reason for layer, reason in self.frozen.items() if layer == name), None)
+            hint = f" It is frozen: {why}." if why else f" Nearest: {', '.join(near)}." if near else ""
+            raise KeyError(f"No prunable group is named {name!r}.{hint} `graph.groups` lists all {len(self.groups)}.")
+        return self._by_name[name]
+
+    def plan(self, remove: Removal) -> PruningPlan:
+        """The plan that removes the given channels, and all that hangs on them.
+
+        Args:
+            remove: Group name to the channels to remove, as indices into the group.
+
+        Raises:
+            KeyError: If a group is unknown.
+            ValueError: If a channel is out of range, none would be left, or groups that must stay equally wide lose
+                different numbers.
+        """
+        gone = {name: self._channels(name, channels) for name, channels in remove.items()}
+        self._check_balance(gone)
+        removed: dict[tuple[str, int], list[Row]] = {}
+        for name, channels in gone.items():
+            if len(channels):
+                group = self[name]
+                for slot in group.slots:
+                    removed.setdefault(slot, []).append(group.indices(slot, channels))
+        kept: dict[str, dict[int, Tensor]] = {}
+        sizes: dict[str, dict[int, int]] = {}
+        for (name, dim), indices in sorted(removed.items()):
+            size = len(self._recording.slots[name, dim])
+            stays = np.ones(size, dtype=np.bool_)
+            stays[np.concatenate(indices)] = False
+            kept.setdefault(name, {})[dim] = torch.from_numpy(np.flatnonzero(stays))
+            sizes.setdefault(name, {})[dim] = size
+        return PruningPlan(kept, sizes)
+
+    def macs_without(self, remove: Removal) -> int:
+        """Multiply-adds of one example once these channels are gone; nothing is run.
+
+        Args:
+            remove: As for :meth:`plan`.
+        """
+        stays = np.ones(self._recording.labels.count + 1, dtype=np.int64)
+        gone = np.zeros(len(self._components.reason), dtype=np.bool_)
+        for name, channels in remove.items():
+            group = self[name]
+            members = group.members[group.slots[0]]
+            picked = members.indices[np.isin(members.channels, self._channels(name, channels))]
+            gone[self._components.of[self._recording.slots[group.slots[0]][picked]]] = True
+        stays = ~gone[self._components.of]
+        total = 0.0
+        for product in self._recording.products:
+            total += product.factor * float(np.prod([stays[row].sum() for row in product.rows], dtype=np.float64))
+        return round(total / self._batch)
+
+    def rehearse(self, plan: PruningPlan) -> ChannelGraph:
+        """Shrink a copy without weights, run it, and return its graph: proof that the plan can be carried out.
+
+        Raises:
+            TraceError: If the shrunk copy doesn't run, or couples its channels in another way.
+        """
+        return ChannelGraph(*rehearse(self._network, self._calls, self._recording, self._components, plan))
+
+    def _channels(self, name: str, channels: Sequence[int] | Tensor | Row) -> Row:
+        group = self[name]
+        gone = np.unique(np.asarray(channels, dtype=np.int64).ravel())
+        if len(gone) and (gone[0] < 0 or gone[-1] >= group.size):
+            wrong = gone[0] if gone[0] < 0 else gone[-1]
+            raise ValueError(f"Group {name!r} has channels 0 to {group.size - 1}; there is no channel {wrong} to remove.")
+        if len(gone) == group.size:
+            raise ValueError(f"All {group.size} channels of group {name!r} would go: at least one must stay.")
+        return gone
+
+    def _check_balance(self, gone: Mapping[str, Row]) -> None:
+        for name, channels in gone.items():
+            for partner in self[name].balanced:
+                other = len(gone.get(partner, ()))
+                if other != len(channels):
+                    raise ValueError(
+                        f"Groups {name!r} and {partner!r} are equal pieces of one split and must stay equally wide, but "
+                        f"would lose {len(channels)} and {other} channels. Remove equally many of both."
+                    )

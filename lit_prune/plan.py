@@ -1,0 +1,159 @@
+"""What to keep of every tensor: plain data that composes, serialises and compares."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """Which indices of which tensor dimensions stay.
+
+    Args:
+        kept: Tensor name to dimension to the kept indices, strictly increasing. Dimensions that keep everything
+            are left out.
+        sizes: Tensor name to dimension to its size before pruning. With it a plan refuses a network that it was
+            not made for; plans of :meth:`ChannelGraph.plan` carry it.
+
+    Raises:
+        ValueError: If indices are empty, negative, unsorted, repeated or beyond the size.
+
+    Example:
+        >>> plan = PruningPlan({"conv.weight": {0: torch.tensor([0, 2])}}, {"conv.weight": {0: 4}})
+        >>> again = PruningPlan({"conv.weight": {0: torch.tensor([1])}}, {"conv.weight": {0: 2}})
+        >>> plan.then(again).kept["conv.weight"][0]
+        tensor([2])
+    """
+
+    kept: Mapping[str, Mapping[int, Tensor]]
+    sizes: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        kept = {
+            name: {int(dim): _checked(name, int(dim), indices, self.sizes) for dim, indices in sorted(dims.items())}
+            for name, dims in self.kept.items()
+            if dims
+        }
+        object.__setattr__(self, "kept", kept)
+        object.__setattr__(self, "sizes", {name: dict(dims) for name, dims in self.sizes.items() if dims})
+
+    def __bool__(self) -> bool:
+        """True where the plan removes anything."""
+        return bool(self.kept)
+
+    def __len__(self) -> int:
+        """The number of tensors that change."""
+        return len(self.kept)
+
+    def __eq__(self, other: object) -> bool:
+        """Plans are equal where they keep the same indices of the same tensors."""
+        return isinstance(other, PruningPlan) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    @property
+    def digest(self) -> str:
+        """A SHA-256 over names, dimensions and indices: equal on two ranks exactly where the plans are equal."""
+        sha = hashlib.sha256()
+        for name in sorted(self.kept):
+            for dim, indices in self.kept[name].items():
+                sha.update(f"{name}\0{dim}\0{len(indices)}\0".encode())
+                sha.update(indices.numpy().tobytes())
+        return sha.hexdigest()
+
+    def then(self, second: PruningPlan) -> PruningPlan:
+        """One plan against the first network that equals this plan followed by ``second``.
+
+        Args:
+            second: A plan made for the network that this plan leaves.
+
+        Raises:
+            ValueError: If ``second`` keeps indices that this plan has removed.
+        """
+        kept = {name: dict(dims) for name, dims in self.kept.items()}
+        sizes = {name: dict(dims) for name, dims in self.sizes.items()}
+        for name, dims in second.kept.items():
+            for dim, indices in dims.items():
+                mine = kept.setdefault(name, {})
+                if dim in mine:
+                    if int(indices[-1]) >= len(mine[dim]):
+                        raise ValueError(
+                            f"The second plan keeps index {int(indices[-1])} of {name} dim {dim}, but the first leaves "
+                            f"only {len(mine[dim])}. Make it from a graph traced after the first pruning."
+                        )
+                    mine[dim] = mine[dim][indices]
+                else:
+                    mine[dim] = indices
+                    if dim in second.sizes.get(name, {}):
+                        sizes.setdefault(name, {})[dim] = second.sizes[name][dim]
+        return PruningPlan(kept, sizes)
+
+    def with_prefix(self, prefix: str) -> PruningPlan:
+        """The same plan for a module that holds the traced one under ``prefix`` (with its dot: ``"model."``)."""
+        return PruningPlan(
+            {prefix + name: dims for name, dims in self.kept.items()},
+            {prefix + name: dims for name, dims in self.sizes.items()},
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain dicts and tensors, readable by ``torch.load(weights_only=True)`` and without lit_prune."""
+        return {
+            "format": _FORMAT,
+            "kept": {name: dict(dims) for name, dims in self.kept.items()},
+            "sizes": {name: dict(dims) for name, dims in self.sizes.items()},
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> PruningPlan:
+        """The plan that :meth:`state_dict` wrote.
+
+        Raises:
+            ValueError: If the state is not one of a plan, or of a newer format.
+        """
+        if "kept" not in state:
+            raise ValueError(f"This is not a pruning plan: it has {sorted(state)} where 'kept' and 'sizes' belong.")
+        if state.get("format", _FORMAT) > _FORMAT:
+            raise ValueError(
+                f"This plan has format {state['format']}, written by a newer lit_prune; this one reads up to {_FORMAT}."
+            )
+        return cls(state["kept"], state.get("sizes", {}))
+
+    def __str__(self) -> str:
+        """A table: tensor, dimension, indices before and after."""
+        rows = [("tensor", "dim", "before", "after")]
+        for name, dims in self.kept.items():
+            for dim, indices in dims.items():
+                before = self.sizes.get(name, {}).get(dim)
+                rows.append((name, str(dim), "?" if before is None else str(before), str(len(indices))))
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        return "\n".join(
+            f"{name:<{widths[0]}}  {dim:>{widths[1]}}  {before:>{widths[2]}}  {after:>{widths[3]}}"
+            for name, dim, before, after in rows
+        )
+
+    def __repr__(self) -> str:
+        return f"PruningPlan({len(self.kept)} tensors, digest {self.digest[:12]})"
+
+
+def _checked(
+    name: str, dim: int, indices: Tensor | Sequence[int], sizes: Mapping[str, Mapping[int, int]]
+) -> Tensor:
+    kept = torch.as_tensor(indices, dtype=torch.int64, device="cpu")
+    where = f"{name} dim {dim}"
+    if kept.dim() != 1 or not len(kept):
+        raise ValueError(f"The plan keeps nothing of {where}: at least one index must stay.")
+    if bool((kept[1:] <= kept[:-1]).any()) or int(kept[0]) < 0:
+        raise ValueError(f"The kept indices of {where} must be non-negative and strictly increasing.")
+    size = sizes.get(name, {}).get(dim)
+    if size is not None and int(kept[-1]) >= size:
+        raise ValueError(f"The plan keeps index {int(kept[-1])} of {where}, which has only {size}.")
+    return kept

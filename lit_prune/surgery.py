@@ -1,0 +1,277 @@
+"""Cut a network to a plan, in place; the tensors keep their identity, so optimizers and hooks stay valid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from lit_prune.plan import PruningPlan
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+AttributeUpdate = Callable[[Any], None]
+
+_ATTRIBUTES: dict[type[nn.Module] | str, AttributeUpdate] = {}
+
+
+def shrink_(module: ModuleT, plan: PruningPlan) -> ModuleT:
+    """Remove from ``module``, in place, all that ``plan`` does not keep.
+
+    Parameters and buffers keep their identity (``p is p`` before and after); gradients are cut along; integers that
+    modules remember (``out_channels``, ``C2PSA.c``) follow. Optimizer state is not reached from here: see
+    :func:`lit_prune.trainer.shrink_optimizer_`.
+
+    Args:
+        module: The network that the plan was made for.
+        plan: Names are those of ``module``'s parameters and buffers.
+
+    Returns:
+        The same module.
+
+    Raises:
+        ValueError: If the plan does not fit the module; then nothing has changed.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1))
+        >>> keep = torch.arange(6)
+        >>> plan = PruningPlan({"0.weight": {0: keep}, "0.bias": {0: keep}, "1.weight": {1: keep}})
+        >>> shrink_(net, plan)[1].in_channels
+        6
+    """
+    for tensor, dims in _targets(module, plan):
+        _cut_(tensor, dims)
+    update_attributes_(module)
+    return module
+
+
+def mask_(module: ModuleT, plan: PruningPlan) -> ModuleT:
+    """Set to zero, in place, all that :func:`shrink_` would remove: the reference for it.
+
+    Running variances stay, for a zero there would be divided by.
+
+    Args:
+        module: The network that the plan was made for.
+        plan: As for :func:`shrink_`.
+
+    Returns:
+        The same module.
+
+    Raises:
+        ValueError: If the plan does not fit the module; then nothing has changed.
+    """
+    spared = {
+        id(buffer) for name, buffer in module.named_buffers() if name.rpartition(".")[2] == "running_var"
+    }
+    for tensor, dims in _targets(module, plan):
+        if id(tensor) in spared:
+            continue
+        for dim, kept in dims.items():
+            gone = torch.ones(tensor.shape[dim], dtype=torch.bool)
+            gone[kept] = False
+            tensor.data.index_fill_(dim, gone.nonzero().flatten().to(tensor.device), 0)
+    return module
+
+
+def adopt_shapes_(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str = "") -> None:
+    """Give ``module`` the shapes of ``state_dict``, so that it can be loaded; the values come with the loading.
+
+    Works both ways: a dense network takes the shapes of a pruned checkpoint, a pruned one grows back.
+
+    Args:
+        module: A network of the architecture that wrote the state dict, pruned or not.
+        state_dict: Tensors by name.
+        prefix: What the state dict's names have before those of ``module``.
+
+    Raises:
+        ValueError: If a tensor differs in its number of dimensions: then it is another architecture, and nothing
+            has changed.
+
+    Example:
+        >>> dense = nn.Linear(8, 4)
+        >>> adopt_shapes_(dense, nn.Linear(6, 4).state_dict())
+        >>> dense.in_features
+        6
+    """
+    differing = [
+        (name, tensor, state_dict[prefix + name])
+        for name, tensor in _named_tensors(module)
+        if prefix + name in state_dict and state_dict[prefix + name].shape != tensor.shape
+    ]
+    for name, tensor, stored in differing:
+        if tensor.dim() != stored.dim():
+            raise ValueError(
+                f"{prefix + name} has shape {tuple(tensor.shape)} in the network and {tuple(stored.shape)} in the "
+                "checkpoint: pruning never changes the number of dimensions, so it is of another architecture."
+            )
+    for _, tensor, stored in differing:
+        _assign_(tensor, tensor.data.new_empty(stored.shape))
+    if differing:
+        update_attributes_(module)
+
+
+def adopt_shapes_hook(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *_: object) -> None:
+    """:func:`adopt_shapes_` as a ``load_state_dict`` pre-hook; at module level, so that it pickles and deep-copies."""
+    adopt_shapes_(module, state_dict, prefix)
+
+
+def register_attributes(cls: type[nn.Module] | str) -> Callable[[AttributeUpdate], AttributeUpdate]:
+    """Say how a module class's remembered integers follow from its tensors.
+
+    After every cut the function is called with each module of that class or of a subclass, inner modules first.
+
+    Args:
+        cls: The class, or its qualified name where importing it would cost a dependency.
+
+    Example:
+        >>> class Halves(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.conv, self.half = nn.Conv2d(3, 8, 1), 4
+        >>> @register_attributes(Halves)
+        ... def _halves(module):
+        ...     module.half = module.conv.out_channels // 2
+    """
+
+    def register(update: AttributeUpdate) -> AttributeUpdate:
+        _ATTRIBUTES[cls] = update
+        return update
+
+    return register
+
+
+def update_attributes_(module: nn.Module) -> None:
+    """Bring the remembered integers of all submodules in line with their tensors."""
+    # Children come after their parents in `modules()`; what a parent remembers is read off its children.
+    for child in reversed(list(module.modules())):
+        for update in _updates(type(child)):
+            update(child)
+
+
+def qualified_names(cls: type) -> list[str]:
+    """The dotted names of a class and its bases: how classes of packages that are not imported are recognised."""
+    return [f"{base.__module__}.{base.__qualname__}" for base in cls.__mro__]
+
+
+def _updates(cls: type[nn.Module]) -> Iterator[AttributeUpdate]:
+    # Bases first, so that a subclass has the last word.
+    for base in reversed(cls.__mro__):
+        for key in (base, f"{base.__module__}.{base.__qualname__}"):
+            if key in _ATTRIBUTES:
+                yield _ATTRIBUTES[key]
+
+
+def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
+
+
+def _targets(module: nn.Module, plan: PruningPlan) -> list[tuple[Tensor, Mapping[int, Tensor]]]:
+    tensors = dict(_named_tensors(module))
+    # Two names of one tensor (tied weights) must not cut it twice.
+    targets: dict[int, tuple[Tensor, Mapping[int, Tensor]]] = {}
+    for name, dims in plan.kept.items():
+        if name not in tensors:
+            raise ValueError(
+                f"The plan names {name!r}, which is no parameter or buffer of this {type(module).__name__}. "
+                "Plans carry the names of the traced module: add or drop a prefix with `plan.with_prefix`."
+            )
+        tensor = tensors[name]
+        for dim, kept in dims.items():
+            if dim >= tensor.dim():
+                raise ValueError(f"The plan cuts dim {dim} of {name}, which has shape {tuple(tensor.shape)}.")
+            size, expected = tensor.shape[dim], plan.sizes.get(name, {}).get(dim)
+            if int(kept[-1]) >= size or (expected is not None and expected != size):
+                raise ValueError(
+                    f"The plan was made for {name} with {expected or f'at least {int(kept[-1]) + 1}'} indices in dim "
+                    f"{dim}; here it has {size}. It was made for another network, or has been applied already."
+                )
+        targets[id(tensor)] = (tensor, dims)
+    return list(targets.values())
+
+
+def _cut_(tensor: Tensor, dims: Mapping[int, Tensor]) -> None:
+    gradient = tensor.grad
+    _assign_(tensor, select(tensor.data, dims))
+    if gradient is not None:
+        tensor.grad = select(gradient, dims)
+
+
+def select(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
+    """The kept part of ``tensor``, contiguous in the memory format that it had."""
+    memory_format = (
+        torch.channels_last
+        if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+        and not tensor.is_contiguous()
+        else torch.contiguous_format
+    )
+    for dim, kept in dims.items():
+        tensor = tensor.index_select(dim, kept.to(tensor.device))
+    return tensor.contiguous(memory_format=memory_format)
+
+
+def _assign_(tensor: Tensor, values: Tensor) -> None:
+    # A gradient of the old shape would be accepted here and fail only in the next backward.
+    tensor.grad = None
+    # Changing the dtype drops an AccumulateGrad node that remembers the old shape; the shape alone does not.
+    tensor.data = torch.empty(0, dtype=torch.float64 if values.dtype != torch.float64 else torch.float32,
+                              device=values.device)
+    tensor.data = values
+
+
+@register_attributes(_ConvNd)
+def _convolution(module: Any) -> None:
+    first, second = module.weight.shape[:2]
+    transposed = isinstance(module, _ConvTransposeNd)
+    if module.groups > 1 and second == 1:
+        # One channel a group: the groups go with the channels. Otherwise their number stays.
+        before = module.in_channels if transposed else module.out_channels
+        module.groups = first * module.groups // before
+    if transposed:
+        module.in_channels, module.out_channels = first, second * module.groups
+    else:
+        module.in_channels, module.out_channels = second * module.groups, first
+
+
+@register_attributes(nn.Linear)
+def _linear(module: Any) -> None:
+    module.out_features, module.in_features = module.weight.shape
+
+
+@register_attributes(_NormBase)
+def _batch_norm(module: Any) -> None:
+    for tensor in (module.weight, module.running_mean):
+        if tensor is not None:
+            module.num_features = len(tensor)
+
+
+@register_attributes(nn.LayerNorm)
+def _layer_norm(module: Any) -> None:
+    if module.weight is not None:
+        module.normalized_shape = tuple(module.weight.shape)
+
+
+@register_attributes(nn.GroupNorm)
+def _group_norm(module: Any) -> None:
+    if module.weight is not None:
+        module.num_channels = len(module.weight)
+
+
+@register_attributes(nn.PReLU)
+def _prelu(module: Any) -> None:
+    module.num_parameters = len(module.weight)
+
+
+@register_attributes(nn.Embedding)
+def _embedding(module: Any) -> None:
+    module.num_embeddings, module.embedding_dim = module.weight.shape
+
+
+for _name in ("C2f", "C2fAttn", "C2fPSA", "C2PSA", "PSA"):
+
+    @register_attributes(f"ultralytics.nn.modules.block.{_name}")
+    def _ultralytics_halves(module: Any) -> None:
+        module.c = module.cv1.conv.out_channels // 2
