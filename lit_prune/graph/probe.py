@@ -50,15 +50,20 @@ def rehearse(
     Raises:
         TraceError: If it fails, or differs from what the recording foretells.
     """
-    on_device = any(parameter.device.type != "meta" for parameter in network.parameters())
-    shrunk = shrink_(replica(network) if on_device else skeleton(network), plan)
-    again = record(shrunk, calls, RULES)
+    shrunk = shrink_(_twin(network), plan)
+    again = record(_twin(shrunk), calls, RULES)
     _compare(recording, components, again, plan)
     return shrunk, calls, again, build_groups(again)
 
 
+def _twin(network: nn.Module) -> nn.Module:
+    on_device = any(parameter.device.type != "meta" for parameter in network.parameters())
+    return replica(network) if on_device else skeleton(network)
+
+
 def _probed(network: nn.Module, calls: Sequence[Call]) -> tuple[Recording, Grouping]:
-    recording = record(network, calls, RULES)
+    # The forward leaves caches behind (anchors, positions); every trace starts without those of the one before.
+    recording = record(_twin(network), calls, RULES)
     grouping = build_groups(recording)
     while grouping.groups:
         failing = _failing(network, calls, recording, grouping)

@@ -256,6 +256,12 @@ def _broadcast(trace: Tracer, op: Operation) -> None:
     trace.assign(op.output, rows)
 
 
+@register_rule(*"new_full new_zeros new_ones new_empty new_empty_strided".split())
+def _new(trace: Tracer, op: Operation) -> None:
+    # Nothing of the values enters; a size that follows a width shows when the result meets the channels.
+    trace.assign(op.output, [None] * op.output.dim())
+
+
 @register_rule("prelu")
 def _prelu(trace: Tracer, op: Operation) -> None:
     rows, weight = list(trace.rows(op["self"])), trace.rows(op["weight"])

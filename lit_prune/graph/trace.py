@@ -26,6 +26,9 @@ Slot = tuple[str, int]
 _SIZE_ONLY_OUTPUTS = {
     "ultralytics.nn.modules.head.Detect": frozenset({"feats"}),
 }
+# A meta tensor carries under this attribute what it stands for, where that is a few numbers outside the weights.
+_VALUE = "_lit_prune_value"
+_MOST_VALUES = 256
 _CONSTANTS = ("other", "value", "alpha", "beta", "scale", "exponent", "fill_value")
 
 
@@ -141,7 +144,12 @@ class Tracer(TorchDispatchMode):
     ) -> Any:
         """Run the operation, then its rule."""
         kwargs = kwargs or {}
+        values = _values_of((args, kwargs))
+        if func is torch.ops.aten._local_scalar_dense.default and values is not None:
+            return func(*values[0])
         output = func(*args, **kwargs)
+        if values is not None and isinstance(output, Tensor):
+            _remember(output, func(*values[0], **values[1]))
         schema = func._schema
         arguments = {
             argument.name: args[index] if index < len(args) else kwargs.get(argument.name, argument.default_value)
@@ -240,17 +248,33 @@ def skeleton(network: nn.Module) -> nn.Module:
     Hooks stay behind, but for those of torch itself, which compute weights.
     """
     memo: dict[int, Any] = {}
+    named = {id(tensor) for _, tensor in _tensors_by_name(network)}
     for module in network.modules():
         for value in vars(module).values():
             for tensor in _tensors_in(value):
-                if id(tensor) not in memo:
-                    empty = torch.empty_like(tensor, device="meta", requires_grad=False)
-                    memo[id(tensor)] = (
-                        nn.Parameter(empty, requires_grad=tensor.requires_grad)
-                        if isinstance(tensor, nn.Parameter)
-                        else empty
-                    )
+                if id(tensor) in memo:
+                    continue
+                empty = torch.empty_like(tensor, device="meta", requires_grad=False)
+                if isinstance(tensor, nn.Parameter):
+                    empty = nn.Parameter(empty, requires_grad=tensor.requires_grad)
+                elif id(tensor) not in named or not tensor.dim():
+                    # Strides, scales and the like: a forward may read numbers from them.
+                    _remember(empty, vars(tensor).get(_VALUE, tensor.detach()))
+                memo[id(tensor)] = empty
     return _copy(network, memo)
+
+
+def _remember(empty: Tensor, value: Tensor) -> None:
+    if empty.is_meta and not value.is_meta and value.numel() <= _MOST_VALUES:
+        setattr(empty, _VALUE, value)
+
+
+def _values_of(arguments: Any) -> Any:
+    """``arguments`` with the remembered value in place of each meta tensor; None unless every tensor has one."""
+    tensors = [leaf for leaf in tree_flatten(arguments)[0] if isinstance(leaf, Tensor)]
+    if not tensors or not all(_VALUE in vars(tensor) for tensor in tensors):
+        return None
+    return tree_map_only(Tensor, lambda tensor: vars(tensor)[_VALUE], arguments)
 
 
 def replica(network: nn.Module) -> nn.Module:
@@ -310,10 +334,14 @@ def _used_outputs(module: nn.Module, output: Any) -> list[Tensor]:
 def _paths(network: nn.Module, path: list[str]) -> Iterator[None]:
     """While open, ``path`` holds the names of the modules at work, innermost last."""
     handles = []
+
+    def leave(*_: Any) -> None:
+        path.pop()
+
     try:
         for name, module in network.named_modules():
             handles.append(module.register_forward_pre_hook(lambda *_, name=name: path.append(name)))
-            handles.append(module.register_forward_hook(lambda *_: path.pop() and None))
+            handles.append(module.register_forward_hook(leave))
         yield
     finally:
         for handle in handles:
