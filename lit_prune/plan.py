@@ -144,9 +144,7 @@ class PruningPlan:
         return f"PruningPlan({len(self.kept)} tensors, digest {self.digest[:12]})"
 
 
-def _checked(
-    name: str, dim: int, indices: Tensor | Sequence[int], sizes: Mapping[str, Mapping[int, int]]
-) -> Tensor:
+def _checked(name: str, dim: int, indices: Tensor | Sequence[int], sizes: Mapping[str, Mapping[int, int]]) -> Tensor:
     kept = torch.as_tensor(indices, dtype=torch.int64, device="cpu")
     where = f"{name} dim {dim}"
     if kept.dim() != 1 or not len(kept):

@@ -63,9 +63,7 @@ def mask_(module: ModuleT, plan: PruningPlan) -> ModuleT:
     Raises:
         ValueError: If the plan does not fit the module; then nothing has changed.
     """
-    spared = {
-        id(buffer) for name, buffer in module.named_buffers() if name.rpartition(".")[2] == "running_var"
-    }
+    spared = {id(buffer) for name, buffer in module.named_buffers() if name.rpartition(".")[2] == "running_var"}
     for tensor, dims in _targets(module, plan):
         if id(tensor) in spared:
             continue
@@ -204,8 +202,7 @@ def select(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
     """The kept part of ``tensor``, contiguous in the memory format that it had."""
     memory_format = (
         torch.channels_last
-        if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
-        and not tensor.is_contiguous()
+        if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
         else torch.contiguous_format
     )
     for dim, kept in dims.items():
@@ -217,8 +214,9 @@ def _assign_(tensor: Tensor, values: Tensor) -> None:
     # A gradient of the old shape would be accepted here and fail only in the next backward.
     tensor.grad = None
     # Changing the dtype drops an AccumulateGrad node that remembers the old shape; the shape alone does not.
-    tensor.data = torch.empty(0, dtype=torch.float64 if values.dtype != torch.float64 else torch.float32,
-                              device=values.device)
+    tensor.data = torch.empty(
+        0, dtype=torch.float64 if values.dtype != torch.float64 else torch.float32, device=values.device
+    )
     tensor.data = values
 
 

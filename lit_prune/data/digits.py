@@ -61,9 +61,7 @@ class DigitScenes(Dataset[dict[str, Tensor]]):
     digit_ids: list[Tensor]
     """For each scene the indices (n,) of its digits within `sklearn.datasets.load_digits().images`."""
 
-    def __init__(
-        self, split: Split = "train", scenes: int = 2000, image_size: int = 96, seed: int = 0
-    ) -> None:
+    def __init__(self, split: Split = "train", scenes: int = 2000, image_size: int = 96, seed: int = 0) -> None:
         if split not in get_args(Split):
             raise ValueError(f"split must be 'train' or 'val', but got {split!r}.")
         check_scene_arguments(scenes=scenes, image_size=image_size, seed=seed)
@@ -140,7 +138,7 @@ def _sklearn_datasets() -> Any:
     except ImportError as error:
         raise ImportError(
             "DigitScenes takes its digits and photographs from scikit-learn, which is not installed. "
-            "Install it with: pip install 'lit-prune[yolo]'"
+            "Install it with: pip install scikit-learn"
         ) from error
     return sklearn.datasets
 
@@ -245,9 +243,7 @@ def _place(
     return boxes, placed
 
 
-def _uncover(
-    boxes: NDArray[np.int64], placed: NDArray[np.bool_], glyphs: NDArray[np.object_], image_size: int
-) -> None:
+def _uncover(boxes: NDArray[np.int64], placed: NDArray[np.bool_], glyphs: NDArray[np.object_], image_size: int) -> None:
     """Tighten, in place, every box of which a later object hides ink."""
     low, high = boxes[..., :2], boxes[..., 2:]
     meet = (low[:, :, None] < high[:, None]).all(-1)

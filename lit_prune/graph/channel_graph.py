@@ -39,9 +39,7 @@ class ChannelGraph:
         tensor([0, 2, 3, 4, 6, 7])
     """
 
-    def __init__(
-        self, network: nn.Module, calls: Sequence[Call], recording: Recording, grouping: Grouping
-    ) -> None:
+    def __init__(self, network: nn.Module, calls: Sequence[Call], recording: Recording, grouping: Grouping) -> None:
         self.groups: tuple[ChannelGroup, ...] = grouping.groups
         self.frozen: dict[str, str] = dict(grouping.frozen)
         self.unsupported: dict[str, int] = dict(recording.unsupported)
@@ -157,7 +155,9 @@ class ChannelGraph:
         gone = np.unique(np.asarray(channels, dtype=np.int64).ravel())
         if len(gone) and (gone[0] < 0 or gone[-1] >= group.size):
             wrong = gone[0] if gone[0] < 0 else gone[-1]
-            raise ValueError(f"Group {name!r} has channels 0 to {group.size - 1}; there is no channel {wrong} to remove.")
+            raise ValueError(
+                f"Group {name!r} has channels 0 to {group.size - 1}; there is no channel {wrong} to remove."
+            )
         if len(gone) == group.size:
             raise ValueError(f"All {group.size} channels of group {name!r} would go: at least one must stay.")
         return gone

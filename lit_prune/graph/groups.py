@@ -148,7 +148,9 @@ def _settle_balance(
         if all(mask.all() for mask in frozen):
             continue
         whole = not any(mask.any() for mask in frozen) and all(
-            len(np.unique(piece)) == len(piece) and (keys[piece] == keys[piece[0]]).all() and sizes[keys[piece[0]]] == len(piece)
+            len(np.unique(piece)) == len(piece)
+            and (keys[piece] == keys[piece[0]]).all()
+            and sizes[keys[piece[0]]] == len(piece)
             for piece in members
         )
         if not whole:
@@ -174,9 +176,7 @@ class _Draft:
     labels: Row
 
 
-def _draft(
-    channels: Row, components: Components, index: _SlotIndex, producing: npt.NDArray[np.bool_]
-) -> _Draft | None:
+def _draft(channels: Row, components: Components, index: _SlotIndex, producing: npt.NDArray[np.bool_]) -> _Draft | None:
     place = np.full(len(components.reason), -1, dtype=np.int64)
     place[channels] = np.arange(len(channels))
     labels = np.flatnonzero((place[components.of] >= 0) & (index.owner >= 0))

@@ -192,9 +192,7 @@ def _count(trace: Tracer, factor: float, dims: Sequence[tuple[Row | None, int]])
 )
 def _batch_norm(trace: Tracer, op: Operation) -> None:
     rows = trace.rows(op["input"])
-    own = [
-        row for name in ("weight", "bias", "running_mean", "running_var") for row in trace.rows(op.get(name))
-    ]
+    own = [row for name in ("weight", "bias", "running_mean", "running_var") for row in trace.rows(op.get(name))]
     channels = trace.unite([rows[1], *own], "is normalised with what is not tracked")
     trace.assign(op.output[0], [rows[0], channels, *rows[2:]])
 
@@ -287,7 +285,9 @@ def _cat(trace: Tracer, op: Operation) -> None:
     dim = op["dim"] % tensors[0].dim()
     every = [trace.rows(tensor) for tensor in tensors]
     rows = [
-        None if index == dim else trace.unite([mine[index] for mine in every], "is concatenated with what is not tracked")
+        None
+        if index == dim
+        else trace.unite([mine[index] for mine in every], "is concatenated with what is not tracked")
         for index in range(tensors[0].dim())
     ]
     if any(mine[dim] is not None for mine in every):

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -214,9 +214,7 @@ class LitYOLO(LightningModule):
         batches = self.trainer.num_training_batches
         epoch = total if math.isinf(batches) else math.ceil(batches / self.trainer.accumulate_grad_batches)
         warmup = min(self.warmup_epochs * epoch, total) if self.warmup_epochs else 0
-        factor = partial(
-            lr_factor, warmup=warmup, total=total, schedule=self.schedule, final=self.final_lr
-        )
+        factor = partial(lr_factor, warmup=warmup, total=total, schedule=self.schedule, final=self.final_lr)
         scheduler = LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -307,7 +305,7 @@ class LitYOLO(LightningModule):
             )
         self._check_images(batch["img"])
         labels = batch["cls"]
-        if len(labels) and not (0 <= labels.min() and labels.max() < self.num_classes):
+        if len(labels) and not (labels.min() >= 0 and labels.max() < self.num_classes):
             raise ValueError(
                 f"classes must be in 0..{self.num_classes - 1}, as the network has {self.num_classes} classes, but the "
                 f"batch has {labels.min():.0f}..{labels.max():.0f}; pass num_classes to LitYOLO."
