@@ -13,11 +13,11 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from lit_prune.attributes import qualified_names
 from lit_prune.graph.labels import Row
 from lit_prune.graph.recording import Call, Product, Recording, Slot, TraceError
 from lit_prune.graph.skeleton import remember, remembered
 from lit_prune.graph.values import Block
-from lit_prune.surgery import qualified_names
 
 __all__ = ["Call", "Operation", "Product", "Recording", "Rows", "Rule", "Slot", "TraceError", "Tracer", "record"]
 
