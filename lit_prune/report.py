@@ -142,7 +142,7 @@ def channels_figure(records: Sequence[Record]) -> Figure:
 
 
 def history_figure(history: History, records: Sequence[Record]) -> Figure:
-    """mAP and multiply-adds over the epochs of one or more runs, with the prunings marked.
+    """Mean average precision and multiply-adds over the epochs of one or more runs, with the prunings marked.
 
     Args:
         history: Name of each run to its epochs, each with ``epoch``, ``map`` and ``macs``.
