@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lit_prune.cost import count_parameters
 from lit_prune.criteria import CRITERIA, Criterion, Evidence
 from lit_prune.graph import Call, ChannelGraph, ChannelGroup, TraceError
-from lit_prune.inputs import CallRecorder, call_of_example
+from lit_prune.inputs import CallRecorder, call_of_example, calls_from_state, calls_to_state
 from lit_prune.plan import PruningPlan
 from lit_prune.registry import resolve
 from lit_prune.report import event_table
@@ -122,6 +122,7 @@ class ChannelPruning(Callback):
         self._dense: dict[str, Any] = {}
         self._done: list[int] = []
         self._touched: list[str] = []
+        self._inputs: list[dict[str, Any]] | None = None
         self._calls: list[Call] = []
         self._graph: ChannelGraph | None = None
         self._recorder: CallRecorder | None = None
@@ -143,19 +144,27 @@ class ChannelPruning(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave no hook behind."""
         self._stop_recording()
+        self._inputs = None
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave no hook behind: after an error nobody calls :meth:`teardown`."""
+        self.teardown(trainer, pl_module, "fit")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See the network as it is, if an example of its inputs is at hand; else watch for the first batch."""
         for optimizer in trainer.optimizers:
             check_optimizer(optimizer)
         example = pl_module.example_input_array
-        if example is not None:
-            self._see(pl_module, [call_of_example(example)])
-        else:
-            self._graph = None
+        self._graph = None
+        if self._inputs is not None:
+            # Those of the run that is resumed: to prune at the same moment as it did.
+            self._see(pl_module, calls_from_state(self._inputs, pl_module.device))
+        elif example is not None:
+            example = trainer.precision_plugin.convert_input(example)
+            self._see(pl_module, [call_of_example(example, pl_module.device)])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the calls of the first batch."""
@@ -185,6 +194,7 @@ class ChannelPruning(Callback):
             "dense": self._dense,
             "done": self._done,
             "touched": self._touched,
+            "inputs": self._inputs,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -194,6 +204,7 @@ class ChannelPruning(Callback):
         self._dense = dict(state_dict["dense"])
         self._done = list(state_dict["done"])
         self._touched = list(state_dict["touched"])
+        self._inputs = state_dict["inputs"]
 
     # --- an event -------------------------------------------------------------------------------------------------
 
@@ -204,15 +215,19 @@ class ChannelPruning(Callback):
         if not due:
             return
         try:
-            self._prune(trainer, pl_module, events[due[-1]])
+            record = self._prune(trainer, pl_module, events[due[-1]])
         except Exception as error:
             message = f"Pruning at epoch {trainer.current_epoch} failed, and the network is as it was. {error}"
             if self.on_error == "raise":
                 raise PruningError(message) from error
+            record = None
             rank_zero_warn(message)
         self._done.extend(due)
+        if record is not None:
+            self._report(trainer, record)
 
-    def _prune(self, trainer: Trainer, pl_module: LightningModule, part: float) -> None:
+    def _prune(self, trainer: Trainer, pl_module: LightningModule, part: float) -> dict[str, Any]:
+        """One event: whole, or an error and nothing changed."""
         started = time.perf_counter()
         share = None if self.amount is None else self.amount * (1.0 if self.layers_per_event else part)
         graph = ChannelGraph.trace_calls(pl_module, self._calls)
@@ -234,25 +249,26 @@ class ChannelPruning(Callback):
         self.plan = self.plan.then(plan)
         self._graph = after
         self._touched.extend(group.name for group in groups)
-        self.events.append(
-            {
-                "epoch": trainer.current_epoch,
-                "step": trainer.global_step,
-                "share": part if share is None else share,
-                "channels": {group.name: [group.size, group.width_under(plan)] for group in groups},
-                "params": [params, count_parameters(pl_module)],
-                "macs": [graph.macs, after.macs],
-                "seconds": time.perf_counter() - started,
-                "skipped": skipped,
-            }
-        )
-        if not plan:
+        return {
+            "epoch": trainer.current_epoch,
+            "step": trainer.global_step,
+            "share": part if share is None else share,
+            "channels": {group.name: [group.size, group.width_under(plan)] for group in groups},
+            "params": [params, count_parameters(pl_module)],
+            "macs": [graph.macs, after.macs],
+            "seconds": time.perf_counter() - started,
+            "skipped": skipped,
+        }
+
+    def _report(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        self.events.append(record)
+        if record["channels"] and record["params"][0] == record["params"][1]:
             rank_zero_warn(
                 f"The pruning at epoch {trainer.current_epoch} removed nothing: no layer is wide enough to lose "
                 f"{self.round_to or 8} channels (`round_to`) yet. A larger `amount` or a smaller `round_to` would."
             )
         if self.verbose and trainer.is_global_zero:
-            print_above_progress(trainer, event_table(self.events[-1]))
+            print_above_progress(trainer, event_table(record))
 
     def _decide(
         self,
@@ -299,7 +315,7 @@ class ChannelPruning(Callback):
                     f"round_to={self.round_to} is larger than layer {narrow.name}, which has {narrow.size} channels. "
                     f"Lower it, or leave narrow layers out by `exclude`; without round_to they stay as they are."
                 )
-        self._graph, self._calls = graph, calls
+        self._graph, self._calls, self._inputs = graph, calls, calls_to_state(calls)
         if not self._dense:
             self._dense = {
                 "widths": {group.name: group.size for group in graph.groups},
