@@ -107,7 +107,7 @@ def _load_weights(path: str) -> Any:
         raise FileNotFoundError(f"There is no file {path!r}, and Ultralytics offers none of this name.{_near(path)}")
     try:
         return load_checkpoint(path)[0]
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, TypeError) as error:
         if Path(path).exists():
             raise ValueError(f"{path!r} cannot be read as weights by Ultralytics: {error}") from error
         raise FileNotFoundError(
