@@ -47,7 +47,7 @@ def build_detector(model: str | dict[str, Any], num_classes: int | None = None) 
 def _from_configuration(model: str | dict[str, Any], num_classes: int | None) -> Any:
     from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 
-    with _quiet():
+    with quiet_ultralytics():
         if isinstance(model, dict):
             config = deepcopy(model)
         else:
@@ -93,7 +93,7 @@ def _from_weights(path: str, num_classes: int | None) -> Any:
             f"the dense network for {num_classes} classes first, then prune it."
         )
     changed = _from_configuration(config, num_classes)
-    with _quiet():
+    with quiet_ultralytics():
         changed.load(network, verbose=False)
     return changed
 
@@ -148,7 +148,7 @@ def _require_ultralytics() -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_ultralytics() -> Iterator[None]:
     """Keep Ultralytics' notes about building a network from the console."""
     from ultralytics.utils import LOGGER
 
