@@ -42,7 +42,7 @@ def shrink_(module: ModuleT, plan: PruningPlan) -> ModuleT:
         >>> shrink_(net, plan)[1].in_channels
         6
     """
-    for tensor, dims in _targets(module, plan):
+    for tensor, dims in targets(module, plan):
         _cut_(tensor, dims)
     update_attributes_(module)
     return module
@@ -64,7 +64,7 @@ def mask_(module: ModuleT, plan: PruningPlan) -> ModuleT:
         ValueError: If the plan does not fit the module; then nothing has changed.
     """
     spared = {id(buffer) for name, buffer in module.named_buffers() if name.rpartition(".")[2] == "running_var"}
-    for tensor, dims in _targets(module, plan):
+    for tensor, dims in targets(module, plan):
         if id(tensor) in spared:
             continue
         for dim, kept in dims.items():
@@ -72,6 +72,16 @@ def mask_(module: ModuleT, plan: PruningPlan) -> ModuleT:
             gone[kept] = False
             tensor.data.index_fill_(dim, gone.nonzero().flatten().to(tensor.device), 0)
     return module
+
+
+def is_cut_to(module: nn.Module, plan: PruningPlan) -> bool:
+    """Whether every tensor that ``plan`` names has the size that the plan leaves."""
+    tensors = dict(_named_tensors(module))
+    return all(
+        name in tensors and dim < tensors[name].dim() and tensors[name].shape[dim] == len(kept)
+        for name, dims in plan.kept.items()
+        for dim, kept in dims.items()
+    )
 
 
 def adopt_shapes_(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str = "") -> None:
@@ -167,7 +177,12 @@ def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_buffers(remove_duplicate=False)
 
 
-def _targets(module: nn.Module, plan: PruningPlan) -> list[tuple[Tensor, Mapping[int, Tensor]]]:
+def targets(module: nn.Module, plan: PruningPlan) -> list[tuple[Tensor, Mapping[int, Tensor]]]:
+    """Each tensor that a plan cuts, once, with the indices that it keeps.
+
+    Raises:
+        ValueError: If the plan does not fit the module.
+    """
     tensors = dict(_named_tensors(module))
     # Two names of one tensor (tied weights) must not cut it twice.
     targets: dict[int, tuple[Tensor, Mapping[int, Tensor]]] = {}
