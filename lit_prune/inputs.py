@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
@@ -19,13 +21,12 @@ class CallRecorder:
 
     A step of a LightningModule may call the module itself (``self(x)``) or the networks that it holds
     (``self.generator(z)``, ``self.encoder(x)``). Each call that is not inside of another one is recorded, once for
-    every combination of shapes; of each batch the first example is kept.
+    every combination of shapes; of each batch the first example counts, and of that only shapes and types are kept.
 
     Args:
         module: The module whose names the calls carry.
 
     Example:
-        >>> import torch
         >>> net = nn.ModuleDict({"encoder": nn.Linear(4, 2), "head": nn.Linear(2, 1)})
         >>> recorder = CallRecorder(net)
         >>> _ = net["head"](net["encoder"](torch.rand(8, 4)))
@@ -71,21 +72,76 @@ class CallRecorder:
 
 
 def first_example(call: Call) -> Call:
-    """The call with the first example of its batch alone, detached; as it is where its tensors share no first size."""
+    """A call with one example of made-up values; of the whole batch where its tensors share no first size.
+
+    What channels are coupled does not depend on values, and made-up ones are the same in a resumed run.
+    """
     leaves = [leaf for leaf in tree_flatten((call.args, dict(call.kwargs)))[0] if isinstance(leaf, Tensor)]
     sizes = {leaf.shape[0] if leaf.dim() else None for leaf in leaves}
     batched = len(sizes) == 1 and sizes != {None}
 
-    def cut(tensor: Tensor) -> Tensor:
-        return (tensor[:1] if batched else tensor).detach().clone()
+    def stand_in(tensor: Tensor) -> Tensor:
+        shape = (1, *tensor.shape[1:]) if batched else tuple(tensor.shape)
+        return made_up(shape, tensor.dtype, tensor.device)
 
-    return Call(
-        call.module, tree_map_only(Tensor, cut, tuple(call.args)), tree_map_only(Tensor, cut, dict(call.kwargs))
-    )
+    args, kwargs = tree_map_only(Tensor, stand_in, (tuple(call.args), dict(call.kwargs)))
+    return Call(call.module, args, kwargs)
 
 
-def call_of_example(example: Any) -> Call:
+def made_up(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Values between 0 and 1; zeros where they are integers, which may be indices; true where they may be a mask."""
+    if dtype == torch.bool:
+        return torch.ones(tuple(shape), dtype=dtype, device=device)
+    if not dtype.is_floating_point:
+        return torch.zeros(tuple(shape), dtype=dtype, device=device)
+    return torch.linspace(0, 1, math.prod(shape)).reshape(tuple(shape)).to(device, dtype)
+
+
+def calls_to_state(calls: Sequence[Call]) -> list[dict[str, Any]] | None:
+    """Calls as plain data, tensors by shape and type; ``None`` where they hold something that is not plain.
+
+    Example:
+        >>> state = calls_to_state([Call("", (torch.zeros(1, 3),), {"scale": 2.0})])
+        >>> calls_from_state(state, torch.device("cpu"))[0].args[0].shape
+        torch.Size([1, 3])
+    """
+    try:
+        return [{"module": call.module, "args": _pack(call.args), "kwargs": _pack(dict(call.kwargs))} for call in calls]
+    except TypeError:
+        return None
+
+
+def calls_from_state(state: Sequence[Mapping[str, Any]], device: torch.device) -> list[Call]:
+    """The calls that :func:`calls_to_state` wrote, on a device."""
+    return [Call(each["module"], _unpack(each["args"], device), _unpack(each["kwargs"], device)) for each in state]
+
+
+def _pack(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return {"tensor": list(value.shape), "dtype": value.dtype}
+    if type(value) in (tuple, list):
+        return {type(value).__name__: [_pack(item) for item in value]}
+    if type(value) is dict:
+        return {"dict": {key: _pack(item) for key, item in value.items()}}
+    if value is None or type(value) in (bool, int, float, str):
+        return {"value": value}
+    raise TypeError(f"{type(value).__name__} is not plain data")
+
+
+def _unpack(packed: Mapping[str, Any], device: torch.device) -> Any:
+    if "tensor" in packed:
+        return made_up(packed["tensor"], packed["dtype"], device)
+    if "dict" in packed:
+        return {key: _unpack(item, device) for key, item in packed["dict"].items()}
+    for kind in (tuple, list):
+        if kind.__name__ in packed:
+            return kind(_unpack(item, device) for item in packed[kind.__name__])
+    return packed["value"]
+
+
+def call_of_example(example: Any, device: torch.device) -> Call:
     """How Lightning calls a module with its ``example_input_array``: a dict by keywords, a tuple by position."""
+    example = tree_map_only(Tensor, lambda tensor: tensor.to(device), example)
     if isinstance(example, Mapping):
         return first_example(Call("", (), dict(example)))
     return first_example(Call("", example if isinstance(example, tuple) else (example,)))

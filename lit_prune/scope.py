@@ -134,7 +134,7 @@ def main_sequential(network: nn.Module) -> str:
         ValueError: If there is none.
     """
     layers = _layers(network)
-    candidates = [
+    candidates: list[tuple[int, str]] = [
         (name.count("."), name)
         for name, module in network.named_modules()
         if isinstance(module, nn.Sequential)
@@ -145,7 +145,8 @@ def main_sequential(network: nn.Module) -> str:
             f"Blocks as integers count the children of the network's main nn.Sequential, but {type(network).__name__} "
             f"has none with most of its layers. Give patterns of layer names instead, such as {layers[0]!r}."
         )
-    return min(candidates)[1]
+    _, name = min(candidates)
+    return name
 
 
 def _matcher(network: nn.Module, entries: Sequence[int | str] | None) -> Callable[[str], bool]:

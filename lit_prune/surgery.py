@@ -74,6 +74,16 @@ def mask_(module: ModuleT, plan: PruningPlan) -> ModuleT:
     return module
 
 
+def is_cut_to(module: nn.Module, plan: PruningPlan) -> bool:
+    """Whether every tensor that ``plan`` names has the size that the plan leaves."""
+    tensors = dict(_named_tensors(module))
+    return all(
+        name in tensors and dim < tensors[name].dim() and tensors[name].shape[dim] == len(kept)
+        for name, dims in plan.kept.items()
+        for dim, kept in dims.items()
+    )
+
+
 def adopt_shapes_(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str = "") -> None:
     """Give ``module`` the shapes of ``state_dict``, so that it can be loaded; the values come with the loading.
 

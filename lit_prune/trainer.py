@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch.distributed as dist
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
@@ -198,3 +200,10 @@ def check_same(digest: str) -> None:
 def is_distributed() -> bool:
     """Whether several processes train together."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def print_above_progress(trainer: Trainer, table: Table) -> None:
+    """Print a table; through the console of a rich progress bar where there is one, for it redraws its last lines."""
+    progress: Any = getattr(trainer.progress_bar_callback, "progress", None)
+    console = getattr(progress, "console", None) or Console()
+    console.print(table)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from lit_prune.graph.labels import Components, Row
 from lit_prune.graph.trace import Recording, Slot
+from lit_prune.plan import PruningPlan
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,13 @@ class ChannelGroup:
         """The sorted indices that ``channels`` occupy in ``slot``."""
         members = self.members[slot]
         return np.sort(members.indices[np.isin(members.channels, channels)])
+
+    def width_under(self, plan: PruningPlan) -> int:
+        """How many of these channels a plan keeps."""
+        slot = next(iter(self.members))
+        kept = plan.kept.get(slot[0], {}).get(slot[1])
+        members = self.members[slot]
+        return self.size if kept is None else len(np.unique(members.channels[np.isin(members.indices, kept.numpy())]))
 
 
 @dataclass(frozen=True)

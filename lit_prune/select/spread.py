@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lit_prune.criteria import Evidence
 from lit_prune.graph import ChannelGroup
+from lit_prune.registry import resolve
 from lit_prune.select.base import Scores, Selection, SelectionError, Target, Widths, lowest, units
 
 Unit = tuple[ChannelGroup, ...]
@@ -59,10 +60,7 @@ class Global(Spread):
         if not curves:
             return {}
         pool = torch.cat([curve.repeat(len(unit)) for curve, unit in zip(curves, members, strict=True)]).sort().values
-        if level >= 1:
-            threshold = torch.inf
-        else:
-            threshold = float(pool[int(level * len(pool))])
+        threshold = torch.inf if level >= 1 else float(pool[int(level * len(pool))])
         widths = {}
         for curve, unit in zip(curves, members, strict=True):
             wanted = int((curve >= threshold).sum())
@@ -79,8 +77,6 @@ class MacsBudget(Selection):
     """
 
     def __init__(self, spread: Spread | str = "uniform") -> None:
-        from lit_prune.registry import resolve
-
         self.spread = resolve("spread", spread, Spread, {"uniform": Uniform, "global": Global})
 
     def __call__(self, evidence: Evidence, scores: Scores, target: Target) -> dict[str, Tensor]:
@@ -119,7 +115,7 @@ def fit(
     if cost(narrow) > budget:
         raise SelectionError(
             f"The wanted {budget:,.0f} {unit} are out of reach: with each of the {len(narrow)} groups at its least "
-            f"width, {cost(narrow):,.0f} are left. Lower `amount`, `round_to` or `min_channels`, or allow more `blocks`."
+            f"width, {cost(narrow):,.0f} are left. Lower `amount`, `round_to` or `min_channels`, or widen `blocks`."
         )
     for _ in range(24):
         level = (low + high) / 2

@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # One colour a class, told apart on dark and light ground alike; white text is readable on each.
-_COLOURS = (
-    "#d1495b #1f6f8b #3a7d44 #b3541e #6b4e9b #8c6d1f #b0417f #20807a #4a5fb0 #5c6670".split()
-)
+_COLOURS = "#d1495b #1f6f8b #3a7d44 #b3541e #6b4e9b #8c6d1f #b0417f #20807a #4a5fb0 #5c6670".split()
 _MATCH_IOU = 0.5
 _INK = "#22303c"
 

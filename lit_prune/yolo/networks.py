@@ -47,7 +47,7 @@ def build_detector(model: str | dict[str, Any], num_classes: int | None = None) 
 def _from_configuration(model: str | dict[str, Any], num_classes: int | None) -> Any:
     from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 
-    with _quiet():
+    with quiet_ultralytics():
         if isinstance(model, dict):
             config = deepcopy(model)
         else:
@@ -93,7 +93,7 @@ def _from_weights(path: str, num_classes: int | None) -> Any:
             f"the dense network for {num_classes} classes first, then prune it."
         )
     changed = _from_configuration(config, num_classes)
-    with _quiet():
+    with quiet_ultralytics():
         changed.load(network, verbose=False)
     return changed
 
@@ -107,7 +107,7 @@ def _load_weights(path: str) -> Any:
         raise FileNotFoundError(f"There is no file {path!r}, and Ultralytics offers none of this name.{_near(path)}")
     try:
         return load_checkpoint(path)[0]
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, TypeError) as error:
         if Path(path).exists():
             raise ValueError(f"{path!r} cannot be read as weights by Ultralytics: {error}") from error
         raise FileNotFoundError(
@@ -148,7 +148,7 @@ def _require_ultralytics() -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_ultralytics() -> Iterator[None]:
     """Keep Ultralytics' notes about building a network from the console."""
     from ultralytics.utils import LOGGER
 
