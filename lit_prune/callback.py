@@ -9,6 +9,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lit_prune.activations import Moments
+from lit_prune.activations.trainer_data import calibrate
 from lit_prune.cost import count_parameters
 from lit_prune.criteria import CRITERIA, Criterion, Evidence
 from lit_prune.graph import Call, ChannelGraph, ChannelGroup, TraceError
@@ -235,7 +237,7 @@ class ChannelPruning(Callback):
         if self.layers_per_event is not None:
             waiting = [group for group in groups if group.name not in self._touched]
             groups = largest_independent(waiting, self.layers_per_event)
-        plan = from_rank_zero(together(lambda: self._decide(pl_module, graph, groups, share, skipped)))
+        plan = from_rank_zero(together(lambda: self._decide(trainer, pl_module, graph, groups, share, skipped)))
         after = together(lambda: graph.rehearse(plan))
         check_same(plan.digest)
 
@@ -272,6 +274,7 @@ class ChannelPruning(Callback):
 
     def _decide(
         self,
+        trainer: Trainer,
         pl_module: LightningModule,
         graph: ChannelGraph,
         groups: tuple[ChannelGroup, ...],
@@ -279,7 +282,7 @@ class ChannelPruning(Callback):
         skipped: dict[str, str],
     ) -> PruningPlan:
         """Score, select and plan; why a group was passed over goes into ``skipped``."""
-        evidence = Evidence(pl_module, graph, groups)
+        evidence = Evidence(pl_module, graph, groups, self._moments(trainer, pl_module, groups))
         scores = self.criterion(evidence)
         for group in groups:
             if group.name not in scores:
@@ -287,6 +290,16 @@ class ChannelPruning(Callback):
         if not scores and groups:
             raise ValueError(f"{type(self.criterion).__name__} can judge none of the {len(groups)} groups.")
         return graph.plan(self.selection(evidence, scores, self._target(share)))
+
+    def _moments(
+        self, trainer: Trainer, pl_module: LightningModule, groups: tuple[ChannelGroup, ...]
+    ) -> dict[str, Moments]:
+        """Statistics of the groups' activations, where the selection or the criterion asks for them."""
+        asking = [part for part in (self.selection, self.criterion) if part.needs_moments]
+        layers = dict.fromkeys(layer for group in groups for layer in group.layers)
+        if not asking or not layers:
+            return {}
+        return calibrate(trainer, pl_module, list(layers), getattr(asking[0], "calibration", None))
 
     def _target(self, share: float | None) -> Target:
         return Target(share, self._dense["widths"], self._dense["macs"], self.round_to, self.min_channels)
