@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lit_prune.activations import Calibration
 from lit_prune.activations.trainer_data import calibrate
 from lit_prune.cost import count_parameters
 from lit_prune.criteria import CRITERIA, Criterion
@@ -64,7 +64,6 @@ class ChannelPruning(Callback):
         min_channels: The least that a layer keeps.
         layers_per_event: Prune only so many layers an event, each to the full amount: those with the most channels
             first, and none that shares a tensor with another of the same event.
-        calibration: How much data to look at, for criteria and selections that go by activations.
         on_error: ``"raise"`` ends the training with the old network when an event fails; ``"continue"`` warns and
             goes on with it.
         verbose: Print a table at each event.
@@ -96,7 +95,6 @@ class ChannelPruning(Callback):
         round_to: int | None = None,
         min_channels: int = 1,
         layers_per_event: int | None = None,
-        calibration: Calibration | None = None,
         on_error: Literal["raise", "continue"] = "raise",
         verbose: bool = True,
     ) -> None:
@@ -113,7 +111,6 @@ class ChannelPruning(Callback):
         self.schedule = epochs if isinstance(epochs, Schedule) else AtEpochs(epochs)
         if on_error not in ("raise", "continue"):
             raise ValueError(f"on_error must be 'raise' or 'continue', but got {on_error!r}.")
-        self.calibration = calibration
         self.on_error = on_error
         self.verbose = verbose
 
@@ -238,7 +235,7 @@ class ChannelPruning(Callback):
             share,
             self._dense,
             self._pruned,
-            lambda layers: calibrate(trainer, pl_module, layers, self.calibration),
+            partial(calibrate, trainer, pl_module),
         )
         params = count_parameters(pl_module)
         prune_(pl_module, decision.plan, trainer.optimizers, averaged_copies(trainer))

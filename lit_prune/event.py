@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from lit_prune.activations import Moments
+from lit_prune.activations import Calibration, Moments
 from lit_prune.cost import count_parameters
 from lit_prune.criteria import Criterion, Evidence
 from lit_prune.graph import Call, ChannelGraph, ChannelGroup
@@ -17,7 +17,7 @@ from lit_prune.ranks import check_same, from_rank_zero, together
 from lit_prune.scope import Scope, largest_independent
 from lit_prune.select import MacsBudget, Selection, Target
 
-Measure = Callable[[list[str]], Mapping[str, Moments]]
+Measure = Callable[[list[str], Calibration], Mapping[str, Moments]]
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Recipe:
         share: float | None,
         dense: Dense | None = None,
         pruned: Collection[str] = (),
-        measure: Measure = lambda layers: {},
+        measure: Measure = lambda layers, calibration: {},
     ) -> Decision:
         """Choose the channels of one event; on several ranks, those that rank 0 chooses.
 
@@ -131,7 +131,7 @@ class Recipe:
             share: The share that is to be gone afterwards, against ``dense``; ``None`` lets the selection decide.
             dense: The network before its first pruning; ``None``: this is it.
             pruned: Groups that have had their turn, where ``layers_per_event`` lets them take turns.
-            measure: Statistics of the activations of some layers; asked only if the criterion or selection is.
+            measure: Statistics of the activations of some layers, for a criterion or selection that asks for them.
 
         Raises:
             TraceError: If the network can't be run, before or after.
@@ -143,8 +143,10 @@ class Recipe:
         if self.layers_per_event is not None:
             groups = largest_independent([group for group in groups if group.name not in pruned], self.layers_per_event)
         moments: Mapping[str, Moments] = {}
-        if groups and (self.criterion.needs_moments or self.selection.needs_moments):
-            moments = measure(list(dict.fromkeys(layer for group in groups for layer in group.layers)))
+        calibration = self.criterion.calibration or self.selection.calibration
+        if groups and calibration is not None:
+            layers = dict.fromkeys(layer for group in groups for layer in group.layers)
+            moments = measure(list(layers), calibration)
         evidence = Evidence(network, graph, groups, moments)
         dense = dense or Dense.of(network, graph)
         target = Target(share, dense.widths, dense.macs, self.round_to, self.min_channels)

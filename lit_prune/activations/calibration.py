@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,34 @@ from lit_prune.activations.objects import CalibrationBatch, Detections, matched,
 
 class CalibrationError(RuntimeError):
     """The statistics could not be had."""
+
+
+@dataclass
+class Calibration:
+    """How much data a calibration pass sees, and which objects count.
+
+    Args:
+        batches: Number of batches, over all ranks; evenly spread over the data set.
+        batch_size: Examples in each, whatever the batch size of training is.
+        match_iou: An object with a box counts only if a prediction of its class overlaps it more than this, in
+            [0, 1); ``None`` takes every object. Of no account for objects without boxes.
+        num_classes: Number of classes; by default the ``num_classes`` of the LightningModule, or as many as are seen.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    batches: int = 8
+    batch_size: int = 32
+    match_iou: float | None = 0.5
+    num_classes: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("batches", "batch_size", "num_classes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, but got {value}.")
+        _check_iou(self.match_iou)
 
 
 def collect_moments(
@@ -58,8 +87,7 @@ def collect_moments(
         >>> moments["0"].count.tolist(), moments["2"].mean.shape
         ([10, 10], torch.Size([2, 2]))
     """
-    if match_iou is not None and not 0 <= match_iou < 1:
-        raise ValueError(f"match_iou must be in [0, 1), or None to take every object, but got {match_iou}.")
+    _check_iou(match_iou)
     if num_classes is None and isinstance(getattr(network, "num_classes", None), int):
         num_classes = int(network.num_classes)  # type: ignore[arg-type]
     tally = _Tally(network, list(dict.fromkeys(layers)), num_classes, match_iou)
@@ -176,3 +204,8 @@ def _gather(share: Any) -> list[Any]:
     shares: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(shares, share)
     return shares
+
+
+def _check_iou(match_iou: float | None) -> None:
+    if match_iou is not None and not 0 <= match_iou < 1:
+        raise ValueError(f"match_iou must be in [0, 1), or None to take every object, but got {match_iou}.")
