@@ -7,7 +7,7 @@ pull the statistics toward zero, so a masked network leaves them out in the same
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -45,19 +45,37 @@ class KeptStatistics:
 
 def keep_statistics_(module: nn.Module, plan: PruningPlan) -> None:
     """Have every norm whose weight ``plan`` cuts take its statistics from what is kept."""
+    for child, dims in _norms(module, plan):
+        before = _release_(child)
+        _register_(child, {dim: _intersection(indices, before.get(dim)) for dim, indices in dims.items()})
+
+
+def shrink_statistics_(module: nn.Module, plan: PruningPlan) -> None:
+    """Bring what :func:`keep_statistics_` did in line with a cut: what is gone need not be left out any more."""
+    for child, dims in _norms(module, plan):
+        before = _release_(child)
+        left = {dim: torch.isin(dims[dim], kept).nonzero().flatten() for dim, kept in before.items() if dim in dims}
+        if any(len(indices) < len(dims[dim]) for dim, indices in left.items()):
+            _register_(child, left)
+
+
+def _norms(module: nn.Module, plan: PruningPlan) -> Iterator[tuple[nn.Module, Mapping[int, Tensor]]]:
+    """Whatever may normalise over channels by a weight that the plan cuts."""
     for name, child in module.named_modules():
         dims = plan.kept.get(f"{name}.weight" if name else "weight")
-        if dims is None or isinstance(child, (_NormBase, _ConvNd, nn.Linear, nn.Embedding)):
-            continue
-        before = release_statistics_(child)
-        kept = KeptStatistics({dim: _intersection(indices, before.get(dim)) for dim, indices in dims.items()})
-        child.register_forward_pre_hook(kept.enter)
-        child.register_forward_hook(kept.leave, always_call=True)
+        if dims is not None and not isinstance(child, (_NormBase, _ConvNd, nn.Linear, nn.Embedding)):
+            yield child, dims
 
 
-def release_statistics_(module: nn.Module) -> dict[int, Tensor]:
-    """Undo :func:`keep_statistics_` on one module (not on its children), and return what it kept."""
-    kept: dict[int, Tensor] = {}
+def _register_(module: nn.Module, kept: Mapping[int, Tensor]) -> None:
+    statistics = KeptStatistics(kept)
+    module.register_forward_pre_hook(statistics.enter)
+    module.register_forward_hook(statistics.leave, always_call=True)
+
+
+def _release_(module: nn.Module) -> Mapping[int, Tensor]:
+    """Take the hooks off one module (not its children), and return what they kept."""
+    kept: Mapping[int, Tensor] = {}
     for table in (module._forward_pre_hooks, module._forward_hooks):
         for key, hook in list(table.items()):
             owner = getattr(hook, "__self__", None)

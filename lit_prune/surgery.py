@@ -10,9 +10,20 @@ from torch import Tensor, nn
 
 from lit_prune.attributes import register_attributes, update_attributes_
 from lit_prune.plan import PruningPlan
-from lit_prune.statistics import keep_statistics_, release_statistics_
+from lit_prune.statistics import keep_statistics_, shrink_statistics_
 
-__all__ = ["adopt_shapes_", "adopt_shapes_hook", "mask_", "register_attributes", "select", "shrink_"]
+__all__ = [
+    "accept_pruned",
+    "accepts_pruned",
+    "adopt_shapes_",
+    "adopt_shapes_hook",
+    "is_cut_to",
+    "mask_",
+    "register_attributes",
+    "select",
+    "shrink_",
+    "targets",
+]
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -41,11 +52,9 @@ def shrink_(module: ModuleT, plan: PruningPlan) -> ModuleT:
         >>> shrink_(net, plan)[1].in_channels
         6
     """
-    targets = _targets(module, plan)
-    for child in module.modules():
-        # What a mask left out of the statistics is no longer there.
-        release_statistics_(child)
-    for tensor, dims in targets:
+    cuts = targets(module, plan)
+    shrink_statistics_(module, plan)
+    for tensor, dims in cuts:
         _cut_(tensor, dims)
     update_attributes_(module)
     return module
@@ -68,7 +77,7 @@ def mask_(module: ModuleT, plan: PruningPlan) -> ModuleT:
         ValueError: If the plan does not fit the module; then nothing has changed.
     """
     spared = {id(buffer) for name, buffer in module.named_buffers() if name.rpartition(".")[2] == "running_var"}
-    for tensor, dims in _targets(module, plan):
+    for tensor, dims in targets(module, plan):
         if id(tensor) in spared:
             continue
         for dim, kept in dims.items():
@@ -77,6 +86,16 @@ def mask_(module: ModuleT, plan: PruningPlan) -> ModuleT:
             tensor.data.index_fill_(dim, gone.nonzero().flatten().to(tensor.device), 0)
     keep_statistics_(module, plan)
     return module
+
+
+def is_cut_to(module: nn.Module, plan: PruningPlan) -> bool:
+    """Whether every tensor that ``plan`` names has the size that the plan leaves."""
+    tensors = dict(_named_tensors(module))
+    return all(
+        name in tensors and dim < tensors[name].dim() and tensors[name].shape[dim] == len(kept)
+        for name, dims in plan.kept.items()
+        for dim, kept in dims.items()
+    )
 
 
 def adopt_shapes_(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str = "") -> None:
@@ -121,12 +140,45 @@ def adopt_shapes_hook(module: nn.Module, state_dict: Mapping[str, Tensor], prefi
     adopt_shapes_(module, state_dict, prefix)
 
 
+def accept_pruned(module: ModuleT) -> ModuleT:
+    """Let a module load state dicts of pruned networks from now on: it takes their shapes first.
+
+    :class:`lit_prune.ChannelPruning` does this for as long as a Trainer runs. It takes a call of one's own where
+    weights are loaded outside of that: in the main process after ``strategy="ddp_spawn"``, or without a Trainer.
+
+    Args:
+        module: Any module; it pickles and deep-copies as before.
+
+    Returns:
+        The same module.
+
+    Example:
+        >>> dense = accept_pruned(nn.Linear(8, 4))
+        >>> dense.load_state_dict(nn.Linear(6, 4).state_dict())
+        <All keys matched successfully>
+    """
+    if not accepts_pruned(module):
+        module.register_load_state_dict_pre_hook(adopt_shapes_hook)  # type: ignore[no-untyped-call]
+    return module
+
+
+def accepts_pruned(module: nn.Module) -> bool:
+    """Whether :func:`accept_pruned` was called on the module."""
+    hooks = module._load_state_dict_pre_hooks.values()
+    return any(getattr(hook, "hook", hook) is adopt_shapes_hook for hook in hooks)
+
+
 def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_parameters(remove_duplicate=False)
     yield from module.named_buffers(remove_duplicate=False)
 
 
-def _targets(module: nn.Module, plan: PruningPlan) -> list[tuple[Tensor, Mapping[int, Tensor]]]:
+def targets(module: nn.Module, plan: PruningPlan) -> list[tuple[Tensor, Mapping[int, Tensor]]]:
+    """Each tensor that a plan cuts, once, with the indices that it keeps.
+
+    Raises:
+        ValueError: If the plan does not fit the module.
+    """
     tensors = dict(_named_tensors(module))
     # Two names of one tensor (tied weights) must not cut it twice.
     targets: dict[int, tuple[Tensor, Mapping[int, Tensor]]] = {}

@@ -75,8 +75,8 @@ class DigitScenes(Dataset[dict[str, Tensor]]):
         self.images = torch.from_numpy(images)
         self.digit_ids = [torch.from_numpy(ids) for ids in sources]
         counts = [len(ids) for ids in sources]
-        self._labels = torch.from_numpy(labels[np.concatenate(sources)]).float()[:, None].split(counts)
-        self._boxes = _to_xywh(torch.from_numpy(np.concatenate(boxes)), image_size).split(counts)
+        self._labels = torch.from_numpy(labels[np.concatenate(sources)]).float()[:, None].split_with_sizes(counts)
+        self._boxes = _to_xywh(torch.from_numpy(np.concatenate(boxes)), image_size).split_with_sizes(counts)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -207,8 +207,8 @@ def _glyphs(
         ink = F.interpolate(pixels[sources[rows, columns]], size=(int(size), int(size)), mode="bicubic")
         alpha = ((ink[:, 0] - 0.15) / 0.45).clamp(0, 1)
         # A veil that nobody sees would widen the boxes.
-        alpha = torch.where(alpha < 0.15, 0, alpha).numpy()
-        for row, column, one in zip(rows, columns, alpha, strict=True):
+        visible: NDArray[np.float32] = torch.where(alpha < 0.15, 0, alpha).numpy()
+        for row, column, one in zip(rows, columns, visible, strict=True):
             x0, y0, x1, y1 = _tight(one > 0)
             glyphs[row, column] = one[y0:y1, x0:x1]
             shapes[row, column] = y1 - y0, x1 - x0
@@ -217,7 +217,7 @@ def _glyphs(
 
 def _tight(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Return the box (x0, y0, x1, y1) around the true cells of a mask (h, w) that has some."""
-    ys, xs = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
+    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return np.array([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1])
 
 
@@ -246,7 +246,7 @@ def _place(
 def _uncover(boxes: NDArray[np.int64], placed: NDArray[np.bool_], glyphs: NDArray[np.object_], image_size: int) -> None:
     """Tighten, in place, every box of which a later object hides ink."""
     low, high = boxes[..., :2], boxes[..., 2:]
-    meet = (low[:, :, None] < high[:, None]).all(-1)
+    meet: NDArray[np.bool_] = np.all(low[:, :, None] < high[:, None], axis=-1)
     meet &= meet.transpose(0, 2, 1) & placed[:, :, None] & placed[:, None]
     crowded = meet.sum((1, 2)) > placed.sum(1)  # every object meets itself
     for scene in np.flatnonzero(crowded):

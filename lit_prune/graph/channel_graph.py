@@ -33,7 +33,7 @@ class ChannelGraph:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
         >>> graph = ChannelGraph.trace(net, torch.zeros(1, 3, 16, 16))
         >>> [(group.name, group.size) for group in graph.groups], graph.frozen
-        ([('0', 8)], {'3': "reaches the network's output, in 3"})
+        ([('0', 8)], {'3': "reaches the network's output"})
         >>> graph.plan({"0": [1, 5]}).kept["3.weight"][1]
         tensor([0, 2, 3, 4, 6, 7])
     """

@@ -55,6 +55,13 @@ class ChannelGroup:
         members = self.members[slot]
         return np.sort(members.indices[np.isin(members.channels, channels)])
 
+    def width_under(self, plan: PruningPlan) -> int:
+        """How many of these channels a plan keeps."""
+        slot = next(iter(self.members))
+        kept = plan.kept.get(slot[0], {}).get(slot[1])
+        members = self.members[slot]
+        return self.size if kept is None else len(np.unique(members.channels[np.isin(members.indices, kept.numpy())]))
+
 
 @dataclass(frozen=True)
 class Grouping:

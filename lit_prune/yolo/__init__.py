@@ -1,6 +1,7 @@
 """Ultralytics' detectors in a Lightning Trainer. Ultralytics is imported when the first detector is built."""
 
 from lit_prune.yolo.figures import draw_detections
-from lit_prune.yolo.module import LitYOLO, build_detector
+from lit_prune.yolo.module import LitYOLO
+from lit_prune.yolo.networks import build_detector
 
 __all__ = ["LitYOLO", "build_detector", "draw_detections"]

@@ -1,30 +1,33 @@
 """LitYOLO: trains Ultralytics' detection networks, by their own losses, in a Lightning Trainer."""
 
-import difflib
-import logging
 import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, get_args
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-OptimizerName = Literal["adamw", "sgd"]
-ScheduleName = Literal["cosine", "linear", "constant"]
-Detections: TypeAlias = list[dict[str, Tensor]]
+from lit_prune.surgery import adopt_shapes_
+from lit_prune.yolo.batches import Detections, box_targets, check_batch
+from lit_prune.yolo.evaluation import find_objects, mean_average_precision
+from lit_prune.yolo.networks import build_detector
+from lit_prune.yolo.optim import (
+    DEFAULT_LR,
+    OptimizerName,
+    ScheduleName,
+    build_optimizer,
+    lr_factor,
+    parameter_groups,
+)
 
-_HEADS = ("Detect", "v10Detect")
 _CLIP_NORM = 10.0  # what Ultralytics trains with
-_VALIDATION = {"confidence": 0.001, "iou": 0.7, "limit": 100, "multi_label": True}
+_VALIDATION: dict[str, Any] = {"confidence": 0.001, "iou": 0.7, "limit": 100, "multi_label": True}
 
 
 class LitYOLO(LightningModule):
@@ -77,7 +80,7 @@ class LitYOLO(LightningModule):
         super().__init__()
         _check_choice("optimizer", optimizer, get_args(OptimizerName))
         _check_choice("schedule", schedule, get_args(ScheduleName))
-        lr = {"adamw": 2e-3, "sgd": 1e-2}[optimizer] if lr is None else lr
+        lr = DEFAULT_LR[optimizer] if lr is None else lr
         _check_range("lr", lr, lr > 0, "positive")
         _check_range("momentum", momentum, 0 <= momentum < 1, "in [0, 1)")
         _check_range("weight_decay", weight_decay, weight_decay >= 0, "0 or more")
@@ -131,7 +134,7 @@ class LitYOLO(LightningModule):
         self.eval()
         try:
             with torch.no_grad():
-                return self._detect(images, confidence=confidence, iou=iou)
+                return find_objects(self.model, images, confidence=confidence, iou=iou)
         finally:
             for module, mode in modes:
                 module.training = mode
@@ -139,8 +142,9 @@ class LitYOLO(LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return Ultralytics' loss of one batch, the sum over its images."""
         if batch_idx == 0:  # once an epoch: it waits for the device
-            self._check_batch(batch)
-        parts, means = self.model.loss(batch)
+            check_batch(batch, int(self.model.stride.max()), self.num_classes)
+        # Not `loss(batch)` alone: that would run the network past its `__call__`, and no hook would see the images.
+        parts, means = self.model.loss(batch, self.model(batch["img"]))
         loss: Tensor = parts.sum()
         size = len(batch["img"])
         options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": size, "sync_dist": True}
@@ -193,18 +197,12 @@ class LitYOLO(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take on the shapes of a pruned checkpoint before its weights are loaded."""
-        from lit_prune.surgery import adopt_shapes_
-
         adopt_shapes_(self, checkpoint["state_dict"])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer of two parameter groups, and a scheduler that steps with it."""
-        groups = self.parameter_groups()
-        optimizer: Optimizer
-        if self.optimizer_name == "adamw":
-            optimizer = AdamW(groups, lr=self.lr, betas=(self.momentum, 0.999))
-        else:
-            optimizer = SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.momentum > 0)
+        groups = parameter_groups(self.parameters(), self.weight_decay)
+        optimizer = build_optimizer(self.optimizer_name, groups, self.lr, self.momentum)
         total = self.trainer.estimated_stepping_batches
         if math.isinf(total) and self.schedule != "constant":
             raise ValueError(
@@ -229,49 +227,13 @@ class LitYOLO(LightningModule):
             gradient_clip_val, gradient_clip_algorithm = _CLIP_NORM, "norm"
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Every trainable parameter in one of two groups: weights, decayed; biases and norms, not decayed."""
-        trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        weights = [parameter for parameter in trainable if parameter.ndim > 1]
-        others = [parameter for parameter in trainable if parameter.ndim <= 1]
-        return [
-            {"params": weights, "weight_decay": self.weight_decay, "name": "weights"},
-            {"params": others, "weight_decay": 0.0, "name": "biases_and_norms"},
-        ]
-
-    def _detect(
-        self, images: Tensor, *, confidence: float, iou: float, limit: int = 300, multi_label: bool = False
-    ) -> Detections:
-        from ultralytics.utils.nms import non_max_suppression
-
-        self._check_images(images)
-        predictions = self(images)[0]
-        # The head keeps its anchors; made in inference mode, they would break a later backward pass.
-        self.model.model[-1].shape = None
-        rows = non_max_suppression(
-            predictions.float(),
-            conf_thres=confidence,
-            iou_thres=iou,
-            multi_label=multi_label,
-            max_det=limit,
-            nc=self.num_classes,
-            max_time_img=math.inf,  # results must not depend on how busy the machine is
-            end2end=self.end_to_end,
-        )
-        height, width = images.shape[2:]
-        edges = torch.tensor([width, height, width, height], dtype=torch.float32, device=images.device)
-        return [
-            {"boxes": row[:, :4].clamp(min=0).minimum(edges), "scores": row[:, 4], "labels": row[:, 5].long()}
-            for row in rows
-        ]
-
     def _evaluate(self, batch: dict[str, Tensor]) -> None:
-        found = self._detect(batch["img"], **_VALIDATION)  # type: ignore[arg-type]
+        found = find_objects(self.model, batch["img"], **_VALIDATION)
         self._metric.update(found, box_targets(batch))
 
     def _start_metric(self) -> None:
         if self._metric is None:
-            self._metric = _mean_average_precision()
+            self._metric = mean_average_precision()
         self._metric.to(self.device).reset()
 
     def _log_metric(self, stage: str) -> None:
@@ -282,222 +244,6 @@ class LitYOLO(LightningModule):
             prog_bar=True,
             sync_dist=True,
         )
-
-    def _check_images(self, images: Tensor) -> None:
-        stride = int(self.model.stride.max())
-        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-            raise ValueError(
-                f"images must be floating point (B, 3, H, W) in 0..1, but got {images.dtype} "
-                f"{tuple(images.shape)}; divide bytes by 255, and add the batch dimension to a single image."
-            )
-        if images.shape[2] % stride or images.shape[3] % stride:
-            raise ValueError(
-                f"the height and width of images must be multiples of the network's stride, {stride}, but are "
-                f"{images.shape[2]} and {images.shape[3]}; resize or pad them."
-            )
-
-    def _check_batch(self, batch: dict[str, Tensor]) -> None:
-        missing = {"img", "batch_idx", "cls", "bboxes"} - set(batch)
-        if missing:
-            raise ValueError(
-                f"a batch must have img, batch_idx, cls and bboxes, but lacks {', '.join(sorted(missing))}; "
-                f"see lit_prune.data.collate_detection."
-            )
-        self._check_images(batch["img"])
-        labels = batch["cls"]
-        if len(labels) and not (labels.min() >= 0 and labels.max() < self.num_classes):
-            raise ValueError(
-                f"classes must be in 0..{self.num_classes - 1}, as the network has {self.num_classes} classes, but the "
-                f"batch has {labels.min():.0f}..{labels.max():.0f}; pass num_classes to LitYOLO."
-            )
-
-
-def build_detector(model: str | dict[str, Any], num_classes: int | None = None) -> Any:
-    """Build an Ultralytics `DetectionModel` that is ready to train.
-
-    Its weights require gradients, it has the hyperparameters that its loss asks for, and in eval mode end-to-end
-    heads answer end to end.
-
-    Args:
-        model: As for `LitYOLO`.
-        num_classes: As for `LitYOLO`; weights of the last layer that do not fit another number are drawn anew.
-
-    Raises:
-        ImportError: If Ultralytics is missing.
-        FileNotFoundError: If there is no such configuration or file; near names are listed.
-        ValueError: If `model` is no detection network, or `num_classes` is below 1 or cannot be changed.
-    """
-    _require_ultralytics()
-    from ultralytics.cfg import get_cfg
-
-    if num_classes is not None and num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1, but got {num_classes}.")
-    if isinstance(model, str) and Path(model).suffix == ".pt":
-        network = _from_weights(model, num_classes)
-    else:
-        network = _from_configuration(model, num_classes)
-    network.args = get_cfg()
-    if getattr(network.model[-1], "one2one_cv2", None) is not None:
-        network.end2end = True
-    return network
-
-
-def lr_factor(step: int, *, warmup: float, total: float, schedule: ScheduleName, final: float) -> float:
-    """Return the share of the highest learning rate at a step: a linear rise, then the schedule's fall to `final`.
-
-    Example:
-        >>> [lr_factor(step, warmup=2, total=6, schedule="linear", final=0.0) for step in range(7)]
-        [0.333..., 0.666..., 1.0, 0.75, 0.5, 0.25, 0.0]
-    """
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    if schedule == "constant":
-        return 1.0
-    progress = min(1.0, (step - warmup) / max(1.0, total - warmup))
-    height = 1 - progress if schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
-    return final + (1 - final) * height
-
-
-def box_targets(batch: dict[str, Tensor]) -> Detections:
-    """Turn a batch's objects into one dict an image: `boxes` (n, 4; x0, y0, x1, y1 in pixels) and `labels` (n,)."""
-    images = batch["img"]
-    size = torch.tensor([images.shape[3], images.shape[2]], dtype=torch.float32, device=images.device)
-    centre, extent = batch["bboxes"].float().split(2, dim=1)
-    boxes = torch.cat([(centre - extent / 2) * size, (centre + extent / 2) * size], dim=1)
-    labels = batch["cls"].flatten().long()
-    rows = [batch["batch_idx"] == image for image in range(len(images))]
-    return [{"boxes": boxes[row], "labels": labels[row]} for row in rows]
-
-
-def _from_configuration(model: str | dict[str, Any], num_classes: int | None) -> Any:
-    from ultralytics.nn.tasks import DetectionModel, yaml_model_load
-
-    with _quiet():
-        if isinstance(model, dict):
-            config = deepcopy(model)
-        else:
-            if Path(model).suffix not in {".yaml", ".yml"}:
-                raise ValueError(f"model must end in .yaml or .pt, but got {model!r}.{_near(model)}")
-            try:
-                config = yaml_model_load(model)
-            except FileNotFoundError:
-                raise FileNotFoundError(
-                    f"Ultralytics has no configuration {model!r}, and there is no such file.{_near(model)}"
-                ) from None
-        head = config["head"][-1][2]
-        if head not in _HEADS:
-            raise ValueError(
-                f"LitYOLO trains detection networks (their head is one of {', '.join(_HEADS)}), but the head of "
-                f"{model if isinstance(model, str) else 'this configuration'!r} is {head}."
-            )
-        return DetectionModel(config, nc=num_classes, verbose=False)
-
-
-def _from_weights(path: str, num_classes: int | None) -> Any:
-    source = _load_weights(path)
-    config = getattr(source, "yaml", None)
-    if not isinstance(config, dict) or source.is_fused():
-        raise ValueError(
-            f"{path!r} holds no network that can be trained (its normalization is fused into its convolutions, or "
-            f"it was not written by Ultralytics' trainer or `lit-prune export`); use the file from before export."
-        )
-    classes = int(source.model[-1].nc)
-    network = _from_configuration(config, classes)
-    weights = source.state_dict()
-    shapes = {name: value.shape for name, value in network.state_dict().items()}
-    pruned = any(shapes.get(name, value.shape) != value.shape for name, value in weights.items())
-    if pruned:
-        from lit_prune.surgery import adopt_shapes_
-
-        adopt_shapes_(network, weights)
-    network.load_state_dict(weights)
-    network.names = source.names
-    if num_classes in {None, classes}:
-        return network
-    if pruned:
-        raise ValueError(
-            f"{path!r} is pruned and has {classes} classes; num_classes={num_classes} would need a new head. Train "
-            f"the dense network for {num_classes} classes first, then prune it."
-        )
-    changed = _from_configuration(config, num_classes)
-    with _quiet():
-        changed.load(network, verbose=False)
-    return changed
-
-
-def _load_weights(path: str) -> Any:
-    from ultralytics.nn.tasks import load_checkpoint
-    from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
-
-    offered = Path(path).name == path and (path in GITHUB_ASSETS_NAMES or f"{path[:-3]}u.pt" in GITHUB_ASSETS_NAMES)
-    if not Path(path).exists() and not offered:
-        raise FileNotFoundError(f"There is no file {path!r}, and Ultralytics offers none of this name.{_near(path)}")
-    try:
-        return load_checkpoint(path)[0]
-    except (OSError, RuntimeError) as error:
-        if Path(path).exists():
-            raise ValueError(f"{path!r} cannot be read as weights by Ultralytics: {error}") from error
-        raise FileNotFoundError(
-            f"{path!r} is not here, and Ultralytics could not download it ({error}). Put the file into the working "
-            f"directory, or start from {Path(path).stem + '.yaml'!r} without weights."
-        ) from error
-
-
-def _near(name: str) -> str:
-    """End of an error message: the known names that resemble this one."""
-    import ultralytics
-    from ultralytics.utils import YAML
-    from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
-
-    stem, suffix = Path(name).stem, Path(name).suffix
-    if suffix == ".pt":
-        known = {asset for asset in GITHUB_ASSETS_NAMES if re.fullmatch(r"yolo[^-]*\.pt", asset)}
-    else:
-        suffix = ".yaml"
-        known = set()
-        for path in (Path(ultralytics.__file__).parent / "cfg" / "models").rglob("*.yaml"):
-            config = YAML.load(path)
-            if config["head"][-1][2] in _HEADS:
-                scales = config.get("scales") or [""]
-                known |= {re.sub(r"(\d+)(?=$|-)", rf"\g<1>{scale}", path.stem, count=1) + suffix for scale in scales}
-    near = difflib.get_close_matches(stem + suffix, sorted(known), n=4, cutoff=0.4)
-    return f" Did you mean {', '.join(near)}?" if near else f" Known are {', '.join(sorted(known))}."
-
-
-def _mean_average_precision() -> Any:
-    from torchmetrics.detection import MeanAveragePrecision
-
-    try:
-        metric = MeanAveragePrecision(backend="faster_coco_eval")
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            f"Validation needs faster-coco-eval. Install it with: pip install 'lit-prune[yolo]' ({error})"
-        ) from error
-    metric.warn_on_many_detections = False
-    return metric
-
-
-def _require_ultralytics() -> None:
-    try:
-        import ultralytics  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            f"LitYOLO builds its networks with Ultralytics, which cannot be imported ({error}). Install it with: "
-            f"pip install 'lit-prune[yolo]'. Mind that Ultralytics is licensed under AGPL-3.0."
-        ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Ultralytics' notes about building a network from the console."""
-    from ultralytics.utils import LOGGER
-
-    level = LOGGER.level
-    LOGGER.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        LOGGER.setLevel(level)
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

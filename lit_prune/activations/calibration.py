@@ -1,0 +1,211 @@
+"""One pass over some batches, and the class-wise statistics of all layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lit_prune.activations.extractor import ActivationExtractor, find_layers
+from lit_prune.activations.moments import ClassMoments, Moments
+from lit_prune.activations.objects import CalibrationBatch, Detections, matched, observe
+
+
+class CalibrationError(RuntimeError):
+    """The statistics could not be had."""
+
+
+@dataclass
+class Calibration:
+    """How much data a calibration pass sees, and which objects count.
+
+    Args:
+        batches: Number of batches, over all ranks; evenly spread over the data set.
+        batch_size: Examples in each, whatever the batch size of training is.
+        match_iou: An object with a box counts only if a prediction of its class overlaps it more than this, in
+            [0, 1); ``None`` takes every object. Of no account for objects without boxes.
+        num_classes: Number of classes; by default the ``num_classes`` of the LightningModule, or as many as are seen.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    batches: int = 8
+    batch_size: int = 32
+    match_iou: float | None = 0.5
+    num_classes: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("batches", "batch_size", "num_classes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, but got {value}.")
+        _check_iou(self.match_iou)
+
+
+def collect_moments(
+    network: nn.Module,
+    layers: Sequence[str],
+    batches: Iterable[CalibrationBatch],
+    num_classes: int | None = None,
+    match_iou: float | None = 0.5,
+) -> dict[str, Moments]:
+    """Run the live network once over ``batches`` and return the class-wise moments of each layer's activations.
+
+    The network and all random states stay as they are. Each batch takes one forward, which catches all layers; maps
+    are reduced to the objects' activations as soon as a layer has run, and these to moments after the batch, so the
+    memory that is needed does not grow with the number of batches. Where ranks of ``torch.distributed`` each bring
+    their own batches, all receive the moments of all.
+
+    Args:
+        network: The network, pruned or not. For ``match_iou`` it has a method ``detect(images)``, which runs it once
+            and returns for each image a dict of ``boxes`` (pixels) and ``labels``, as
+            :meth:`lit_prune.yolo.LitYOLO.detect` does.
+        layers: Qualified names of layers.
+        batches: On the device of the network.
+        num_classes: Number of classes; by default ``network.num_classes``, or one more than the highest label.
+        match_iou: An object with a box counts only if a prediction of its class overlaps it more than this, in
+            [0, 1). ``None`` takes every object, and the forward may stop after the last layer.
+
+    Returns:
+        Layer name to moments, on the CPU.
+
+    Raises:
+        ValueError: If there is no such layer, ``match_iou`` is out of range or can't be had of this network, or
+            activations are NaN or infinite (naming the layer).
+        CalibrationError: If there is no object to learn from, or another rank failed.
+
+    Example:
+        >>> from lit_prune.activations import read_batch
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 3))
+        >>> batches = [(torch.rand(4, 3, 9, 9), torch.tensor([0, 1, 1, 0])) for _ in range(5)]
+        >>> moments = collect_moments(net, ["0", "2"], map(read_batch, batches))
+        >>> moments["0"].count.tolist(), moments["2"].mean.shape
+        ([10, 10], torch.Size([2, 2]))
+    """
+    _check_iou(match_iou)
+    if num_classes is None and isinstance(getattr(network, "num_classes", None), int):
+        num_classes = int(network.num_classes)  # type: ignore[arg-type]
+    tally = _Tally(network, list(dict.fromkeys(layers)), num_classes, match_iou)
+    failure: Exception | None = None
+    try:
+        for batch in batches:
+            tally.take(batch)
+    except Exception as error:
+        # Kept until all ranks know: the others would wait for this one's share for ever.
+        failure = error
+    return tally.result(failure)
+
+
+class _Tally:
+    """Moments of all layers side by side: one metric, merged once."""
+
+    def __init__(self, network: nn.Module, layers: list[str], num_classes: int | None, match_iou: float | None) -> None:
+        self.network = network
+        self.modules = find_layers(network, layers)
+        self.num_classes = num_classes
+        self.match_iou = match_iou
+        self.metric: ClassMoments | None = None
+        self.widths: list[int] = []
+        self.seen = 0
+
+    def take(self, batch: CalibrationBatch) -> None:
+        """Run one batch and take in its objects."""
+        if not len(batch):
+            return
+        self.seen += len(batch)
+        iou = None if batch.boxes is None else self.match_iou
+
+        def reduce(layer: str, output: Tensor) -> Tensor:
+            return observe(self.modules[layer], output, batch)
+
+        with ActivationExtractor(self.network, self.modules, stop_early=iou is None, reduce=reduce) as extract:
+            if iou is None:
+                values, labels = extract(*batch.inputs), batch.labels
+            else:
+                values, found = extract.run(self._detect, batch.inputs[0])
+                counted = matched(batch, found, iou)
+                values = {layer: part[counted] for layer, part in values.items()}
+                labels = batch.labels[counted]
+        self._update(values, labels)
+
+    def result(self, failure: Exception | None) -> dict[str, Moments]:
+        """Merge with the other ranks; all of them raise where one has failed."""
+        classes = self.metric.num_classes if self.metric is not None else 1
+        shares = _gather((None if failure is None else str(failure), self.widths, classes, self.seen))
+        if failure is not None:
+            raise failure
+        for rank, (message, *_) in enumerate(shares):
+            if message is not None:
+                raise CalibrationError(f"Rank {rank} could not calibrate: {message}")
+        self.widths = next((widths for _, widths, _, _ in shares if widths), [])
+        seen = sum(share[3] for share in shares)
+        if not seen:
+            raise CalibrationError("The calibration batches hold no labelled object, so there are no statistics.")
+        moments = self._widened(max(share[2] for share in shares)).compute()
+        if not bool(moments.count.any()):
+            raise CalibrationError(
+                f"None of {seen} objects is overlapped by a prediction of its class by more than "
+                f"match_iou={self.match_iou}. Prune later in the run, when the network detects, or take every object "
+                "with match_iou=None."
+            )
+        count, mean, var = moments.count.cpu(), self._by_layer(moments.mean.cpu()), self._by_layer(moments.var.cpu())
+        return {layer: Moments(count, mean[layer], var[layer]) for layer in self.modules}
+
+    def _detect(self, images: Any) -> Detections:
+        detect = getattr(self.network, "detect", None)
+        if not callable(detect):
+            raise ValueError(
+                f"match_iou={self.match_iou} takes predictions, but {type(self.network).__name__} has no method "
+                "`detect(images)` that returns for each image a dict of `boxes` and `labels`. Write one, or take every "
+                "object with match_iou=None."
+            )
+        found: Detections = detect(images)
+        return found
+
+    def _update(self, values: dict[str, Tensor], labels: Tensor) -> None:
+        self.widths = [part.shape[1] for part in values.values()]
+        # Moments are in double precision, which Apple's GPUs do not have.
+        device = torch.device("cpu") if labels.device.type == "mps" else labels.device
+        columns = torch.cat([part.to(device).double() for part in values.values()], dim=1)
+        labels = labels.to(device)
+        highest = int(labels.max()) + 1 if len(labels) else 1
+        if self.metric is None or (self.num_classes is None and highest > self.metric.num_classes):
+            self.metric = self._widened(self.num_classes or highest).to(device)
+        try:
+            self.metric.update(columns, labels)
+        except ValueError:
+            # Which layer it is, is asked only once something is wrong.
+            for layer, part in self._by_layer(columns).items():
+                ClassMoments(part.shape[1], self.metric.num_classes, name=layer).to(device).update(part, labels)
+            raise
+
+    def _by_layer(self, columns: Tensor) -> dict[str, Tensor]:
+        return dict(zip(self.modules, torch.split(columns, self.widths, dim=1), strict=True))
+
+    def _widened(self, num_classes: int) -> ClassMoments:
+        """A metric with what the present one has seen, and room for more classes."""
+        wider = ClassMoments(sum(self.widths), num_classes)
+        if self.metric is not None:
+            wider.to(self.metric.device).resume(self.metric)
+        else:
+            wider.to(next((parameter.device for parameter in self.network.parameters()), torch.device("cpu")))
+        return wider
+
+
+def _gather(share: Any) -> list[Any]:
+    """``share`` of each rank, in their order."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [share]
+    shares: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(shares, share)
+    return shares
+
+
+def _check_iou(match_iou: float | None) -> None:
+    if match_iou is not None and not 0 <= match_iou < 1:
+        raise ValueError(f"match_iou must be in [0, 1), or None to take every object, but got {match_iou}.")

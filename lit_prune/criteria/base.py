@@ -1,0 +1,72 @@
+"""What a criterion is, and what it may look at."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from lit_prune.graph import ChannelGraph, ChannelGroup
+from lit_prune.graph.trace import Slot
+
+if TYPE_CHECKING:
+    from lit_prune.activations import Calibration, Moments
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a decision can rest on: the live network, its graph, and statistics of activations where asked for.
+
+    Attributes:
+        network: The live network; parameters and buffers carry the names of the graph's slots.
+        graph: Its channel graph.
+        groups: The groups that may lose channels now.
+        moments: Layer name to class-wise statistics of its activations; empty unless the criterion or selection has
+            a ``calibration``.
+    """
+
+    network: nn.Module
+    graph: ChannelGraph
+    groups: tuple[ChannelGroup, ...]
+    moments: Mapping[str, Moments] = field(default_factory=dict)
+
+    @cached_property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Parameters by name; a shared one under each of its names."""
+        return dict(self.network.named_parameters(remove_duplicate=False))
+
+    def slots_of(self, group: ChannelGroup) -> Iterator[tuple[Slot, Tensor]]:
+        """The slots of a group that lie in parameters, each with its tensor, detached."""
+        for slot in group.slots:
+            parameter = self.parameters.get(slot[0])
+            if parameter is not None:
+                yield slot, parameter.detach()
+
+
+class Criterion(ABC):
+    """Says how important each channel is; those with the lowest scores go first.
+
+    A criterion of your own is a subclass with one method. In YAML it is named by its class path.
+
+    Example:
+        >>> import torch
+        >>> class LastFirst(Criterion):
+        ...     def __call__(self, evidence):
+        ...         return {group.name: -torch.arange(float(group.size)) for group in evidence.groups}
+    """
+
+    calibration: Calibration | None = None
+    """How much data to look at, for :attr:`Evidence.moments`; ``None`` where activations are of no account."""
+
+    @abstractmethod
+    def __call__(self, evidence: Evidence) -> dict[str, Tensor]:
+        """Score the channels of ``evidence.groups``.
+
+        Returns:
+            Group name to scores ``(size,)``, higher for what matters more. A group that can't be judged is left out
+            and stays as it is.
+        """

@@ -1,0 +1,105 @@
+"""Criteria that read the weights alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from lit_prune.criteria.base import Criterion, Evidence
+from lit_prune.graph import ChannelGroup
+from lit_prune.graph.trace import Slot
+
+
+class Magnitude(Criterion):
+    """The norm of all weights that go with a channel: what makes it, what normalises it, and what reads it.
+
+    A channel of a group lies in many tensors (coupled layers, their norms, the layers that follow); its score is one
+    norm over all of them.
+
+    Args:
+        p: Order of the norm, positive; 2 is the Euclidean one.
+
+    Raises:
+        ValueError: If ``p`` is not positive.
+
+    References:
+        Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017, section 3.1 (norms of filters); Fang et al.,
+        "DepGraph: Towards Any Structural Pruning", CVPR 2023, section 3.3 (over a group).
+    """
+
+    def __init__(self, p: float = 2.0) -> None:
+        if not p > 0:
+            raise ValueError(f"p must be positive, but got {p}.")
+        self.p = p
+
+    def __call__(self, evidence: Evidence) -> dict[str, Tensor]:
+        """Score each channel by the norm over all its slots."""
+        return {group.name: self._of(evidence, group) for group in evidence.groups}
+
+    def _of(self, evidence: Evidence, group: ChannelGroup) -> Tensor:
+        total = torch.zeros(group.size, dtype=torch.float64)
+        for slot, tensor in evidence.slots_of(group):
+            dim = slot[1]
+            # On the CPU and in double precision every device decides alike.
+            powers = tensor.to("cpu", torch.float64).abs().pow(self.p)
+            others = [other for other in range(tensor.dim()) if other != dim]
+            total += per_channel(group, slot, powers.sum(others) if others else powers)
+        return total.pow(1 / self.p).float()
+
+
+class BatchNormScale(Criterion):
+    """The scale |γ| of the BatchNorm that follows; a mean where a channel passes through several.
+
+    Groups without a scaled BatchNorm can't be judged and stay.
+
+    References:
+        Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", ICCV 2017, section 3.
+    """
+
+    def __call__(self, evidence: Evidence) -> dict[str, Tensor]:
+        """Score each channel by its mean |γ|."""
+        modules = dict(evidence.network.named_modules(remove_duplicate=False))
+        scores = {}
+        for group in evidence.groups:
+            scales = [
+                per_channel(group, slot, tensor.abs())
+                for slot, tensor in evidence.slots_of(group)
+                if _is_scale(modules, slot[0])
+            ]
+            if scales:
+                scores[group.name] = torch.stack(scales).mean(0).float()
+        return scores
+
+
+class Random(Criterion):
+    """Chance: what every other criterion has to beat.
+
+    Args:
+        seed: The same seed gives the same channels.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def __call__(self, evidence: Evidence) -> dict[str, Tensor]:
+        """Draw a score for each channel; the global random state is not touched."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return {group.name: torch.rand(group.size, generator=generator) for group in evidence.groups}
+
+
+def per_channel(group: ChannelGroup, slot: Slot, values: Tensor) -> Tensor:
+    """Sum ``values`` (one an index of the slot's dimension) over the indices of each channel.
+
+    Returns:
+        ``(group.size,)`` on the CPU, in double precision, so that every device decides alike.
+    """
+    members = group.members[slot]
+    total = torch.zeros(group.size, dtype=torch.float64)
+    picked = values.double().cpu()[torch.from_numpy(members.indices)]
+    return total.index_add_(0, torch.from_numpy(members.channels), picked)
+
+
+def _is_scale(modules: dict[str, nn.Module], tensor_name: str) -> bool:
+    layer, _, leaf = tensor_name.rpartition(".")
+    return leaf == "weight" and isinstance(modules.get(layer), _NormBase)

@@ -1,0 +1,249 @@
+"""What was pruned, as a table, as JSON and as figures; all from plain records."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Record = Mapping[str, Any]
+"""One pruning: ``epoch``, ``step``, ``share`` (aimed at so far), ``channels`` (group name to [before, after]),
+``params`` and ``macs`` ([before, after]), ``seconds``, ``skipped`` (group name to the reason)."""
+History = Mapping[str, Sequence[Mapping[str, float]]]
+"""Name of a run to its epochs: ``epoch``, ``map`` and ``macs`` of each."""
+
+_BAR = 12  # characters of a bar in a table
+_DENSE, _KEPT, _EVENT = "#c9d3df", "#1f6f8b", "#d1495b"
+_INK, _GRID = "#22303c", "#e3e8ee"
+_RUNS = ("#d9822b", "#1f6f8b", "#6b4e9b", "#3a7d44")
+
+
+def event_table(record: Record, max_rows: int | None = 24) -> Table:
+    """One pruning as a table: channels of every group before and after, then parameters and multiply-adds.
+
+    Args:
+        record: What :class:`lit_prune.ChannelPruning` keeps of an event.
+        max_rows: Where there are more groups, those of one block (a common beginning of their names) share a row;
+            ``None`` gives every group its own.
+
+    Example:
+        >>> record = {"epoch": 3, "step": 90, "share": 0.5, "channels": {"0": [8, 4]}, "params": [512, 256],
+        ...           "macs": [20000, 10000], "seconds": 0.1, "skipped": {}}
+        >>> event_table(record).row_count
+        3
+    """
+    rows = fold_groups(record["channels"], max_rows)
+    table = Table(
+        title=f"Pruned at epoch {record['epoch']}, target so far {float(record['share']):.0%}",
+        title_style="bold",
+        caption=_caption(record),
+        caption_justify="left",
+        header_style="bold",
+    )
+    folded = len(rows) < len(record["channels"])
+    table.add_column("block (groups)" if folded else "group", no_wrap=True)
+    for heading in ("before", "after"):
+        table.add_column(heading, justify="right")
+    table.add_column("kept", no_wrap=True)
+    for name, (groups, before, after) in rows.items():
+        label = Text.assemble(name, (f" ({groups})", "dim")) if folded else Text(name)
+        table.add_row(label, f"{before:,}", f"{after:,}", share_bar(after, before))
+    table.add_section()
+    for title, key in (("parameters", "params"), ("multiply-adds", "macs")):
+        before, after = record[key]
+        table.add_row(title, human(before), human(after), share_bar(after, before), style="bold")
+    return table
+
+
+def fold_groups(channels: Mapping[str, Sequence[int]], max_rows: int | None) -> dict[str, tuple[int, int, int]]:
+    """Sum groups whose names begin alike, no more than needed: row name to (groups, channels before, after).
+
+    Example:
+        >>> fold_groups({"net.0.a": [8, 4], "net.0.b": [8, 6], "net.1": [4, 2]}, max_rows=2)
+        {'net.0': (2, 16, 10), 'net.1': (1, 4, 2)}
+    """
+    depth = max((name.count(".") + 1 for name in channels), default=1)
+    while True:
+        rows: dict[str, tuple[int, int, int]] = {}
+        for name, (before, after) in channels.items():
+            key = ".".join(name.split(".")[:depth])
+            groups, all_before, all_after = rows.get(key, (0, 0, 0))
+            rows[key] = groups + 1, all_before + before, all_after + after
+        if max_rows is None or len(rows) <= max_rows or depth == 1:
+            return rows
+        depth -= 1
+
+
+def share_bar(part: float, whole: float) -> Text:
+    """A bar and a percentage, for a table's cell."""
+    share = part / whole if whole else 0.0
+    full = round(_BAR * min(1.0, share))
+    return Text.assemble(("█" * full, "cyan"), ("░" * (_BAR - full), "bright_black"), f" {share:4.0%}")
+
+
+def human(number: float) -> str:
+    """A count with a unit: three digits are what a reader compares.
+
+    Example:
+        >>> human(812), human(3012798), human(96_400_000), human(4.1e9)
+        ('812', '3.01 M', '96.4 M', '4.10 G')
+    """
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            value = number / size
+            return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {unit}"
+    return f"{number:.0f}"
+
+
+def save_json(report: Mapping[str, Any], path: str | Path) -> None:
+    """Write a report as indented JSON; numbers of torch and NumPy become plain ones."""
+    Path(path).write_text(json.dumps(report, indent=2, default=_plain) + "\n", encoding="utf-8")
+
+
+def channels_figure(records: Sequence[Record]) -> Figure:
+    """Channels of every pruned group, dense and kept after the last of the prunings.
+
+    Args:
+        records: The events of one run, in order; at least one.
+
+    Raises:
+        ValueError: If there is no record.
+    """
+    if not records:
+        raise ValueError("channels_figure needs at least one pruning record, but got none.")
+    dense: dict[str, int] = {}
+    kept: dict[str, int] = {}
+    for record in records:
+        for name, (before, after) in record["channels"].items():
+            dense.setdefault(name, before)
+            kept[name] = after
+    width = max(6.0, 1.2 + 0.155 * len(dense))
+    figure, axes = _figure(width, 3.9)
+    places = range(len(dense))
+    axes.bar(places, list(dense.values()), width=0.82, color=_DENSE, label="dense")
+    axes.bar(places, list(kept.values()), width=0.82, color=_KEPT, label="kept")
+    axes.set_xticks(list(places), _short_names(list(dense)), rotation=90, fontsize=6.5)
+    axes.set_xlim(-0.8, len(dense) - 0.2)
+    axes.set_ylabel("channels")
+    total, left = sum(dense.values()), sum(kept.values())
+    _title(axes, f"Channels kept: {left:,} of {total:,} ({left / total:.0%})")
+    axes.grid(axis="y", color=_GRID)
+    axes.legend(frameon=False, fontsize=8.5, ncols=2, loc="lower right", bbox_to_anchor=(1, 1.0))
+    return figure
+
+
+def history_figure(history: History, records: Sequence[Record]) -> Figure:
+    """Mean average precision and multiply-adds over the epochs of one or more runs, with the prunings marked.
+
+    Args:
+        history: Name of each run to its epochs, each with ``epoch``, ``map`` and ``macs``.
+        records: The prunings to mark.
+
+    Raises:
+        ValueError: If no run has an epoch.
+    """
+    if not any(history.values()):
+        raise ValueError("history_figure needs the epochs of at least one run, but got none.")
+    figure, axes = _figure(7.0, 4.6, rows=2, height_ratios=(2.2, 1))
+    upper, lower = axes
+    for number, (name, epochs) in enumerate((name, epochs) for name, epochs in history.items() if epochs):
+        colour = _RUNS[number % len(_RUNS)]
+        x = [epoch["epoch"] + 1 for epoch in epochs]
+        upper.plot(x, [epoch["map"] for epoch in epochs], color=colour, lw=2, label=name)
+        macs = [epoch["macs"] / 1e6 for epoch in epochs]
+        lower.step([x[0] - 1, *x], [macs[0], *macs], where="pre", color=colour, lw=2)
+        final = epochs[-1]["map"]
+        upper.annotate(
+            f"{final:.3f}",
+            (x[-1], final),
+            xytext=(4, 3 if final == max(other[-1]["map"] for other in history.values() if other) else -9),
+            textcoords="offset points",
+            color=colour,
+            fontsize=8,
+            annotation_clip=False,
+        )
+    for record in records:
+        for one in axes:
+            one.axvline(record["epoch"], color=_EVENT, lw=1, ls=(0, (4, 3)), zorder=0)
+        upper.annotate(
+            f"−{1 - record['macs'][1] / record['macs'][0]:.0%} MACs",
+            (record["epoch"], 0.02),
+            xycoords=("data", "axes fraction"),
+            xytext=(-3, 0),
+            textcoords="offset points",
+            rotation=90,
+            ha="right",
+            va="bottom",
+            fontsize=7.5,
+            color=_EVENT,
+        )
+    last = max(epoch["epoch"] + 1 for epochs in history.values() for epoch in epochs)
+    for one in axes:
+        one.set_xlim(0, last)
+        one.grid(color=_GRID)
+    upper.set_ylim(bottom=0)
+    lower.set_ylim(bottom=0)
+    upper.tick_params(labelbottom=False)
+    upper.set_ylabel("mAP50-95")
+    lower.set_ylabel("million MACs")
+    lower.set_xlabel("epochs trained")
+    _title(upper, "Accuracy and work over the run")
+    upper.legend(frameon=False, fontsize=8.5, ncols=len(history), loc="lower right", bbox_to_anchor=(1, 1.0))
+    return figure
+
+
+def _caption(record: Record) -> str:
+    lines = [f"took {float(record['seconds']):.1f} s"]
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in record.get("skipped", {}).items():
+        by_reason.setdefault(reason, []).append(name)
+    for reason, names in by_reason.items():
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        lines.append(f"left as is: {', '.join(names[:3])}{more} ({reason})")
+    return "\n".join(lines)
+
+
+def _figure(width: float, height: float, rows: int = 1, **options: Any) -> tuple[Figure, Any]:
+    # A Figure of its own, not one of pyplot's: that would change the state of whoever plots in the same process.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=200, layout="constrained")
+    axes = figure.subplots(rows, **options)
+    for one in axes if rows > 1 else [axes]:
+        for side in ("top", "right"):
+            one.spines[side].set_visible(False)
+        for side in ("left", "bottom"):
+            one.spines[side].set_color("#9aa7b4")
+        one.tick_params(colors=_INK, labelsize=8)
+        one.xaxis.label.set_color(_INK)
+        one.yaxis.label.set_color(_INK)
+        one.set_axisbelow(True)
+    return figure, axes
+
+
+def _title(axes: Axes, text: str) -> None:
+    axes.set_title(text, loc="left", fontsize=10.5, fontweight="bold", color=_INK)
+
+
+def _short_names(names: list[str]) -> list[str]:
+    """Names without the beginning and the end that all have in common."""
+    parts = [name.split(".") for name in names]
+    shared = 0
+    while all(len(part) > shared + 1 and part[: shared + 1] == parts[0][: shared + 1] for part in parts):
+        shared += 1
+    return [re.sub(r"\.conv(?=#|$)", "", ".".join(part[shared:])) for part in parts]
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"A report holds plain data, but got {type(value).__name__}.")

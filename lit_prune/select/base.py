@@ -1,0 +1,111 @@
+"""What a selection is, and how far it has to go."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lit_prune.criteria import Evidence
+from lit_prune.graph import ChannelGroup
+
+if TYPE_CHECKING:
+    from lit_prune.activations import Calibration
+
+Scores = Mapping[str, Tensor]
+Widths = dict[str, int]
+
+
+class SelectionError(ValueError):
+    """The wanted amount can't be removed from these groups."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """How far one event goes, in terms of the dense network, and which widths are allowed.
+
+    Attributes:
+        share: What is to be gone after this event, in (0, 1); ``None`` where the selection finds it out itself.
+        widths: Group name to its channels in the dense network.
+        macs: Multiply-adds of the dense network, for one example.
+        round_to: Kept widths are multiples of it; ``None``: of 8, and narrower layers stay whole.
+        min_channels: The least that a group keeps.
+    """
+
+    share: float | None
+    widths: Mapping[str, int]
+    macs: int
+    round_to: int | None = None
+    min_channels: int = 1
+
+    def keep(self, group: ChannelGroup, share: float) -> int:
+        """The width of ``group`` once ``share`` of its dense channels is gone: rounded, and never above the present."""
+        return self.allowed(group, self.widths.get(group.name, group.size) * (1 - share))
+
+    def allowed(self, group: ChannelGroup, wanted: float) -> int:
+        """The allowed width nearest to ``wanted``."""
+        step = 8 if self.round_to is None else self.round_to
+        # Half a step goes up: what is in doubt stays.
+        width = step * int(wanted / step + 0.5)
+        least = max(step * -(-self.min_channels // step), step)
+        return min(group.size, max(width, least))
+
+
+class Selection(ABC):
+    """Says which channels go, given their scores and a target.
+
+    A selection of your own is a subclass with one method. In YAML it is named by its class path.
+
+    Example:
+        >>> class NarrowestScore(Selection):
+        ...     def __call__(self, evidence, scores, target):
+        ...         return {name: score.argsort()[:1] for name, score in scores.items() if len(score) > 1}
+    """
+
+    calibration: Calibration | None = None
+    """How much data to look at, for :attr:`Evidence.moments`; ``None`` where activations are of no account."""
+    needs_share: bool = True
+    """Whether it needs to be told an amount."""
+
+    @abstractmethod
+    def __call__(self, evidence: Evidence, scores: Scores, target: Target) -> dict[str, Tensor]:
+        """Choose the channels to remove.
+
+        Args:
+            evidence: The network, its graph, the groups that may lose channels.
+            scores: Group name to ``(size,)`` scores; a group that is missing stays.
+            target: How far to go.
+
+        Returns:
+            Group name to the sorted channels that go. Balanced groups lose equally many.
+
+        Raises:
+            SelectionError: If the target is out of reach.
+        """
+
+
+def units(groups: Iterable[ChannelGroup], scores: Scores) -> list[tuple[ChannelGroup, ...]]:
+    """Groups that must lose equally many, together; units that are not fully scored are left out."""
+    by_name = {group.name: group for group in groups}
+    found = dict.fromkeys(tuple(sorted(group.balanced)) or (group.name,) for group in by_name.values())
+    return [
+        tuple(by_name[name] for name in names)
+        for names in found
+        if all(name in scores and name in by_name for name in names)
+    ]
+
+
+def lowest(groups: Sequence[ChannelGroup], scores: Scores, widths: Mapping[str, int]) -> dict[str, Tensor]:
+    """The channels with the lowest scores, so many that ``widths`` are left; of equal scores the later one goes."""
+    gone = {}
+    for group in groups:
+        number = group.size - widths[group.name]
+        if number > 0:
+            # A stable sort of the mirrored scores breaks ties alike on every device.
+            order = torch.argsort(scores[group.name].double().cpu().flip(0), stable=True)
+            gone[group.name] = (group.size - 1 - order[:number]).sort().values
+    return gone

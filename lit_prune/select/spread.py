@@ -1,0 +1,163 @@
+"""Selections that rank channels by score: the same share of every layer, or of all channels together."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from lit_prune.criteria import Evidence
+from lit_prune.graph import ChannelGroup
+from lit_prune.registry import resolve
+from lit_prune.select.base import Scores, Selection, SelectionError, Target, Widths, lowest, units
+
+Unit = tuple[ChannelGroup, ...]
+
+
+class Spread(Selection):
+    """A way to share out a removal among layers, from nothing (level 0) to as much as is allowed (level 1)."""
+
+    @abstractmethod
+    def widths(self, level: float, members: Sequence[Unit], scores: Scores, target: Target) -> Widths:
+        """Group name to what it keeps at a level in [0, 1]; never wider at a higher level."""
+
+
+class Uniform(Spread):
+    """The same share of every layer; of each layer the channels with the lowest scores."""
+
+    def __call__(self, evidence: Evidence, scores: Scores, target: Target) -> dict[str, Tensor]:
+        """Remove ``target.share`` of each group's dense channels."""
+        members = units(evidence.groups, scores)
+        widths = self.widths(share_of(target, self), members, scores, target)
+        return lowest(flat(members), scores, widths)
+
+    def widths(self, level: float, members: Sequence[Unit], scores: Scores, target: Target) -> Widths:
+        """The level is the share that is gone."""
+        return {group.name: target.keep(group, level) for unit in members for group in unit}
+
+
+class Global(Spread):
+    """The channels with the lowest scores of the whole network; layers that matter more keep more.
+
+    Scores are divided by their layer's mean, for their sizes differ from layer to layer for reasons other than
+    importance.
+    """
+
+    def __call__(self, evidence: Evidence, scores: Scores, target: Target) -> dict[str, Tensor]:
+        """Remove ``target.share`` of all dense channels of these groups."""
+        share = share_of(target, self)
+        members = units(evidence.groups, scores)
+        groups = flat(members)
+        dense = sum(target.widths.get(group.name, group.size) for group in groups)
+        widths = fit(self, members, scores, target, lambda kept: sum(kept.values()), (1 - share) * dense)
+        return lowest(groups, scores, widths)
+
+    def widths(self, level: float, members: Sequence[Unit], scores: Scores, target: Target) -> Widths:
+        """The level is a quantile of all scores: what lies below it goes."""
+        curves = [_curve(unit, scores) for unit in members]
+        if not curves:
+            return {}
+        pool = torch.cat([curve.repeat(len(unit)) for curve, unit in zip(curves, members, strict=True)]).sort().values
+        threshold = torch.inf if level >= 1 else float(pool[int(level * len(pool))])
+        widths = {}
+        for curve, unit in zip(curves, members, strict=True):
+            wanted = int((curve >= threshold).sum())
+            for group in unit:
+                widths[group.name] = target.allowed(group, wanted)
+        return widths
+
+
+class MacsBudget(Selection):
+    """As many channels as it takes to leave a share of the dense network's multiply-adds.
+
+    Args:
+        spread: How the removal is shared out among layers: ``"uniform"``, ``"global"``, or a :class:`Spread`.
+    """
+
+    def __init__(self, spread: Spread | str = "uniform") -> None:
+        self.spread = resolve("spread", spread, Spread, {"uniform": Uniform, "global": Global})
+
+    def __call__(self, evidence: Evidence, scores: Scores, target: Target) -> dict[str, Tensor]:
+        """Remove channels until at most ``1 - target.share`` of the dense MACs are left."""
+        share = share_of(target, self)
+        members = units(evidence.groups, scores)
+        groups = flat(members)
+
+        def macs(kept: Widths) -> float:
+            # Every channel of a group costs the same, so any of them will do.
+            return evidence.graph.macs_without({group.name: range(kept[group.name], group.size) for group in groups})
+
+        budget = (1 - share) * target.macs
+        widths = fit(self.spread, members, scores, target, macs, budget, unit="MACs")
+        return lowest(groups, scores, widths)
+
+
+def fit(
+    spread: Spread,
+    members: Sequence[Unit],
+    scores: Scores,
+    target: Target,
+    cost: Callable[[Widths], float],
+    budget: float,
+    unit: str = "channels",
+) -> Widths:
+    """The widths of the lowest level whose cost is within ``budget``, with what is left of it spent where it counts.
+
+    Raises:
+        SelectionError: If even the highest level costs more.
+    """
+    low, high = 0.0, 1.0
+    wide, narrow = (spread.widths(level, members, scores, target) for level in (low, high))
+    if cost(wide) <= budget:
+        return wide
+    if cost(narrow) > budget:
+        raise SelectionError(
+            f"The wanted {budget:,.0f} {unit} are out of reach: with each of the {len(narrow)} groups at its least "
+            f"width, {cost(narrow):,.0f} are left. Lower `amount`, `round_to` or `min_channels`, or widen `blocks`."
+        )
+    for _ in range(24):
+        level = (low + high) / 2
+        widths = spread.widths(level, members, scores, target)
+        if cost(widths) <= budget:
+            high, narrow = level, widths
+        else:
+            low, wide = level, widths
+        if wide == narrow:
+            break
+    # Rounding makes many layers jump at the same level: give back to those whose channels score highest.
+    jumped = [group for group in members if any(wide[part.name] != narrow[part.name] for part in group)]
+    for group in sorted(jumped, key=lambda group: -_regained(group, scores, wide, narrow)):
+        trial = narrow | {part.name: wide[part.name] for part in group}
+        if cost(trial) <= budget:
+            narrow = trial
+    return narrow
+
+
+def flat(members: Sequence[Unit]) -> list[ChannelGroup]:
+    """All groups of some units."""
+    return [group for unit in members for group in unit]
+
+
+def share_of(target: Target, selection: Selection) -> float:
+    """The target's share, for selections that can't do without.
+
+    Raises:
+        SelectionError: If there is none.
+    """
+    if target.share is None:
+        raise SelectionError(f"{type(selection).__name__} needs an amount in (0, 1), but got None.")
+    return target.share
+
+
+def _curve(unit: Unit, scores: Scores) -> Tensor:
+    """``(size,)`` rising: what the k-th channel is worth that all groups of a unit lose together."""
+    normed = [scores[group.name].double().cpu() for group in unit]
+    return torch.stack([score.sort().values / score.mean().clamp(min=1e-12) for score in normed]).mean(0)
+
+
+def _regained(unit: Unit, scores: Scores, wide: Widths, narrow: Widths) -> float:
+    curve, name = _curve(unit, scores), unit[0].name
+    size = len(curve)
+    return float(curve[size - wide[name] : size - narrow[name]].mean())

@@ -1,0 +1,166 @@
+"""What a Trainer holds beside the model, kept in step with it: optimizers, averaged copies, DDP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+from lit_prune.plan import PruningPlan
+from lit_prune.surgery import accepts_pruned, select, shrink_, targets
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+# By class name, along the bases: importing them all would cost the packages that they come from.
+_CANNOT_STRATEGIES = {
+    "FSDPStrategy": "FSDP flattens and shards parameters when it wraps the model",
+    "ModelParallelStrategy": "parallelised parameters are DTensors, which can't change their shape",
+    "DeepSpeedStrategy": "DeepSpeed partitions parameters when it wraps the model",
+    "XLAStrategy": "XLA compiles the step for fixed shapes",
+    "XLAFSDPStrategy": "XLA shards parameters when it wraps the model",
+    "SingleDeviceXLAStrategy": "XLA compiles the step for fixed shapes",
+}
+_CANNOT_OPTIMIZERS = {
+    "LBFGS": "it keeps one flat vector of all parameters",
+    "ZeroRedundancyOptimizer": "it shards its state over the ranks",
+}
+
+
+class UnsupportedError(RuntimeError):
+    """The Trainer has something that can't follow when the network shrinks."""
+
+
+def prune_(
+    module: nn.Module,
+    plan: PruningPlan,
+    optimizers: Sequence[Optimizer] = (),
+    copies: Sequence[nn.Module] = (),
+) -> None:
+    """Shrink a network in place together with all that holds something of its shape.
+
+    Parameters stay the same objects, so parameter groups, schedulers and hooks stay valid. Optimizer state and
+    gradients keep the values of what is left.
+
+    Args:
+        module: The network that the plan was made for.
+        plan: What to keep.
+        optimizers: Optimizers over its parameters.
+        copies: Averaged copies with the same names (EMA, SWA).
+
+    Raises:
+        UnsupportedError: If an optimizer holds state that can't be cut; then nothing has changed.
+        ValueError: If the plan does not fit; then nothing has changed.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1))
+        >>> adam = torch.optim.AdamW(net.parameters())
+        >>> net(torch.rand(1, 3, 4, 4)).sum().backward()
+        >>> adam.step()
+        >>> keep = torch.arange(6)
+        >>> plan = PruningPlan({"0.weight": {0: keep}, "0.bias": {0: keep}, "1.weight": {1: keep}})
+        >>> prune_(net, plan, [adam])
+        >>> adam.state[net[1].weight]["exp_avg"].shape
+        torch.Size([4, 6, 1, 1])
+    """
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    cuts = {parameters[name]: dims for name, dims in plan.kept.items() if name in parameters}
+    changes = [change for optimizer in optimizers for change in _state_changes(optimizer, cuts)]
+    for copy in copies:
+        targets(copy, plan)
+    for network in (module, *copies):
+        shrink_(network, plan)
+    for state, key, value in changes:
+        state[key] = value
+
+
+def _state_changes(
+    optimizer: Optimizer, cuts: Mapping[nn.Parameter, Mapping[int, Tensor]]
+) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
+    """Each entry of the state that has to change, with its cut value; raises before anything is written."""
+    check_optimizer(optimizer)
+    for parameter, dims in cuts.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            # A step counter has one element whatever the shape of the parameter is.
+            if isinstance(value, Tensor) and (value.numel() > 1 or value.shape == parameter.shape):
+                yield optimizer.state[parameter], key, select(value, _dims_of(optimizer, key, value, parameter, dims))
+
+
+def _dims_of(
+    optimizer: Optimizer, key: str, value: Tensor, parameter: nn.Parameter, dims: Mapping[int, Tensor]
+) -> dict[int, Tensor]:
+    sizes = [] if value.dim() != parameter.dim() else [*zip(value.shape, parameter.shape, strict=True)]
+    # Factored moments (Adafactor) have size 1 where they are a mean over the dimension.
+    if not sizes or any(mine not in (1, full) for mine, full in sizes):
+        raise UnsupportedError(
+            f"{type(optimizer).__name__} keeps {key!r} of shape {tuple(value.shape)} for a parameter of shape "
+            f"{tuple(parameter.shape)}: it is not known how to cut that. Use SGD, Adam, AdamW, RMSprop or Adafactor."
+        )
+    return {dim: kept for dim, kept in dims.items() if sizes[dim][0] == sizes[dim][1]}
+
+
+def check_optimizer(optimizer: Optimizer) -> None:
+    """Raise an UnsupportedError for an optimizer whose state can't follow."""
+    inner = getattr(optimizer, "optimizer", optimizer)
+    for name in (base.__name__ for base in type(inner).__mro__):
+        if name in _CANNOT_OPTIMIZERS:
+            raise UnsupportedError(
+                f"ChannelPruning can't prune under {name}, for {_CANNOT_OPTIMIZERS[name]}. Use SGD, Adam, AdamW or "
+                "Adafactor, or prune before training."
+            )
+
+
+def check_strategy(trainer: Trainer) -> None:
+    """Raise an UnsupportedError for a strategy under which parameters can't change their shape."""
+    for name in (base.__name__ for base in type(trainer.strategy).__mro__):
+        if name in _CANNOT_STRATEGIES:
+            raise UnsupportedError(
+                f"ChannelPruning can't prune during training under {name}, for {_CANNOT_STRATEGIES[name]}. Use "
+                "strategy='ddp' or a single device; or prune the network before the Trainer wraps it."
+            )
+
+
+def check_launcher(trainer: Trainer, module: nn.Module) -> None:
+    """Raise an UnsupportedError where the main process will load shrunk weights and does not know how.
+
+    ``ddp_spawn`` and its kin train in child processes; at the end the weights are loaded into the module of the main
+    process, in which no callback ever ran.
+    """
+    launcher = type(getattr(trainer.strategy, "launcher", None))
+    if any(base.__name__ == "_MultiProcessingLauncher" for base in launcher.__mro__) and not accepts_pruned(module):
+        raise UnsupportedError(
+            "Under ddp_spawn, ddp_fork and ddp_notebook the main process loads the weights of its children, and here "
+            "it would refuse their shapes. Call `lit_prune.accept_pruned(model)` before `fit`, or use strategy='ddp'."
+        )
+
+
+def averaged_copies(trainer: Trainer) -> list[nn.Module]:
+    """The averaged copies of the model that the Trainer's callbacks keep (``WeightAveraging``, SWA)."""
+    copies = []
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        average = getattr(callback, "_average_model", None)
+        if isinstance(average, nn.Module):
+            copies.append(average.module if isinstance(average, AveragedModel) else average)
+    return copies
+
+
+def renew_wrapper(trainer: Trainer) -> None:
+    """Build the DDP wrapper anew: its buckets have the old shapes."""
+    strategy: Any = trainer.strategy
+    if isinstance(strategy.model, nn.parallel.DistributedDataParallel):
+        # The old wrapper's hooks must be gone before the new ones come.
+        strategy.model = strategy.lightning_module
+        strategy._pl_static_graph_delay_done = False
+        strategy.configure_ddp()
+
+
+def print_above_progress(trainer: Trainer, table: Table) -> None:
+    """Print a table; through the console of a rich progress bar where there is one, for it redraws its last lines."""
+    progress: Any = getattr(trainer.progress_bar_callback, "progress", None)
+    console = getattr(progress, "console", None) or Console()
+    console.print(table)

@@ -1,0 +1,100 @@
+"""A detector for use without lit_prune: a plain Ultralytics file, ONNX, TorchScript and what else Ultralytics writes."""
+
+import importlib.util
+import shutil
+import tempfile
+import warnings
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lit_prune.yolo.networks import quiet_ultralytics
+
+_NEEDS = {"onnx": ("onnx",), "openvino": ("openvino",), "ncnn": ("ncnn",), "mnn": ("MNN",), "engine": ("tensorrt",)}
+
+
+def export_detector(network: Any, path: str | Path, format: str = "pt", image_size: int = 640, **options: Any) -> Path:
+    """Write a detection network, pruned or not, to a file that other programs read.
+
+    Args:
+        network: An Ultralytics `DetectionModel`; it stays as it is.
+        path: The file, or for some formats the folder, to write; what is there is replaced.
+        format: `"pt"` (opens with `ultralytics.YOLO`, needs no lit_prune; pickled, so open it only if you trust its
+            source), or a format of Ultralytics' exporter: `"onnx"`, `"torchscript"`, `"openvino"`, ...
+        image_size: Height and width in pixels that the exported network takes; `"pt"` takes any.
+        **options: Further arguments of Ultralytics' exporter, such as `dynamic=True`.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ImportError: If the format needs a package that is missing.
+        ValueError: If there is no such format.
+
+    Example:
+        >>> from lit_prune.yolo import build_detector
+        >>> network = build_detector("yolov8n.yaml", num_classes=2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     export_detector(network, f"{folder}/net.pt").name
+        'net.pt'
+    """
+    path = Path(path)
+    _check_format(format)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plain = _plain_copy(network)
+    if format == "pt":
+        torch.save({"model": plain, "train_args": vars(plain.args), "epoch": -1}, path)
+        return path
+    from ultralytics.engine.exporter import Exporter
+
+    # Smaller graphs need onnxslim; the unsimplified graph computes the same.
+    extra = {"simplify": importlib.util.find_spec("onnxslim") is not None} if format == "onnx" else {}
+    with tempfile.TemporaryDirectory() as folder, quiet_ultralytics():
+        plain.pt_path = str(Path(folder) / path.with_suffix(".pt").name)
+        settings = {"format": format, "imgsz": image_size, "device": "cpu", "batch": 1, **extra, **options}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's own, about what Ultralytics calls
+            written = Path(Exporter(overrides=settings)(model=plain))
+        if path.is_dir():
+            shutil.rmtree(path)
+        shutil.move(written, path)
+    return path
+
+
+def export_formats() -> tuple[str, ...]:
+    """Return the names of the formats that the installed Ultralytics can write, `"pt"` first."""
+    from ultralytics.engine.exporter import export_formats as known
+
+    return ("pt", *(name for name in known()["Argument"] if name != "-"))
+
+
+def _check_format(format: str) -> None:
+    formats = export_formats()
+    if format not in formats:
+        raise ValueError(f"format must be one of {', '.join(formats)}, but got {format!r}.")
+    missing = [name for name in _NEEDS.get(format, ()) if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(
+            f"Export to {format} needs a package that is not installed. Install it with: pip install {missing[0]}"
+        )
+
+
+def _plain_copy(network: Any) -> Any:
+    """A copy on the CPU that holds classes of torch and Ultralytics only, as Ultralytics' own trainer would save it."""
+    criterion, network.criterion = getattr(network, "criterion", None), None
+    try:
+        copy = deepcopy(network)
+    finally:
+        network.criterion = criterion
+    del copy.criterion
+    for module in copy.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+        module._backward_hooks.clear()
+        module._load_state_dict_pre_hooks.clear()
+    copy.model[-1].shape = None
+    copy.zero_grad(set_to_none=True)
+    copy.task = "detect"
+    return copy.float().cpu().eval()

@@ -1,0 +1,160 @@
+"""Ultralytics' detection networks, from a configuration or from weights, dense or pruned."""
+
+import difflib
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from lit_prune.surgery import adopt_shapes_
+
+_HEADS = ("Detect", "v10Detect")
+
+
+def build_detector(model: str | dict[str, Any], num_classes: int | None = None) -> Any:
+    """Build an Ultralytics `DetectionModel` that is ready to train.
+
+    Its weights require gradients, it has the hyperparameters that its loss asks for, and in eval mode end-to-end
+    heads answer end to end.
+
+    Args:
+        model: As for `LitYOLO`.
+        num_classes: As for `LitYOLO`; weights of the last layer that do not fit another number are drawn anew.
+
+    Raises:
+        ImportError: If Ultralytics is missing.
+        FileNotFoundError: If there is no such configuration or file; near names are listed.
+        ValueError: If `model` is no detection network, or `num_classes` is below 1 or cannot be changed.
+    """
+    _require_ultralytics()
+    from ultralytics.cfg import get_cfg
+
+    if num_classes is not None and num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, but got {num_classes}.")
+    if isinstance(model, str) and Path(model).suffix == ".pt":
+        network = _from_weights(model, num_classes)
+    else:
+        network = _from_configuration(model, num_classes)
+    network.args = get_cfg()
+    if getattr(network.model[-1], "one2one_cv2", None) is not None:
+        network.end2end = True
+    return network
+
+
+def _from_configuration(model: str | dict[str, Any], num_classes: int | None) -> Any:
+    from ultralytics.nn.tasks import DetectionModel, yaml_model_load
+
+    with quiet_ultralytics():
+        if isinstance(model, dict):
+            config = deepcopy(model)
+        else:
+            if Path(model).suffix not in {".yaml", ".yml"}:
+                raise ValueError(f"model must end in .yaml or .pt, but got {model!r}.{_near(model)}")
+            try:
+                config = yaml_model_load(model)
+            except FileNotFoundError:
+                raise FileNotFoundError(
+                    f"Ultralytics has no configuration {model!r}, and there is no such file.{_near(model)}"
+                ) from None
+        head = config["head"][-1][2]
+        if head not in _HEADS:
+            raise ValueError(
+                f"LitYOLO trains detection networks (their head is one of {', '.join(_HEADS)}), but the head of "
+                f"{model if isinstance(model, str) else 'this configuration'!r} is {head}."
+            )
+        return DetectionModel(config, nc=num_classes, verbose=False)
+
+
+def _from_weights(path: str, num_classes: int | None) -> Any:
+    source = _load_weights(path)
+    config = getattr(source, "yaml", None)
+    if not isinstance(config, dict) or source.is_fused():
+        raise ValueError(
+            f"{path!r} holds no network that can be trained (its normalization is fused into its convolutions, or "
+            f"it was not written by Ultralytics' trainer or `lit-prune export`); use the file from before export."
+        )
+    classes = int(source.model[-1].nc)
+    network = _from_configuration(config, classes)
+    weights = source.state_dict()
+    shapes = {name: value.shape for name, value in network.state_dict().items()}
+    pruned = any(shapes.get(name, value.shape) != value.shape for name, value in weights.items())
+    if pruned:
+        adopt_shapes_(network, weights)
+    network.load_state_dict(weights)
+    network.names = source.names
+    if num_classes in {None, classes}:
+        return network
+    if pruned:
+        raise ValueError(
+            f"{path!r} is pruned and has {classes} classes; num_classes={num_classes} would need a new head. Train "
+            f"the dense network for {num_classes} classes first, then prune it."
+        )
+    changed = _from_configuration(config, num_classes)
+    with quiet_ultralytics():
+        changed.load(network, verbose=False)
+    return changed
+
+
+def _load_weights(path: str) -> Any:
+    from ultralytics.nn.tasks import load_checkpoint
+    from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
+
+    offered = Path(path).name == path and (path in GITHUB_ASSETS_NAMES or f"{path[:-3]}u.pt" in GITHUB_ASSETS_NAMES)
+    if not Path(path).exists() and not offered:
+        raise FileNotFoundError(f"There is no file {path!r}, and Ultralytics offers none of this name.{_near(path)}")
+    try:
+        return load_checkpoint(path)[0]
+    except (OSError, RuntimeError, TypeError) as error:
+        if Path(path).exists():
+            raise ValueError(f"{path!r} cannot be read as weights by Ultralytics: {error}") from error
+        raise FileNotFoundError(
+            f"{path!r} is not here, and Ultralytics could not download it ({error}). Put the file into the working "
+            f"directory, or start from {Path(path).stem + '.yaml'!r} without weights."
+        ) from error
+
+
+def _near(name: str) -> str:
+    """End of an error message: the known names that resemble this one."""
+    import ultralytics
+    from ultralytics.utils import YAML
+    from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
+
+    stem, suffix = Path(name).stem, Path(name).suffix
+    if suffix == ".pt":
+        known = {asset for asset in GITHUB_ASSETS_NAMES if re.fullmatch(r"yolo[^-]*\.pt", asset)}
+    else:
+        suffix = ".yaml"
+        known = set()
+        for path in (Path(ultralytics.__file__).parent / "cfg" / "models").rglob("*.yaml"):
+            config = YAML.load(path)
+            if config["head"][-1][2] in _HEADS:
+                scales = config.get("scales") or [""]
+                known |= {re.sub(r"(\d+)(?=$|-)", rf"\g<1>{scale}", path.stem, count=1) + suffix for scale in scales}
+    near = difflib.get_close_matches(stem + suffix, sorted(known), n=4, cutoff=0.4)
+    return f" Did you mean {', '.join(near)}?" if near else f" Known are {', '.join(sorted(known))}."
+
+
+def _require_ultralytics() -> None:
+    try:
+        import ultralytics  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"LitYOLO builds its networks with Ultralytics, which cannot be imported ({error}). Install it with: "
+            f"pip install 'lit-prune[yolo]'. Mind that Ultralytics is licensed under AGPL-3.0."
+        ) from error
+
+
+@contextmanager
+def quiet_ultralytics() -> Iterator[None]:
+    """Keep Ultralytics' notes about building a network from the console."""
+    from ultralytics.utils import LOGGER
+
+    level = LOGGER.level
+    LOGGER.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        LOGGER.setLevel(level)

@@ -1,0 +1,50 @@
+"""How a detector is optimized: parameter groups, and how the learning rate rises and falls."""
+
+import math
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+
+OptimizerName = Literal["adamw", "sgd"]
+ScheduleName = Literal["cosine", "linear", "constant"]
+DEFAULT_LR: dict[OptimizerName, float] = {"adamw": 2e-3, "sgd": 1e-2}
+
+
+def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Put every trainable parameter in one of two groups: weights, decayed; biases and norms, not decayed.
+
+    Example:
+        >>> groups = parameter_groups(nn.Conv2d(3, 8, 1).parameters(), weight_decay=0.1)
+        >>> [(group["name"], len(group["params"]), group["weight_decay"]) for group in groups]
+        [('weights', 1, 0.1), ('biases_and_norms', 1, 0.0)]
+    """
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    return [
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay, "name": "weights"},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0, "name": "biases_and_norms"},
+    ]
+
+
+def build_optimizer(name: OptimizerName, groups: list[dict[str, Any]], lr: float, momentum: float) -> Optimizer:
+    """Build AdamW, whose beta1 is `momentum`, or SGD with Nesterov momentum."""
+    if name == "adamw":
+        return AdamW(groups, lr=lr, betas=(momentum, 0.999))
+    return SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
+
+
+def lr_factor(step: int, *, warmup: float, total: float, schedule: ScheduleName, final: float) -> float:
+    """Return the share of the highest learning rate at a step: a linear rise, then the schedule's fall to `final`.
+
+    Example:
+        >>> [lr_factor(step, warmup=2, total=6, schedule="linear", final=0.0) for step in range(7)]
+        [0.333..., 0.666..., 1.0, 0.75, 0.5, 0.25, 0.0]
+    """
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if schedule == "constant":
+        return 1.0
+    progress = min(1.0, (step - warmup) / max(1.0, total - warmup))
+    height = 1 - progress if schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    return final + (1 - final) * height

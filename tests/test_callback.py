@@ -1,0 +1,282 @@
+import warnings
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+
+from lit_prune import ChannelGraph, ChannelPruning
+from lit_prune.callback import PruningError
+from lit_prune.criteria import Criterion
+from lit_prune.schedule import AtEpochs
+from lit_prune.trainer import UnsupportedError
+from tests.toys import Classifier, loader, optimizers, trainer, widths
+
+
+def pruning(amount=0.5, epochs=1, **options):
+    return ChannelPruning(amount, epochs, **{"verbose": False, **options})
+
+
+class Logged(pl.Callback):
+    """What is in the metrics, and how wide the network is, at the end of each epoch."""
+
+    def __init__(self):
+        self.epochs = []
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("pruning/")}
+        self.epochs.append((metrics, widths(pl_module)["net.2.0.weight"][0]))
+
+
+def count(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("example", [None, torch.zeros(1, 3, 8, 8)], ids=["first batch", "example_input_array"])
+@pytest.mark.parametrize("epochs", [[0], [1, 3], [0, 2, 3]])
+def test_the_network_shrinks_at_each_epoch_and_trains_on(example, epochs):
+    module, callback, logged = Classifier(), pruning(0.5, epochs), Logged()
+    module.example_input_array = example
+    dense = count(module)
+    trainer(callback, logged).fit(module, loader())
+    parts = AtEpochs(epochs).events(4)
+    expected = []
+    for epoch in range(4):
+        part = max([0.0, *(part for at, part in parts.items() if at <= epoch)])
+        expected.append(32 - 8 * round(32 * 0.5 * part / 8))
+    assert [width for _, width in logged.epochs] == expected
+    assert [event["epoch"] for event in callback.events] == epochs
+    assert len(module.losses) == 12
+    assert callback.events[0]["params"][0] == dense
+    assert callback.events[-1]["params"][1] == count(module) == logged.epochs[-1][0]["pruning/params"]
+    graph = ChannelGraph.trace(module, torch.zeros(1, 3, 8, 8))
+    assert callback.events[-1]["macs"][1] == graph.macs == logged.epochs[-1][0]["pruning/macs"]
+    assert all(set(metrics) == {"pruning/params", "pruning/macs", "pruning/channels"} for metrics, _ in logged.epochs)
+    assert callback.plan.sizes["net.2.0.weight"] == {0: 32, 1: 16}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in optimizers() if kind != "lbfgs"])
+def test_every_parameter_goes_on_learning(kind):
+    module, callback = Classifier(optimizer=kind), pruning(0.5, 1)
+    after = {}
+
+    class Watch(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if trainer.current_epoch == 1 and batch_idx == 0:
+                after.update({name: parameter.clone() for name, parameter in pl_module.named_parameters()})
+
+    trainer(callback, Watch()).fit(module, loader())
+    assert after["net.2.0.weight"].shape == (16, 8, 3, 3)
+    assert all(not torch.equal(after[name], parameter) for name, parameter in module.named_parameters())
+    for parameter in module.parameters():
+        for value in module.trainer.optimizers[0].state[parameter].values():
+            assert not torch.is_tensor(value) or value.numel() <= 1 or value.dim() == parameter.dim()
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_other_precisions(precision):
+    module, callback = Classifier(), pruning(0.5, [1, 2])
+    trainer(callback, precision=precision).fit(module, loader())
+    assert widths(module)["net.2.0.weight"] == (16, 8, 3, 3)
+
+
+def test_training_without_a_due_event_is_that_without_the_callback():
+    runs = []
+    for callbacks in ([], [pruning(0.5, 3)]):
+        torch.manual_seed(3)
+        module = Classifier()
+        trainer(*callbacks, max_epochs=4).fit(module, loader(shuffle=True))
+        runs.append(module.losses)
+    assert runs[0][:9] == runs[1][:9]
+    assert runs[0][9:] != runs[1][9:]
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
+    def run(*callbacks, **options):
+        torch.manual_seed(0)
+        module, callback = Classifier(optimizer="adamw"), pruning(0.6, [1, 3])
+        trainer(callback, *callbacks, max_epochs=5, enable_checkpointing=bool(callbacks)).fit(
+            module, loader(), **options
+        )
+        return module, callback
+
+    whole, record = run(ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1))
+    for epoch in range(4):
+        resumed, again = run(ckpt_path=tmp_path / f"epoch={epoch}.ckpt", weights_only=True)
+        assert widths(resumed) == widths(whole)
+        assert all(
+            torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
+        )
+        assert again.plan == record.plan
+        assert [event["epoch"] for event in again.events] == [1, 3]
+
+
+def test_a_missed_event_is_made_up_for(tmp_path):
+    module = Classifier()
+    saver = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    trainer(saver, max_epochs=3, enable_checkpointing=True).fit(module, loader())
+    callback = pruning(0.5, [0, 1])
+    trainer(callback, max_epochs=4).fit(module, loader(), ckpt_path=tmp_path / "epoch=2.ckpt")
+    assert [(event["epoch"], event["share"]) for event in callback.events] == [(3, 0.5)]
+
+
+def test_weights_of_any_stage_load_into_any_network(tmp_path):
+    module, callback = Classifier(), pruning(0.5, 2)
+    saver = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    run = trainer(callback, saver, enable_checkpointing=True)
+    run.fit(module, loader(), loader())
+    run.validate(module, loader(), ckpt_path=tmp_path / "epoch=0.ckpt", verbose=False)
+    assert widths(module)["net.2.0.weight"] == (32, 16, 3, 3)
+    fresh = Classifier()
+    trainer(pruning(0.5, 2)).validate(fresh, loader(), ckpt_path=tmp_path / "epoch=3.ckpt", verbose=False)
+    assert widths(fresh)["net.2.0.weight"] == (16, 8, 3, 3)
+
+
+def test_the_record_of_another_network_is_dropped():
+    callback = pruning(0.5, 1)
+    for _ in range(2):
+        module = Classifier()
+        trainer(callback, max_epochs=2).fit(module, loader())
+        assert len(callback.events) == 1
+        assert widths(module)["net.2.0.weight"] == (16, 8, 3, 3)
+
+
+def test_layers_per_event_takes_the_largest_first_to_the_full_amount():
+    module, callback = Classifier(), pruning(0.5, [1, 2, 3], layers_per_event=1)
+    trainer(callback).fit(module, loader())
+    assert [event["channels"] for event in callback.events] == [{"net.2.0": [32, 16]}, {"net.0.0": [16, 8]}, {}]
+
+
+def test_a_lightning_module_whose_networks_are_called_one_by_one():
+    class Parts(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.head, self.net = self.net[:3], self.net[3:], None
+
+        def training_step(self, batch, batch_idx):
+            return nn.functional.cross_entropy(self.head(self.encoder(batch[0])), batch[1])
+
+    module, callback = Parts(), pruning(0.5, 1)
+    trainer(callback, max_epochs=2).fit(module, loader())
+    # Between the two calls anything could happen to the channels, so they stay.
+    assert widths(module)["encoder.0.0.weight"] == (8, 3, 3, 3)
+    assert widths(module)["encoder.2.0.weight"] == (32, 8, 3, 3)
+
+
+# --- what goes wrong ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"amount": 0.0}, ValueError, r"amount must be a share in \(0, 1\)"),
+        ({"amount": 1.0}, ValueError, "amount must be a share"),
+        ({"amount": 1.5}, ValueError, "but got 1.5"),
+        ({"amount": -0.1}, ValueError, "amount must be a share"),
+        ({"amount": True}, ValueError, "amount must be a share"),
+        ({"amount": None}, ValueError, "Uniform does not"),
+        ({"epochs": []}, ValueError, "epochs is empty"),
+        ({"epochs": [-1]}, ValueError, "epochs must be whole numbers"),
+        ({"criterion": "magnitud"}, ValueError, "Did you mean 'magnitude'"),
+        ({"criterion": Criterion}, TypeError, "criterion must be one of"),
+        ({"selection": "globall"}, ValueError, "Did you mean 'global'"),
+        ({"blocks": []}, ValueError, "blocks is empty"),
+        ({"blocks": 1}, TypeError, "blocks must be a list"),
+        ({"exclude": "head"}, TypeError, "exclude must be a list"),
+        ({"round_to": 0}, ValueError, "round_to must be at least 1"),
+        ({"min_channels": 0}, ValueError, "min_channels must be at least 1"),
+        ({"layers_per_event": 0}, ValueError, "layers_per_event must be at least 1"),
+        ({"layers_per_event": 1, "selection": "macs"}, ValueError, "can't meet a MACs budget"),
+        ({"on_error": "ignore"}, ValueError, "'raise' or 'continue'"),
+    ],
+)
+def test_bad_arguments_are_refused_where_they_are_given(options, error, message):
+    with pytest.raises(error, match=message):
+        pruning(**options)
+
+
+class Broken(Classifier):
+    def forward(self, x):
+        return super().forward(x.flatten(1))
+
+
+class NoChannels(Classifier):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Softmax(1), nn.BatchNorm1d(192))
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "error", "message"),
+    [
+        (Classifier, {"epochs": [1, 9]}, ValueError, r"epochs=\[1, 9\] goes beyond the run: with max_epochs=4"),
+        (Classifier, {"blocks": [7]}, ValueError, "no block 7: net has blocks 0 to 3"),
+        (Classifier, {"blocks": ["backbone.*"]}, ValueError, "'backbone.*' matches no layer"),
+        (Classifier, {"exclude": ["hed"]}, ValueError, "'hed' matches no layer"),
+        (Classifier, {"blocks": [3]}, ValueError, "leave nothing that could be pruned"),
+        (Classifier, {"exclude": ["*"]}, ValueError, "leave nothing that could be pruned"),
+        (Classifier, {"round_to": 24}, ValueError, "round_to=24 is larger than layer net.0.0, which has 16 channels"),
+        (NoChannels, {}, ValueError, "no convolution and no linear layer"),
+        (Broken, {}, PruningError, "net.0.0: .*example_input_array"),
+        (lambda: Classifier(optimizer="lbfgs"), {}, UnsupportedError, "LBFGS"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_training_and_changes_nothing(module, options, error, message):
+    module = module()
+    module.example_input_array = torch.zeros(2, 3, 8, 8)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    with pytest.raises(error, match=message):
+        trainer(pruning(**options)).fit(module, loader())
+    assert module.losses == []
+    assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
+
+
+class FailsAtTwo(Criterion):
+    def __call__(self, evidence):
+        if evidence.graph["net.2.0"].size < 32:
+            raise ValueError("this criterion fails at the second event")
+        return {group.name: torch.arange(float(group.size)) for group in evidence.groups}
+
+
+def test_an_event_that_fails_leaves_the_network_and_stops():
+    module, callback = Classifier(), pruning(0.5, [1, 2], criterion=FailsAtTwo())
+    with pytest.raises(PruningError, match=r"Pruning at epoch 2 failed, and the network is as it was\. this criterion"):
+        trainer(callback).fit(module, loader())
+    assert len(module.losses) == 6
+    assert widths(module)["net.2.0.weight"] == (24, 16, 3, 3)
+    assert [event["epoch"] for event in callback.events] == [1]
+    assert not module._load_state_dict_pre_hooks
+
+
+def test_an_event_that_fails_can_be_gone_past():
+    module, callback = Classifier(), pruning(0.5, [1, 2], criterion=FailsAtTwo(), on_error="continue")
+    with pytest.warns(UserWarning, match="Pruning at epoch 2 failed"):
+        trainer(callback).fit(module, loader())
+    assert len(module.losses) == 12
+    assert widths(module)["net.2.0.weight"] == (24, 16, 3, 3)
+
+
+def test_an_event_that_removes_nothing_says_so():
+    module, callback = Classifier(), pruning(0.05, 1)
+    with pytest.warns(UserWarning, match="removed nothing: .*round_to"):
+        trainer(callback, max_epochs=2).fit(module, loader())
+    assert widths(module)["net.2.0.weight"] == (32, 16, 3, 3)
+
+
+def test_a_criterion_that_can_judge_nothing_is_an_error():
+    module, callback = Classifier(), pruning(criterion="batchnorm", blocks=[0, 1])
+    module.net[0][1], module.net[1].norm = nn.Identity(), nn.Identity()
+    with pytest.raises(PruningError, match="BatchNormScale can judge none of the 1 groups"):
+        trainer(callback).fit(module, loader())
+
+
+def test_one_table_an_event_and_no_warning(capsys):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", module="lit_prune")
+        trainer(pruning(0.5, [1, 2], verbose=True)).fit(Classifier(), loader())
+    printed = capsys.readouterr().out
+    assert printed.count("Pruned at epoch") == 2
+    assert "net.2.0" in printed
+    trainer(pruning(0.5, [1, 2])).fit(Classifier(), loader())
+    assert "Pruned" not in capsys.readouterr().out

@@ -1,0 +1,119 @@
+import pytest
+import torch
+
+from lit_prune import ChannelGraph, shrink_
+from lit_prune.yolo import build_detector
+
+
+def _save(network, path):
+    torch.save({"model": network, "train_args": {}}, path)
+    return str(path)
+
+
+def _pruned(name="yolov8n.yaml", **options):
+    network = build_detector(name, **options).eval()
+    graph = ChannelGraph.trace(network, torch.zeros(1, 3, 64, 64))
+    return shrink_(network, graph.plan({graph.groups[0].name: [0, 3], graph.groups[1].name: [5]}))
+
+
+def _answer(network):
+    with torch.no_grad():
+        return network.eval()(torch.linspace(0, 1, 3 * 64 * 64).view(1, 3, 64, 64))[0]
+
+
+def test_a_detector_is_ready_to_train():
+    network = build_detector("yolov8n.yaml", num_classes=7)
+
+    assert network.model[-1].nc == network.yaml["nc"] == 7
+    frozen = [name for name, parameter in network.named_parameters() if not parameter.requires_grad]
+    assert frozen == ["model.22.dfl.conv.weight"]  # fixed by design
+    assert network.args.box > 0
+
+
+@pytest.mark.parametrize("name", ["yolov10n.yaml", "yolo26n.yaml"])
+def test_end_to_end_heads_answer_end_to_end(name):
+    network = build_detector(name, num_classes=3).eval()
+
+    assert network.end2end
+    assert _answer(network).shape[-1] == 6
+
+
+def test_weights_come_back_with_their_names(tmp_path):
+    network = build_detector("yolov8n.yaml", num_classes=3)
+    network.names = {0: "cat", 1: "dog", 2: "cow"}
+    path = _save(network, tmp_path / "net.pt")
+
+    loaded = build_detector(path)
+
+    assert loaded.names == network.names
+    assert torch.equal(_answer(loaded), _answer(network))
+    assert sum(p.requires_grad for p in loaded.parameters()) == sum(p.requires_grad for p in network.parameters())
+
+
+def test_weights_with_another_number_of_classes_keep_the_body(tmp_path):
+    network = build_detector("yolov8n.yaml", num_classes=3)
+    path = _save(network, tmp_path / "net.pt")
+
+    loaded = build_detector(path, num_classes=5)
+
+    assert loaded.model[-1].nc == 5
+    before, after = network.state_dict(), loaded.state_dict()
+    assert torch.equal(before["model.0.conv.weight"], after["model.0.conv.weight"])
+    assert after["model.22.cv3.0.2.weight"].shape[0] == 5
+
+
+def test_a_pruned_file_is_built_with_its_shapes(tmp_path):
+    network = _pruned(num_classes=3)
+    path = _save(network, tmp_path / "pruned.pt")
+
+    loaded = build_detector(path)
+
+    assert loaded.model[0].conv.out_channels == 14
+    assert torch.equal(_answer(loaded), _answer(network))
+
+
+def test_a_pruned_file_with_another_number_of_classes(tmp_path):
+    path = _save(_pruned(num_classes=3), tmp_path / "pruned.pt")
+    with pytest.raises(ValueError, match="is pruned and has 3 classes; num_classes=5 would need a new head"):
+        build_detector(path, num_classes=5)
+
+
+def test_a_configuration_as_a_dict_is_left_as_it_is():
+    config = build_detector("yolov8n.yaml").yaml
+    copy = dict(config)
+
+    assert build_detector(config, num_classes=4).model[-1].nc == 4
+    assert config == copy
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "message"),
+    [
+        ("yolov8m.yml2", ValueError, r"must end in .yaml or .pt, but got 'yolov8m.yml2'. Did you mean .*yolov8m.yaml"),
+        ("yolo8n.yaml", FileNotFoundError, r"no configuration 'yolo8n.yaml'.* Did you mean .*yolov8n.yaml"),
+        ("yolov8n-seg.yaml", ValueError, "trains detection networks .* is Segment"),
+        ("nowhere/net.pt", FileNotFoundError, "There is no file 'nowhere/net.pt'"),
+        ("yolov8q.pt", FileNotFoundError, r"Ultralytics offers none of this name. Did you mean .*yolov8"),
+    ],
+)
+def test_unknown_models(model, error, message):
+    with pytest.raises(error, match=message):
+        build_detector(model)
+
+
+def test_a_file_that_is_no_checkpoint(tmp_path):
+    path = tmp_path / "text.pt"
+    path.write_text("not weights")
+    with pytest.raises(ValueError, match="cannot be read as weights by Ultralytics"):
+        build_detector(str(path))
+
+
+def test_a_fused_file(tmp_path):
+    network = build_detector("yolov8n.yaml", num_classes=3).eval().fuse()
+    with pytest.raises(ValueError, match="holds no network that can be trained"):
+        build_detector(_save(network, tmp_path / "fused.pt"))
+
+
+def test_wrong_number_of_classes():
+    with pytest.raises(ValueError, match="num_classes must be at least 1, but got 0"):
+        build_detector("yolov8n.yaml", num_classes=0)
