@@ -58,6 +58,7 @@ def prune_(
         ValueError: If the plan does not fit; then nothing has changed.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1))
         >>> adam = torch.optim.AdamW(net.parameters())
         >>> net(torch.rand(1, 3, 4, 4)).sum().backward()

@@ -20,7 +20,7 @@ from lit_prune.activations.decisions import Decision, Method, decide, survey_cha
 from lit_prune.activations.moments import jeffries_matusita
 from lit_prune.criteria import Evidence
 from lit_prune.graph import ChannelGroup
-from lit_prune.graph.trace import Slot
+from lit_prune.graph.recording import Slot
 from lit_prune.select.base import Scores, Selection, SelectionError, Target, units
 
 Unit = tuple[ChannelGroup, ...]
