@@ -30,6 +30,7 @@ class ChannelGraph:
         macs: Multiply-adds of one example.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
         >>> graph = ChannelGraph.trace(net, torch.zeros(1, 3, 16, 16))
         >>> [(group.name, group.size) for group in graph.groups], graph.frozen
