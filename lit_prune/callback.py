@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_prune.activations.trainer_data import calibrate
+from lit_prune.checkpoint import check_record, check_same_network, plan_of
 from lit_prune.cost import count_parameters
 from lit_prune.criteria import CRITERIA, Criterion
 from lit_prune.event import Dense, Recipe
@@ -121,6 +122,7 @@ class ChannelPruning(Callback):
         self._pruned: list[str] = []
         self._inputs: list[dict[str, Any]] | None = None
         self._calls: list[Call] = []
+        self._shapes: dict[str, tuple[int, ...]] = {}
         self._graph: ChannelGraph | None = None
         self._recorder: CallRecorder | None = None
         self._hook: Any = None
@@ -137,6 +139,7 @@ class ChannelPruning(Callback):
             if not is_cut_to(pl_module, self.plan):
                 # The record of an earlier fit, of another network.
                 self._forget()
+        self._shapes = _shapes(pl_module)
         if not accepts_pruned(pl_module):
             self._hook = pl_module.register_load_state_dict_pre_hook(adopt_shapes_hook)  # type: ignore[no-untyped-call]
 
@@ -184,6 +187,12 @@ class ChannelPruning(Callback):
             self._see(pl_module, self._stop_recording())
             self._prune_if_due(trainer, pl_module)
             self._log(pl_module)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint whose tensors are not those of its record, or whose network is another one."""
+        plan, shapes = plan_of(checkpoint), _shapes(pl_module)
+        check_record(plan, shapes, str(trainer.ckpt_path))
+        check_same_network(self._shapes, self.plan, shapes, plan)
 
     def state_dict(self) -> dict[str, Any]:
         """What was pruned, as plain data: read without lit_prune, and under ``weights_only=True``."""
@@ -316,6 +325,10 @@ def _checked_amount(amount: float | None, selection: Selection) -> float | None:
     if isinstance(amount, bool) or not 0 < amount < 1:
         raise ValueError(f"amount must be a share in (0, 1), such as 0.5, but got {amount!r}.")
     return float(amount)
+
+
+def _shapes(module: LightningModule) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
 def _max_epochs(trainer: Trainer) -> int | None:
