@@ -18,6 +18,7 @@ from lit_prune.event import Dense, Recipe
 from lit_prune.graph import Call, ChannelGraph, TraceError
 from lit_prune.inputs import CallRecorder, call_of_example, calls_from_state, calls_to_state
 from lit_prune.plan import PruningPlan
+from lit_prune.recovery import Recovery, Rewarming, reset_scores
 from lit_prune.registry import resolve
 from lit_prune.report import event_table
 from lit_prune.schedule import AtEpochs, Schedule
@@ -65,6 +66,8 @@ class ChannelPruning(Callback):
         min_channels: The least that a layer keeps.
         layers_per_event: Prune only so many layers an event, each to the full amount: those with the most channels
             first, and none that shares a tensor with another of the same event.
+        recovery: What follows an event: scores of other callbacks that start anew (the default), a learning rate that
+            rises again.
         on_error: ``"raise"`` ends the training with the old network when an event fails; ``"continue"`` warns and
             goes on with it.
         verbose: Print a table at each event.
@@ -96,6 +99,7 @@ class ChannelPruning(Callback):
         round_to: int | None = None,
         min_channels: int = 1,
         layers_per_event: int | None = None,
+        recovery: Recovery | None = None,
         on_error: Literal["raise", "continue"] = "raise",
         verbose: bool = True,
     ) -> None:
@@ -112,6 +116,7 @@ class ChannelPruning(Callback):
         self.schedule = epochs if isinstance(epochs, Schedule) else AtEpochs(epochs)
         if on_error not in ("raise", "continue"):
             raise ValueError(f"on_error must be 'raise' or 'continue', but got {on_error!r}.")
+        self.recovery = recovery or Recovery()
         self.on_error = on_error
         self.verbose = verbose
 
@@ -125,6 +130,8 @@ class ChannelPruning(Callback):
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._graph: ChannelGraph | None = None
         self._recorder: CallRecorder | None = None
+        self._rewarming: Rewarming | None = None
+        self._rewarmed: list[int] | None = None
         self._hook: Any = None
 
     # --- hooks ----------------------------------------------------------------------------------------------------
@@ -146,7 +153,10 @@ class ChannelPruning(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave no hook behind."""
         self._stop_recording()
-        self._inputs = None
+        self._inputs = self._rewarmed = None
+        if self._rewarming is not None:
+            self._rewarming.close()
+            self._rewarming = None
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
@@ -169,9 +179,11 @@ class ChannelPruning(Callback):
             self._see(pl_module, [call_of_example(example, pl_module.device)])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Record the calls of the first batch."""
+        """Record the calls of the first batch, and go on with what a resumed run was in the middle of."""
         if self._graph is None:
             self._recorder = CallRecorder(pl_module)
+        if self._rewarmed is not None:
+            self._rewarm(trainer, self._rewarmed)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune where an event is due, and log what the network costs now."""
@@ -203,6 +215,7 @@ class ChannelPruning(Callback):
             "done": self._done,
             "pruned": self._pruned,
             "inputs": self._inputs,
+            "rewarmed": None if self._rewarming is None else self._rewarming.taken,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -213,6 +226,7 @@ class ChannelPruning(Callback):
         self._done = list(state_dict["done"])
         self._pruned = list(state_dict["pruned"])
         self._inputs = state_dict["inputs"]
+        self._rewarmed = state_dict["rewarmed"]
 
     # --- an event -------------------------------------------------------------------------------------------------
 
@@ -232,7 +246,16 @@ class ChannelPruning(Callback):
             rank_zero_warn(message)
         self._done.extend(due)
         if record is not None:
+            if self.recovery.reset_scores:
+                reset_scores(trainer)
+            self._rewarm(trainer)
             self._report(trainer, record)
+
+    def _rewarm(self, trainer: Trainer, taken: list[int] | None = None) -> None:
+        if self._rewarming is not None:
+            self._rewarming.close()
+        if self.recovery.rewarm_steps:
+            self._rewarming = Rewarming(trainer.optimizers, self.recovery.rewarm_steps, taken)
 
     def _prune(self, trainer: Trainer, pl_module: LightningModule, part: float) -> dict[str, Any]:
         """One event: whole, or an error and nothing changed."""
