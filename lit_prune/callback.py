@@ -14,10 +14,11 @@ from lit_prune.activations.trainer_data import calibrate
 from lit_prune.checkpoint import check_record, check_same_network, plan_of
 from lit_prune.cost import count_parameters
 from lit_prune.criteria import CRITERIA, Criterion
-from lit_prune.event import Dense, Recipe
+from lit_prune.event import Recipe
 from lit_prune.graph import Call, ChannelGraph, TraceError
 from lit_prune.inputs import CallRecorder, call_of_example, calls_from_state, calls_to_state
 from lit_prune.plan import PruningPlan
+from lit_prune.record import Dense, Record
 from lit_prune.recovery import Recovery, Rewarming, reset_scores
 from lit_prune.registry import resolve
 from lit_prune.report import event_table
@@ -73,8 +74,7 @@ class ChannelPruning(Callback):
         verbose: Print a table at each event.
 
     Attributes:
-        plan: What was kept so far, against the dense LightningModule.
-        events: One record an event, as plain data.
+        record: What was pruned so far.
 
     Raises:
         ValueError: If an argument is out of range or a name unknown; the message has the nearest.
@@ -120,11 +120,7 @@ class ChannelPruning(Callback):
         self.on_error = on_error
         self.verbose = verbose
 
-        self.plan = PruningPlan({})
-        self.events: list[dict[str, Any]] = []
-        self._dense: Dense | None = None
-        self._done: list[int] = []
-        self._pruned: list[str] = []
+        self.record = Record()
         self._inputs: list[dict[str, Any]] | None = None
         self._calls: list[Call] = []
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -145,7 +141,7 @@ class ChannelPruning(Callback):
             self.recipe.scope.check(pl_module)
             if not is_cut_to(pl_module, self.plan):
                 # The record of an earlier fit, of another network.
-                self._forget()
+                self.record = Record()
         self._shapes = _shapes(pl_module)
         if not accepts_pruned(pl_module):
             self._hook = pl_module.register_load_state_dict_pre_hook(adopt_shapes_hook)  # type: ignore[no-untyped-call]
@@ -207,33 +203,35 @@ class ChannelPruning(Callback):
         check_same_network(self._shapes, self.plan, shapes, plan)
 
     def state_dict(self) -> dict[str, Any]:
-        """What was pruned, as plain data: read without lit_prune, and under ``weights_only=True``."""
+        """The record of what was pruned, and what it takes to go on from here, as plain data."""
         return {
-            "plan": self.plan.state_dict(),
-            "events": self.events,
-            "dense": None if self._dense is None else self._dense.state_dict(),
-            "done": self._done,
-            "pruned": self._pruned,
+            **self.record.state_dict(),
             "inputs": self._inputs,
             "rewarmed": None if self._rewarming is None else self._rewarming.taken,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the record of a checkpoint."""
-        self.plan = PruningPlan.from_state_dict(state_dict["plan"])
-        self.events = list(state_dict["events"])
-        self._dense = None if state_dict["dense"] is None else Dense(**state_dict["dense"])
-        self._done = list(state_dict["done"])
-        self._pruned = list(state_dict["pruned"])
+        self.record = Record.from_state_dict(state_dict)
         self._inputs = state_dict["inputs"]
         self._rewarmed = state_dict["rewarmed"]
+
+    @property
+    def plan(self) -> PruningPlan:
+        """What was kept so far, against the dense LightningModule."""
+        return self.record.plan
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """One record an event, as plain data."""
+        return self.record.events
 
     # --- an event -------------------------------------------------------------------------------------------------
 
     def _prune_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
         events = self.schedule.events(_max_epochs(trainer))
         # Epochs that a resumed run has skipped are made up for at once.
-        due = [epoch for epoch in events if epoch <= trainer.current_epoch and epoch not in self._done]
+        due = [epoch for epoch in events if epoch <= trainer.current_epoch and epoch not in self.record.done]
         if not due:
             return
         try:
@@ -244,7 +242,7 @@ class ChannelPruning(Callback):
                 raise PruningError(message) from error
             record = None
             rank_zero_warn(message)
-        self._done.extend(due)
+        self.record.done.extend(due)
         if record is not None:
             if self.recovery.reset_scores:
                 reset_scores(trainer)
@@ -265,8 +263,8 @@ class ChannelPruning(Callback):
             pl_module,
             self._calls,
             share,
-            self._dense,
-            self._pruned,
+            self.record.dense,
+            self.record.pruned,
             partial(calibrate, trainer, pl_module),
         )
         params = count_parameters(pl_module)
@@ -276,9 +274,9 @@ class ChannelPruning(Callback):
         torch.compiler.reset()
         torch.clear_autocast_cache()
 
-        self.plan = self.plan.then(decision.plan)
+        self.record.plan = self.plan.then(decision.plan)
         self._graph = decision.after
-        self._pruned.extend(group.name for group in decision.groups)
+        self.record.pruned.extend(group.name for group in decision.groups)
         return decision.record(
             epoch=trainer.current_epoch,
             step=trainer.global_step,
@@ -288,7 +286,7 @@ class ChannelPruning(Callback):
         )
 
     def _report(self, trainer: Trainer, record: dict[str, Any]) -> None:
-        self.events.append(record)
+        self.record.events.append(record)
         if record["channels"] and record["params"][0] == record["params"][1]:
             rank_zero_warn(
                 f"The pruning at epoch {trainer.current_epoch} removed nothing: no layer is wide enough to lose "
@@ -313,10 +311,10 @@ class ChannelPruning(Callback):
                 f"The network can't be run on {[call.module or 'its example inputs' for call in calls]}: {error}. Give "
                 "the LightningModule an `example_input_array` that its forward takes."
             ) from error
-        self.recipe.check(pl_module, graph)
         self._graph, self._calls, self._inputs = graph, calls, calls_to_state(calls)
-        if self._dense is None:
-            self._dense = Dense.of(pl_module, graph)
+        if self.record.dense is None:
+            self.recipe.check(pl_module, graph)
+            self.record.dense = Dense.of(pl_module, graph)
 
     def _stop_recording(self) -> list[Call]:
         recorder, self._recorder = self._recorder, None
@@ -331,10 +329,6 @@ class ChannelPruning(Callback):
             "pruning/channels": float(sum(group.size for group in self._graph.groups)),
         }
         pl_module.log_dict(figures, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
-
-    def _forget(self) -> None:
-        self.plan = PruningPlan({})
-        self.events, self._dense, self._done, self._pruned = [], None, [], []
 
 
 def _checked_amount(amount: float | None, selection: Selection) -> float | None:

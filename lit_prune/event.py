@@ -3,45 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from lit_prune.activations import Calibration, Moments
-from lit_prune.cost import count_parameters
 from lit_prune.criteria import Criterion, Evidence
 from lit_prune.graph import Call, ChannelGraph, ChannelGroup
 from lit_prune.plan import PruningPlan
 from lit_prune.ranks import check_same, from_rank_zero, together
+from lit_prune.record import Dense
 from lit_prune.scope import Scope, largest_independent
 from lit_prune.select import MacsBudget, Selection, Target
 
 Measure = Callable[[list[str], Calibration], Mapping[str, Moments]]
-
-
-@dataclass(frozen=True)
-class Dense:
-    """The network before its first pruning: what shares are counted against.
-
-    Attributes:
-        widths: Group name to channels.
-        macs: Multiply-adds of one example.
-        params: Number of parameters.
-    """
-
-    widths: Mapping[str, int]
-    macs: int
-    params: int
-
-    @classmethod
-    def of(cls, network: nn.Module, graph: ChannelGraph) -> Dense:
-        """The sizes of a network that is dense now."""
-        return cls({group.name: group.size for group in graph.groups}, graph.macs, count_parameters(network))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain data for a checkpoint."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
