@@ -153,6 +153,6 @@ class ChannelGraph:
                 other = len(gone.get(partner, ()))
                 if other != len(channels):
                     raise ValueError(
-                        f"Groups {name!r} and {partner!r} are equal pieces of one split and must stay equally wide, but "
-                        f"would lose {len(channels)} and {other} channels. Remove equally many of both."
+                        f"Groups {name!r} and {partner!r} are equal pieces of one split and must stay equally wide, "
+                        f"but would lose {len(channels)} and {other} channels. Remove equally many of both."
                     )

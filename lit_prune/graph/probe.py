@@ -87,7 +87,10 @@ def _restrict(recording: Recording, components: Components, unit: Unit, reason: 
     folds = [
         fold
         for fold in recording.labels.folds
-        if fold.may_be_whole and not fold.whole and mine[components.of[fold.labels]].any()
+        if fold.may_be_whole
+        and not fold.whole
+        and mine[components.of[fold.labels]].any()
+        and (components.of[fold.labels] != components.of[fold.labels[0]]).any()
     ]
     for fold in folds:
         recording.labels.make_whole(fold)
@@ -170,15 +173,14 @@ def _compare(recording: Recording, again: Recording, plan: PruningPlan) -> None:
     alone = np.zeros(len(old.reason), dtype=np.bool_)
     for slot, row in recording.slots.items():
         kept = plan.kept.get(slot[0], {}).get(slot[1])
-        if kept is not None:
-            row = row[kept.numpy()]
+        left = row if kept is None else row[kept.numpy()]
         if slot in again.slots:
-            before.append(old.of[row])
+            before.append(old.of[left])
             after.append(new.of[again.slots[slot]])
             owners.append(slot[0])
-        elif len(row) == 1:
+        elif len(left) == 1:
             # A dimension of one is not tracked, so nothing is said of what it is coupled with.
-            alone[old.of[row]] = True
+            alone[old.of[left]] = True
     missing = again.slots.keys() - recording.slots.keys()
     if missing:
         name = min(missing)[0]

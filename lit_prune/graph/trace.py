@@ -13,11 +13,11 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from lit_prune.attributes import qualified_names
 from lit_prune.graph.labels import Row
 from lit_prune.graph.recording import Call, Product, Recording, Slot, TraceError
 from lit_prune.graph.skeleton import remember, remembered
 from lit_prune.graph.values import Block
-from lit_prune.surgery import qualified_names
 
 __all__ = ["Call", "Operation", "Product", "Recording", "Rows", "Rule", "Slot", "TraceError", "Tracer", "record"]
 
@@ -71,7 +71,7 @@ class Operation:
 Rule = Callable[["Tracer", Operation], None]
 
 
-class Tracer(TorchDispatchMode):  # type: ignore[misc]
+class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Labels the values of every operation that runs under it.
 
     Rules read what an operation's inputs carry (:meth:`rows`, or :meth:`blocks` where dimensions that were taken apart
@@ -80,7 +80,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
     """
 
     def __init__(self, names: Mapping[int, str], recording: Recording, rules: Mapping[str, Rule]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.recording = recording
         self.labels = recording.labels
         self.path: list[str] = []
