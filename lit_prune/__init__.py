@@ -3,6 +3,6 @@
 from lit_prune.callback import ChannelPruning
 from lit_prune.graph import ChannelGraph
 from lit_prune.plan import PruningPlan
-from lit_prune.surgery import mask_, shrink_
+from lit_prune.surgery import accept_pruned, mask_, shrink_
 
-__all__ = ["ChannelGraph", "ChannelPruning", "PruningPlan", "mask_", "shrink_"]
+__all__ = ["ChannelGraph", "ChannelPruning", "PruningPlan", "accept_pruned", "mask_", "shrink_"]

@@ -3,35 +3,34 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lit_prune.activations import Moments
 from lit_prune.activations.trainer_data import calibrate
 from lit_prune.cost import count_parameters
-from lit_prune.criteria import CRITERIA, Criterion, Evidence
-from lit_prune.graph import Call, ChannelGraph, ChannelGroup, TraceError
+from lit_prune.criteria import CRITERIA, Criterion
+from lit_prune.event import Dense, Recipe
+from lit_prune.graph import Call, ChannelGraph, TraceError
 from lit_prune.inputs import CallRecorder, call_of_example, calls_from_state, calls_to_state
 from lit_prune.plan import PruningPlan
 from lit_prune.registry import resolve
 from lit_prune.report import event_table
 from lit_prune.schedule import AtEpochs, Schedule
-from lit_prune.scope import Scope, largest_independent
-from lit_prune.select import SELECTIONS, MacsBudget, Selection, Target
-from lit_prune.surgery import adopt_shapes_hook, is_cut_to
+from lit_prune.scope import Scope
+from lit_prune.select import SELECTIONS, Selection
+from lit_prune.surgery import accepts_pruned, adopt_shapes_hook, is_cut_to
 from lit_prune.trainer import (
     averaged_copies,
+    check_launcher,
     check_optimizer,
-    check_same,
     check_strategy,
-    from_rank_zero,
     print_above_progress,
     prune_,
     renew_wrapper,
-    together,
 )
 
 
@@ -100,30 +99,26 @@ class ChannelPruning(Callback):
         verbose: bool = True,
     ) -> None:
         super().__init__()
-        self.criterion = resolve("criterion", criterion, Criterion, CRITERIA)
-        self.selection = resolve("selection", selection, Selection, SELECTIONS)
+        self.recipe = Recipe(
+            scope=Scope(blocks, exclude or []),
+            criterion=resolve("criterion", criterion, Criterion, CRITERIA),
+            selection=resolve("selection", selection, Selection, SELECTIONS),
+            round_to=round_to,
+            min_channels=min_channels,
+            layers_per_event=layers_per_event,
+        )
+        self.amount = _checked_amount(amount, self.recipe.selection)
         self.schedule = epochs if isinstance(epochs, Schedule) else AtEpochs(epochs)
-        self.scope = Scope(blocks, exclude or [])
-        self.amount = _checked_amount(amount, self.selection)
-        counts = {"round_to": round_to, "min_channels": min_channels, "layers_per_event": layers_per_event}
-        for name, count in counts.items():
-            if count is not None and count < 1:
-                raise ValueError(f"{name} must be at least 1, but got {count}.")
-        if layers_per_event is not None and isinstance(self.selection, MacsBudget):
-            raise ValueError("layers_per_event prunes each layer to the full amount, so it can't meet a MACs budget.")
         if on_error not in ("raise", "continue"):
             raise ValueError(f"on_error must be 'raise' or 'continue', but got {on_error!r}.")
-        self.round_to = round_to
-        self.min_channels = min_channels
-        self.layers_per_event = layers_per_event
         self.on_error = on_error
         self.verbose = verbose
 
         self.plan = PruningPlan({})
         self.events: list[dict[str, Any]] = []
-        self._dense: dict[str, Any] = {}
+        self._dense: Dense | None = None
         self._done: list[int] = []
-        self._touched: list[str] = []
+        self._pruned: list[str] = []
         self._inputs: list[dict[str, Any]] | None = None
         self._calls: list[Call] = []
         self._graph: ChannelGraph | None = None
@@ -134,14 +129,16 @@ class ChannelPruning(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the arguments against the Trainer and the network, and let checkpoints of other shapes load."""
-        self._hook = pl_module.register_load_state_dict_pre_hook(adopt_shapes_hook)  # type: ignore[no-untyped-call]
         if stage == "fit":
             check_strategy(trainer)
+            check_launcher(trainer, pl_module)
             self.schedule.events(_max_epochs(trainer))
-            self.scope.check(pl_module)
+            self.recipe.scope.check(pl_module)
             if not is_cut_to(pl_module, self.plan):
                 # The record of an earlier fit, of another network.
                 self._forget()
+        if not accepts_pruned(pl_module):
+            self._hook = pl_module.register_load_state_dict_pre_hook(adopt_shapes_hook)  # type: ignore[no-untyped-call]
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave no hook behind."""
@@ -193,9 +190,9 @@ class ChannelPruning(Callback):
         return {
             "plan": self.plan.state_dict(),
             "events": self.events,
-            "dense": self._dense,
+            "dense": None if self._dense is None else self._dense.state_dict(),
             "done": self._done,
-            "touched": self._touched,
+            "pruned": self._pruned,
             "inputs": self._inputs,
         }
 
@@ -203,9 +200,9 @@ class ChannelPruning(Callback):
         """Take up the record of a checkpoint."""
         self.plan = PruningPlan.from_state_dict(state_dict["plan"])
         self.events = list(state_dict["events"])
-        self._dense = dict(state_dict["dense"])
+        self._dense = None if state_dict["dense"] is None else Dense(**state_dict["dense"])
         self._done = list(state_dict["done"])
-        self._touched = list(state_dict["touched"])
+        self._pruned = list(state_dict["pruned"])
         self._inputs = state_dict["inputs"]
 
     # --- an event -------------------------------------------------------------------------------------------------
@@ -231,78 +228,42 @@ class ChannelPruning(Callback):
     def _prune(self, trainer: Trainer, pl_module: LightningModule, part: float) -> dict[str, Any]:
         """One event: whole, or an error and nothing changed."""
         started = time.perf_counter()
-        share = None if self.amount is None else self.amount * (1.0 if self.layers_per_event else part)
-        graph = ChannelGraph.trace_calls(pl_module, self._calls)
-        groups, skipped = self.scope.pick(pl_module, graph)
-        if self.layers_per_event is not None:
-            waiting = [group for group in groups if group.name not in self._touched]
-            groups = largest_independent(waiting, self.layers_per_event)
-        plan = from_rank_zero(together(lambda: self._decide(trainer, pl_module, graph, groups, share, skipped)))
-        after = together(lambda: graph.rehearse(plan))
-        check_same(plan.digest)
-
+        share = None if self.amount is None else self.amount * (1.0 if self.recipe.layers_per_event else part)
+        decision = self.recipe.decide(
+            pl_module,
+            self._calls,
+            share,
+            self._dense,
+            self._pruned,
+            partial(calibrate, trainer, pl_module),
+        )
         params = count_parameters(pl_module)
-        prune_(pl_module, plan, trainer.optimizers, averaged_copies(trainer))
+        prune_(pl_module, decision.plan, trainer.optimizers, averaged_copies(trainer))
         renew_wrapper(trainer)
         # Compiled code and cast copies of weights have the old shapes.
         torch.compiler.reset()
         torch.clear_autocast_cache()
 
-        self.plan = self.plan.then(plan)
-        self._graph = after
-        self._touched.extend(group.name for group in groups)
-        return {
-            "epoch": trainer.current_epoch,
-            "step": trainer.global_step,
-            "share": part if share is None else share,
-            "channels": {group.name: [group.size, group.width_under(plan)] for group in groups},
-            "params": [params, count_parameters(pl_module)],
-            "macs": [graph.macs, after.macs],
-            "seconds": time.perf_counter() - started,
-            "skipped": skipped,
-        }
+        self.plan = self.plan.then(decision.plan)
+        self._graph = decision.after
+        self._pruned.extend(group.name for group in decision.groups)
+        return decision.record(
+            epoch=trainer.current_epoch,
+            step=trainer.global_step,
+            share=part if share is None else share,
+            params=[params, count_parameters(pl_module)],
+            seconds=time.perf_counter() - started,
+        )
 
     def _report(self, trainer: Trainer, record: dict[str, Any]) -> None:
         self.events.append(record)
         if record["channels"] and record["params"][0] == record["params"][1]:
             rank_zero_warn(
                 f"The pruning at epoch {trainer.current_epoch} removed nothing: no layer is wide enough to lose "
-                f"{self.round_to or 8} channels (`round_to`) yet. A larger `amount` or a smaller `round_to` would."
+                f"{self.recipe.round_to or 8} channels (`round_to`) yet. A larger `amount` or a smaller `round_to` would."
             )
         if self.verbose and trainer.is_global_zero:
             print_above_progress(trainer, event_table(record))
-
-    def _decide(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        graph: ChannelGraph,
-        groups: tuple[ChannelGroup, ...],
-        share: float | None,
-        skipped: dict[str, str],
-    ) -> PruningPlan:
-        """Score, select and plan; why a group was passed over goes into ``skipped``."""
-        evidence = Evidence(pl_module, graph, groups, self._moments(trainer, pl_module, groups))
-        scores = self.criterion(evidence)
-        for group in groups:
-            if group.name not in scores:
-                skipped[group.name] = f"{type(self.criterion).__name__} can't judge it"
-        if not scores and groups:
-            raise ValueError(f"{type(self.criterion).__name__} can judge none of the {len(groups)} groups.")
-        return graph.plan(self.selection(evidence, scores, self._target(share)))
-
-    def _moments(
-        self, trainer: Trainer, pl_module: LightningModule, groups: tuple[ChannelGroup, ...]
-    ) -> dict[str, Moments]:
-        """Statistics of the groups' activations, where the selection or the criterion asks for them."""
-        asking = [part for part in (self.selection, self.criterion) if part.needs_moments]
-        layers = dict.fromkeys(layer for group in groups for layer in group.layers)
-        if not asking or not layers:
-            return {}
-        return calibrate(trainer, pl_module, list(layers), getattr(asking[0], "calibration", None))
-
-    def _target(self, share: float | None) -> Target:
-        return Target(share, self._dense["widths"], self._dense["macs"], self.round_to, self.min_channels)
 
     # --- seeing the network ---------------------------------------------------------------------------------------
 
@@ -320,21 +281,10 @@ class ChannelPruning(Callback):
                 f"The network can't be run on {[call.module or 'its example inputs' for call in calls]}: {error}. Give "
                 "the LightningModule an `example_input_array` that its forward takes."
             ) from error
-        groups, _ = self.scope.pick(pl_module, graph)
-        if self.round_to is not None:
-            narrow = min(groups, key=lambda group: group.size)
-            if narrow.size < self.round_to:
-                raise ValueError(
-                    f"round_to={self.round_to} is larger than layer {narrow.name}, which has {narrow.size} channels. "
-                    f"Lower it, or leave narrow layers out by `exclude`; without round_to they stay as they are."
-                )
+        self.recipe.check(pl_module, graph)
         self._graph, self._calls, self._inputs = graph, calls, calls_to_state(calls)
-        if not self._dense:
-            self._dense = {
-                "widths": {group.name: group.size for group in graph.groups},
-                "macs": graph.macs,
-                "params": count_parameters(pl_module),
-            }
+        if self._dense is None:
+            self._dense = Dense.of(pl_module, graph)
 
     def _stop_recording(self) -> list[Call]:
         recorder, self._recorder = self._recorder, None
@@ -352,7 +302,7 @@ class ChannelPruning(Callback):
 
     def _forget(self) -> None:
         self.plan = PruningPlan({})
-        self.events, self._dense, self._done, self._touched = [], {}, [], []
+        self.events, self._dense, self._done, self._pruned = [], None, [], []
 
 
 def _checked_amount(amount: float | None, selection: Selection) -> float | None:

@@ -126,6 +126,34 @@ def adopt_shapes_hook(module: nn.Module, state_dict: Mapping[str, Tensor], prefi
     adopt_shapes_(module, state_dict, prefix)
 
 
+def accept_pruned(module: ModuleT) -> ModuleT:
+    """Let a module load state dicts of pruned networks from now on: it takes their shapes first.
+
+    :class:`lit_prune.ChannelPruning` does this for as long as a Trainer runs. It takes a call of one's own where weights
+    are loaded outside of that: in the main process after ``strategy="ddp_spawn"``, or without a Trainer.
+
+    Args:
+        module: Any module; it pickles and deep-copies as before.
+
+    Returns:
+        The same module.
+
+    Example:
+        >>> dense = accept_pruned(nn.Linear(8, 4))
+        >>> dense.load_state_dict(nn.Linear(6, 4).state_dict())
+        <All keys matched successfully>
+    """
+    if not accepts_pruned(module):
+        module.register_load_state_dict_pre_hook(adopt_shapes_hook)  # type: ignore[no-untyped-call]
+    return module
+
+
+def accepts_pruned(module: nn.Module) -> bool:
+    """Whether :func:`accept_pruned` was called on the module."""
+    hooks = module._load_state_dict_pre_hooks.values()
+    return any(getattr(hook, "hook", hook) is adopt_shapes_hook for hook in hooks)
+
+
 def register_attributes(cls: type[nn.Module] | str) -> Callable[[AttributeUpdate], AttributeUpdate]:
     """Say how a module class's remembered integers follow from its tensors.
 
@@ -288,3 +316,17 @@ for _name in ("C2f", "C2fAttn", "C2fPSA", "C2PSA", "PSA"):
     @register_attributes(f"ultralytics.nn.modules.block.{_name}")
     def _ultralytics_halves(module: Any) -> None:
         module.c = module.cv1.conv.out_channels // 2
+
+
+@register_attributes("ultralytics.nn.modules.block.Attention")
+def _ultralytics_attention(module: Any) -> None:
+    # Every head keeps equally many; the scale stays that of the dense network, as its weights expect.
+    module.head_dim = module.proj.conv.in_channels // module.num_heads
+    module.key_dim = (module.qkv.conv.out_channels // module.num_heads - module.head_dim) // 2
+
+
+@register_attributes("ultralytics.nn.modules.block.AAttn")
+def _ultralytics_area_attention(module: Any) -> None:
+    # The forward computes the scale from the width of a head, so that heads go whole.
+    module.all_head_dim = module.proj.conv.in_channels
+    module.num_heads = module.all_head_dim // module.head_dim

@@ -20,7 +20,7 @@ from lit_prune.activations.decisions import Decision, Method, decide, survey_cha
 from lit_prune.activations.moments import jeffries_matusita
 from lit_prune.criteria import Evidence
 from lit_prune.graph import ChannelGroup
-from lit_prune.graph.trace import Slot
+from lit_prune.graph.recording import Slot
 from lit_prune.select.base import Scores, Selection, SelectionError, Target, units
 
 Unit = tuple[ChannelGroup, ...]
@@ -61,7 +61,6 @@ class ClusterSelection(Selection):
         ValueError: method must be one of 'max_weight', 'medoid', 'max_gamma', 'gamma', but got 'mediod'.
     """
 
-    needs_moments = True
     needs_share = False
 
     def __init__(
