@@ -246,6 +246,11 @@ def _fasterpam(distances: Matrix, start: int | Indices, init: str = "", seed: in
     found = kmedoids.fasterpam(distances, start, init=init, random_state=seed, n_cpu=1)
     medoids = np.asarray(found.medoids, dtype=np.int64)
     labels = np.asarray(found.labels, dtype=np.int64)
+    missing = (start if isinstance(start, int) else len(start)) - len(medoids)
+    if missing:
+        # With fewer places than clusters BUILD ends early; the rest are copies, and any of them will do.
+        spare = np.setdiff1d(np.arange(len(distances)), medoids)[:missing]
+        medoids = np.concatenate([medoids, spare])
     # Of channels in one place, each medoid is its own: no cluster is empty.
     labels[medoids] = np.arange(len(medoids))
     return Clustering(medoids, labels, float(found.loss))

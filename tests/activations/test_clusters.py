@@ -103,12 +103,15 @@ def test_cost_is_that_of_the_best_of_many_starts(channels):
 def test_clusterings_are_what_they_say(copies):
     x = np.repeat(points(30 // copies, 2), copies, axis=0)
     distances = pairwise_distances(x)
-    for k, found in enumerate(cluster_all(distances), 2):
+    everywhere = cluster_all(distances)
+    alone = [cluster(distances, k) for k in range(2, len(x))]
+    for k, found in [*enumerate(everywhere, 2), *enumerate(alone, 2)]:
         assert len(np.unique(found.medoids)) == k
         assert np.array_equal(np.unique(found.labels), np.arange(k))
         own = distances[np.arange(len(x)), found.medoids[found.labels]]
         np.testing.assert_allclose(own, distances[:, found.medoids].min(1))
         assert found.cost == pytest.approx(own.sum())
+    assert len(np.unique(cluster(np.zeros((5, 5)), 3).medoids)) == 3
 
 
 def test_the_same_seed_gives_the_same_clusters():
