@@ -114,8 +114,8 @@ def cluster(distances: Matrix, k: int, seed: int = 0) -> Clustering:
 def cluster_all(distances: Matrix, seed: int = 0) -> list[Clustering]:
     """k-medoids for every k from 2 to C−1; each number starts from the medoids of its neighbours.
 
-    One sweep goes up, adding the channel that saves most; one goes down, dropping the medoid that costs least; of
-    both, the cheaper clustering is taken. Few channels are started afresh as well.
+    Sweeps go up, adding the channel that saves most, and down, dropping the medoid that costs least; of all that they
+    find, the cheapest clustering is taken. Few channels are started afresh as well.
 
     Args:
         distances: ``(C, C)``, symmetric.
@@ -128,12 +128,17 @@ def cluster_all(distances: Matrix, seed: int = 0) -> list[Clustering]:
     found = [_fasterpam(distances, 2, "build", seed)]
     for _ in range(3, number):
         found.append(sweep.one_more(found[-1]))
-    down = found[-1]
-    for index in reversed(range(len(found) - 1)):
+    last = len(found) - 1
+    down = found[last]
+    for index in reversed(range(last)):
         down = sweep.one_less(down)
-        found[index] = min(found[index], down, key=lambda clustering: clustering.cost)
+        found[index] = _cheaper(found[index], down)
+    for index in range(1, last):
+        found[index] = _cheaper(found[index], sweep.one_more(found[index - 1]))
+    for index in reversed(range(last)):
+        found[index] = _cheaper(found[index], sweep.one_less(found[index + 1]))
     if number <= _FEW:
-        found = [min(known, cluster(distances, k, seed), key=lambda c: c.cost) for k, known in enumerate(found, 2)]
+        found = [_cheaper(known, cluster(distances, k, seed)) for k, known in enumerate(found, 2)]
     return found
 
 
@@ -200,7 +205,8 @@ def find_knee(counts: Indices, silhouettes: Matrix) -> int | None:
         interp_method="polynomial",
         polynomial_degree=2,
     )
-    return None if located.knee is None else int(located.knee)
+    # On a curve that never bends this way, Kneedle answers with its beginning.
+    return None if located.knee is None or located.knee == counts[0] else int(located.knee)
 
 
 class _Sweep:
@@ -229,6 +235,10 @@ class _Sweep:
         return _fasterpam(self._distances, np.delete(known.medoids, missed.argmin()))
 
 
+def _cheaper(first: Clustering, second: Clustering) -> Clustering:
+    return second if second.cost < first.cost else first
+
+
 def _fasterpam(distances: Matrix, start: int | Indices, init: str = "", seed: int | None = None) -> Clustering:
     import kmedoids
 
@@ -236,6 +246,11 @@ def _fasterpam(distances: Matrix, start: int | Indices, init: str = "", seed: in
     found = kmedoids.fasterpam(distances, start, init=init, random_state=seed, n_cpu=1)
     medoids = np.asarray(found.medoids, dtype=np.int64)
     labels = np.asarray(found.labels, dtype=np.int64)
+    missing = (start if isinstance(start, int) else len(start)) - len(medoids)
+    if missing:
+        # With fewer places than clusters BUILD ends early; the rest are copies, and any of them will do.
+        spare = np.setdiff1d(np.arange(len(distances)), medoids)[:missing]
+        medoids = np.concatenate([medoids, spare])
     # Of channels in one place, each medoid is its own: no cluster is empty.
     labels[medoids] = np.arange(len(medoids))
     return Clustering(medoids, labels, float(found.loss))

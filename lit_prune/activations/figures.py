@@ -32,7 +32,7 @@ def draw_decision(decision: Decision, title: str = "") -> Figure:
         >>> rows = np.random.default_rng(0).random((24, 10))
         >>> figure = draw_decision(decide(survey_channels(rows, "pca"), keep=8, method="medoid"), "model.1.conv")
         >>> [axes.get_xlabel() for axes in figure.axes]
-        ['embedding, first axis']
+        ['embedding, first axis', 'clusters']
     """
     from matplotlib.figure import Figure
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -86,12 +87,12 @@ class ClusterSelection(Selection):
         """Keep one channel of each cluster, in all groups that may lose channels.
 
         Raises:
-            SelectionError: If activations of a group are missing, fewer than two classes were seen, or a method needs
+            SelectionError: If there are no activations at all, fewer than two classes were seen, or a method needs
                 BatchNorm scales and a group has none.
         """
         modules = dict(evidence.network.named_modules(remove_duplicate=False))
-        members = units(evidence.groups, scores)
         self._check_classes(evidence)
+        members = [unit for unit in units(evidence.groups, scores) if _is_observed(unit, evidence)]
         # The largest first, so that no core is left alone with one of them at the end.
         work = [
             partial(
@@ -151,22 +152,22 @@ class ClusterSelection(Selection):
 
     @staticmethod
     def _check_classes(evidence: Evidence) -> None:
-        for moments in evidence.moments.values():
-            seen = int((moments.count > 0).sum())
-            if seen < 2:
-                raise SelectionError(
-                    f"Objects of {seen} class were seen, but separability is between two. Calibrate on more batches, "
-                    "or use another selection for a data set of one class."
-                )
-            break
+        moments = next(iter(evidence.moments.values()), None)
+        if moments is None:
+            raise SelectionError(
+                "ClusterSelection goes by activations, but there are none: fill `Evidence.moments`, as ChannelPruning "
+                "does from `calibration`."
+            )
+        seen = int((moments.count > 0).sum())
+        if seen < 2:
+            raise SelectionError(
+                f"Objects of {seen} class were seen, but separability is between two. Calibrate on more batches, or "
+                "use another selection for a data set of one class."
+            )
 
 
 def separability_of(group: ChannelGroup, evidence: Evidence, modules: Mapping[str, nn.Module]) -> Matrix:
-    """``(size, layers × pairs of classes)`` the distances of a group's channels in all layers that make them.
-
-    Raises:
-        SelectionError: If there are no activations of any of these layers.
-    """
+    """``(size, layers × pairs of classes)`` the distances of a group's channels in all layers that make them."""
     blocks = []
     for layer in group.layers:
         slot = output_slot(group, layer, modules)
@@ -181,11 +182,6 @@ def separability_of(group: ChannelGroup, evidence: Evidence, modules: Mapping[st
         # A channel that takes up several places of a layer has the mean of what is seen there.
         places = np.bincount(members.channels, minlength=group.size)
         blocks.append(total / np.maximum(places, 1)[:, None])
-    if not blocks:
-        raise SelectionError(
-            f"There are no activations of {group.name}: none of {', '.join(group.layers)} was run on calibration data. "
-            "Leave it out by `exclude`."
-        )
     return np.concatenate(blocks, axis=1)
 
 
@@ -225,6 +221,19 @@ def output_slot(group: ChannelGroup, layer: str, modules: Mapping[str, nn.Module
     transposed = isinstance(module, _ConvTransposeNd) and module.groups == 1
     slot = (f"{layer}.weight", 1 if transposed else 0)
     return slot if slot in group.members else None
+
+
+def _is_observed(unit: Unit, evidence: Evidence) -> bool:
+    """Whether there are activations of all groups of a unit; says so where there are none."""
+    for group in unit:
+        if not any(layer in evidence.moments for layer in group.layers):
+            warnings.warn(
+                f"{group.name} stays as it is: no layer that makes its channels ({', '.join(group.layers)}) runs in "
+                "eval mode, so there are no activations to go by.",
+                stacklevel=3,
+            )
+            return False
+    return True
 
 
 def _in_threads(tasks: Sequence[Callable[[], dict[str, Decision]]]) -> list[dict[str, Decision]]:
