@@ -290,7 +290,7 @@ class ChannelPruning(Callback):
         if record["channels"] and record["params"][0] == record["params"][1]:
             rank_zero_warn(
                 f"The pruning at epoch {trainer.current_epoch} removed nothing: no layer is wide enough to lose "
-                f"{self.recipe.round_to or 8} channels (`round_to`) yet. A larger `amount` or a smaller `round_to` would."
+                f"{self.recipe.round_to or 8} channels (`round_to`) yet. Raise `amount`, or lower `round_to`."
             )
         if self.verbose and trainer.is_global_zero:
             print_above_progress(trainer, event_table(record))

@@ -101,8 +101,8 @@ def check_record(plan: PruningPlan, shapes: Shapes, source: str) -> None:
             if shape is None or dim >= len(shape) or shape[dim] != len(kept):
                 raise CheckpointError(
                     f"{source}: by its record {name} has {len(kept)} channels in dim {dim}, but its tensor has "
-                    f"{'gone missing' if shape is None else f'shape {shape}'}. The file is damaged, or was put together "
-                    "from two runs."
+                    f"{'gone missing' if shape is None else f'shape {shape}'}. The file is damaged, or made of two "
+                    "runs."
                 )
 
 
