@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_prune.activations.trainer_data import calibrate
-from lit_prune.checkpoint import check_record, check_same_network, plan_of
+from lit_prune.checkpoint import RECORD, check_record, check_same_network, plan_of
 from lit_prune.cost import count_parameters
 from lit_prune.criteria import CRITERIA, Criterion
 from lit_prune.event import Recipe
@@ -215,6 +215,11 @@ class ChannelPruning(Callback):
         self.record = Record.from_state_dict(state_dict)
         self._inputs = state_dict["inputs"]
         self._rewarmed = state_dict["rewarmed"]
+
+    @property
+    def state_key(self) -> str:
+        """Where a checkpoint has the record; subclasses share it."""
+        return RECORD
 
     @property
     def plan(self) -> PruningPlan:

@@ -17,7 +17,7 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Shapes = Mapping[str, tuple[int, ...]]
 
 RECORD = "ChannelPruning"
-"""Under this key, or one that begins with it, a checkpoint's ``callbacks`` have the record of what was pruned."""
+"""Under this key a checkpoint's ``callbacks`` have the record of what was pruned."""
 
 
 class CheckpointError(ValueError):
@@ -78,13 +78,13 @@ def plan_of(checkpoint: Mapping[str, Any]) -> PruningPlan:
     Raises:
         CheckpointError: If there is a record that is none.
     """
-    for key, state in checkpoint.get("callbacks", {}).items():
-        if str(key).startswith(RECORD):
-            try:
-                return PruningPlan.from_state_dict(state["plan"])
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise CheckpointError(f"The record of what was pruned is damaged: {error}") from error
-    return PruningPlan({})
+    callbacks = checkpoint.get("callbacks", {})
+    if RECORD not in callbacks:
+        return PruningPlan({})
+    try:
+        return PruningPlan.from_state_dict(callbacks[RECORD]["plan"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"The record of what was pruned is damaged: {error}") from error
 
 
 def check_record(plan: PruningPlan, shapes: Shapes, source: str) -> None:
