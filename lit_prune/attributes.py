@@ -64,8 +64,8 @@ def _updates(cls: type[nn.Module]) -> Iterator[AttributeUpdate]:
 def _convolution(module: Any) -> None:
     first, second = module.weight.shape[:2]
     transposed = isinstance(module, _ConvTransposeNd)
-    if module.groups > 1 and second == 1:
-        # One channel a group: the groups go with the channels. Otherwise their number stays.
+    if module.groups > 1 and module.groups == module.in_channels:
+        # One input a group (depthwise): the groups go with the channels. Otherwise their number stays.
         before = module.in_channels if transposed else module.out_channels
         module.groups = first * module.groups // before
     if transposed:
