@@ -46,9 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command: Callable[[argparse.Namespace], None] = options.command
             command(options)
     except Exception as error:
-        if not _is_for_the_user(error):
+        mistake = _mistake(error)
+        if mistake is None:
             raise
-        Console(stderr=True).print(f"[bold red]error:[/] {_text(error)}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[bold red]error:[/] {_text(mistake)}", highlight=False, soft_wrap=True)
         return 2
     return 0
 
@@ -181,14 +182,19 @@ def _add(commands: Any, name: str, command: Callable[[argparse.Namespace], None]
     return parser
 
 
-def _is_for_the_user(error: Exception) -> bool:
-    """Whether lit_prune itself raised an error: then its message says what to do, and a traceback would hide it."""
+def _mistake(error: BaseException | None) -> BaseException | None:
+    """The error that lit_prune itself raised, if any: its message says what to do, and a traceback would hide it."""
     package = os.path.dirname(os.path.abspath(__file__)) + os.sep
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and os.path.abspath(frames[-1].filename).startswith(package)
+    while error is not None:
+        frames = traceback.extract_tb(error.__traceback__)
+        if frames and os.path.abspath(frames[-1].filename).startswith(package):
+            return error
+        # Lightning's command line wraps what the classes that it builds raise.
+        error = error.__cause__
+    return None
 
 
-def _text(error: Exception) -> str:
+def _text(error: BaseException) -> str:
     from rich.markup import escape
 
     # A KeyError shows its message in quotation marks.
