@@ -6,7 +6,8 @@ import sys
 import pytest
 from rich.console import Console
 
-from lit_prune.demo import Recipe, comparison_table, run_demo
+from lit_prune.demo import Recipe, run_demo
+from lit_prune.demo.comparison import comparison_table
 
 
 def _measured(**changes):
@@ -49,6 +50,8 @@ def test_a_small_demo_from_end_to_end(tmp_path):
     assert report["pruned"]["macs"] == report["events"][-1]["macs"][1] < 0.6 * report["dense"]["macs"]
     # Both runs are one until the first event.
     assert report["history"]["pruned"][0] == report["history"]["dense"][0]
+    assert [epoch["epoch"] for epoch in report["history"]["dense"]] == [0, 1, 2, 3]
+    assert {epoch["macs"] for epoch in report["history"]["dense"]} == {report["dense"]["macs"]}
     for name in ("detections.png", "channels.png", "history.png"):
         assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
 
