@@ -3,33 +3,37 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lit_prune.activations.trainer_data import calibrate
+from lit_prune.checkpoint import RECORD, check_record, check_same_network, plan_of
 from lit_prune.cost import count_parameters
-from lit_prune.criteria import CRITERIA, Criterion, Evidence
-from lit_prune.graph import Call, ChannelGraph, ChannelGroup, TraceError
+from lit_prune.criteria import CRITERIA, Criterion
+from lit_prune.event import Recipe
+from lit_prune.graph import Call, ChannelGraph, TraceError
 from lit_prune.inputs import CallRecorder, call_of_example, calls_from_state, calls_to_state
 from lit_prune.plan import PruningPlan
+from lit_prune.record import Dense, Record
+from lit_prune.recovery import Recovery, Rewarming, reset_scores
 from lit_prune.registry import resolve
 from lit_prune.report import event_table
 from lit_prune.schedule import AtEpochs, Schedule
-from lit_prune.scope import Scope, largest_independent
-from lit_prune.select import SELECTIONS, MacsBudget, Selection, Target
-from lit_prune.surgery import adopt_shapes_hook, is_cut_to
+from lit_prune.scope import Scope
+from lit_prune.select import SELECTIONS, Selection
+from lit_prune.surgery import accepts_pruned, adopt_shapes_hook, is_cut_to
 from lit_prune.trainer import (
     averaged_copies,
+    check_launcher,
     check_optimizer,
-    check_same,
     check_strategy,
-    from_rank_zero,
     print_above_progress,
     prune_,
     renew_wrapper,
-    together,
 )
 
 
@@ -63,13 +67,14 @@ class ChannelPruning(Callback):
         min_channels: The least that a layer keeps.
         layers_per_event: Prune only so many layers an event, each to the full amount: those with the most channels
             first, and none that shares a tensor with another of the same event.
+        recovery: What follows an event: scores of other callbacks that start anew (the default), a learning rate that
+            rises again.
         on_error: ``"raise"`` ends the training with the old network when an event fails; ``"continue"`` warns and
             goes on with it.
         verbose: Print a table at each event.
 
     Attributes:
-        plan: What was kept so far, against the dense LightningModule.
-        events: One record an event, as plain data.
+        record: What was pruned so far.
 
     Raises:
         ValueError: If an argument is out of range or a name unknown; the message has the nearest.
@@ -94,57 +99,60 @@ class ChannelPruning(Callback):
         round_to: int | None = None,
         min_channels: int = 1,
         layers_per_event: int | None = None,
+        recovery: Recovery | None = None,
         on_error: Literal["raise", "continue"] = "raise",
         verbose: bool = True,
     ) -> None:
         super().__init__()
-        self.criterion = resolve("criterion", criterion, Criterion, CRITERIA)
-        self.selection = resolve("selection", selection, Selection, SELECTIONS)
+        self.recipe = Recipe(
+            scope=Scope(blocks, exclude or []),
+            criterion=resolve("criterion", criterion, Criterion, CRITERIA),
+            selection=resolve("selection", selection, Selection, SELECTIONS),
+            round_to=round_to,
+            min_channels=min_channels,
+            layers_per_event=layers_per_event,
+        )
+        self.amount = _checked_amount(amount, self.recipe.selection)
         self.schedule = epochs if isinstance(epochs, Schedule) else AtEpochs(epochs)
-        self.scope = Scope(blocks, exclude or [])
-        self.amount = _checked_amount(amount, self.selection)
-        counts = {"round_to": round_to, "min_channels": min_channels, "layers_per_event": layers_per_event}
-        for name, count in counts.items():
-            if count is not None and count < 1:
-                raise ValueError(f"{name} must be at least 1, but got {count}.")
-        if layers_per_event is not None and isinstance(self.selection, MacsBudget):
-            raise ValueError("layers_per_event prunes each layer to the full amount, so it can't meet a MACs budget.")
         if on_error not in ("raise", "continue"):
             raise ValueError(f"on_error must be 'raise' or 'continue', but got {on_error!r}.")
-        self.round_to = round_to
-        self.min_channels = min_channels
-        self.layers_per_event = layers_per_event
+        self.recovery = recovery or Recovery()
         self.on_error = on_error
         self.verbose = verbose
 
-        self.plan = PruningPlan({})
-        self.events: list[dict[str, Any]] = []
-        self._dense: dict[str, Any] = {}
-        self._done: list[int] = []
-        self._touched: list[str] = []
+        self.record = Record()
         self._inputs: list[dict[str, Any]] | None = None
         self._calls: list[Call] = []
+        self._shapes: dict[str, tuple[int, ...]] = {}
         self._graph: ChannelGraph | None = None
         self._recorder: CallRecorder | None = None
+        self._rewarming: Rewarming | None = None
+        self._rewarmed: list[int] | None = None
         self._hook: Any = None
 
     # --- hooks ----------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the arguments against the Trainer and the network, and let checkpoints of other shapes load."""
-        self._hook = pl_module.register_load_state_dict_pre_hook(adopt_shapes_hook)  # type: ignore[no-untyped-call]
         if stage == "fit":
             check_strategy(trainer)
+            check_launcher(trainer, pl_module)
             self.schedule.events(_max_epochs(trainer))
-            self.scope.check(pl_module)
+            self.recipe.scope.check(pl_module)
             if not is_cut_to(pl_module, self.plan):
                 # The record of an earlier fit, of another network.
-                self._forget()
+                self.record = Record()
+        self._shapes = _shapes(pl_module)
+        if not accepts_pruned(pl_module):
+            self._hook = pl_module.register_load_state_dict_pre_hook(adopt_shapes_hook)  # type: ignore[no-untyped-call]
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave no hook behind."""
         self._stop_recording()
-        self._inputs = None
+        self._inputs = self._rewarmed = None
+        if self._rewarming is not None:
+            self._rewarming.close()
+            self._rewarming = None
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
@@ -167,9 +175,11 @@ class ChannelPruning(Callback):
             self._see(pl_module, [call_of_example(example, pl_module.device)])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Record the calls of the first batch."""
+        """Record the calls of the first batch, and go on with what a resumed run was in the middle of."""
         if self._graph is None:
             self._recorder = CallRecorder(pl_module)
+        if self._rewarmed is not None:
+            self._rewarm(trainer, self._rewarmed)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune where an event is due, and log what the network costs now."""
@@ -186,32 +196,47 @@ class ChannelPruning(Callback):
             self._prune_if_due(trainer, pl_module)
             self._log(pl_module)
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint whose tensors are not those of its record, or whose network is another one."""
+        plan, shapes = plan_of(checkpoint), _shapes(pl_module)
+        check_record(plan, shapes, str(trainer.ckpt_path))
+        check_same_network(self._shapes, self.plan, shapes, plan)
+
     def state_dict(self) -> dict[str, Any]:
-        """What was pruned, as plain data: read without lit_prune, and under ``weights_only=True``."""
+        """The record of what was pruned, and what it takes to go on from here, as plain data."""
         return {
-            "plan": self.plan.state_dict(),
-            "events": self.events,
-            "dense": self._dense,
-            "done": self._done,
-            "touched": self._touched,
+            **self.record.state_dict(),
             "inputs": self._inputs,
+            "rewarmed": None if self._rewarming is None else self._rewarming.taken,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the record of a checkpoint."""
-        self.plan = PruningPlan.from_state_dict(state_dict["plan"])
-        self.events = list(state_dict["events"])
-        self._dense = dict(state_dict["dense"])
-        self._done = list(state_dict["done"])
-        self._touched = list(state_dict["touched"])
+        self.record = Record.from_state_dict(state_dict)
         self._inputs = state_dict["inputs"]
+        self._rewarmed = state_dict["rewarmed"]
+
+    @property
+    def state_key(self) -> str:
+        """Where a checkpoint has the record; subclasses share it."""
+        return RECORD
+
+    @property
+    def plan(self) -> PruningPlan:
+        """What was kept so far, against the dense LightningModule."""
+        return self.record.plan
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """One record an event, as plain data."""
+        return self.record.events
 
     # --- an event -------------------------------------------------------------------------------------------------
 
     def _prune_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
         events = self.schedule.events(_max_epochs(trainer))
         # Epochs that a resumed run has skipped are made up for at once.
-        due = [epoch for epoch in events if epoch <= trainer.current_epoch and epoch not in self._done]
+        due = [epoch for epoch in events if epoch <= trainer.current_epoch and epoch not in self.record.done]
         if not due:
             return
         try:
@@ -222,74 +247,58 @@ class ChannelPruning(Callback):
                 raise PruningError(message) from error
             record = None
             rank_zero_warn(message)
-        self._done.extend(due)
+        self.record.done.extend(due)
         if record is not None:
+            if self.recovery.reset_scores:
+                reset_scores(trainer)
+            self._rewarm(trainer)
             self._report(trainer, record)
+
+    def _rewarm(self, trainer: Trainer, taken: list[int] | None = None) -> None:
+        if self._rewarming is not None:
+            self._rewarming.close()
+        if self.recovery.rewarm_steps:
+            self._rewarming = Rewarming(trainer.optimizers, self.recovery.rewarm_steps, taken)
 
     def _prune(self, trainer: Trainer, pl_module: LightningModule, part: float) -> dict[str, Any]:
         """One event: whole, or an error and nothing changed."""
         started = time.perf_counter()
-        share = None if self.amount is None else self.amount * (1.0 if self.layers_per_event else part)
-        graph = ChannelGraph.trace_calls(pl_module, self._calls)
-        groups, skipped = self.scope.pick(pl_module, graph)
-        if self.layers_per_event is not None:
-            waiting = [group for group in groups if group.name not in self._touched]
-            groups = largest_independent(waiting, self.layers_per_event)
-        plan = from_rank_zero(together(lambda: self._decide(pl_module, graph, groups, share, skipped)))
-        after = together(lambda: graph.rehearse(plan))
-        check_same(plan.digest)
-
+        share = None if self.amount is None else self.amount * (1.0 if self.recipe.layers_per_event else part)
+        decision = self.recipe.decide(
+            pl_module,
+            self._calls,
+            share,
+            self.record.dense,
+            self.record.pruned,
+            partial(calibrate, trainer, pl_module),
+        )
         params = count_parameters(pl_module)
-        prune_(pl_module, plan, trainer.optimizers, averaged_copies(trainer))
+        prune_(pl_module, decision.plan, trainer.optimizers, averaged_copies(trainer))
         renew_wrapper(trainer)
         # Compiled code and cast copies of weights have the old shapes.
         torch.compiler.reset()
         torch.clear_autocast_cache()
 
-        self.plan = self.plan.then(plan)
-        self._graph = after
-        self._touched.extend(group.name for group in groups)
-        return {
-            "epoch": trainer.current_epoch,
-            "step": trainer.global_step,
-            "share": part if share is None else share,
-            "channels": {group.name: [group.size, group.width_under(plan)] for group in groups},
-            "params": [params, count_parameters(pl_module)],
-            "macs": [graph.macs, after.macs],
-            "seconds": time.perf_counter() - started,
-            "skipped": skipped,
-        }
+        self.record.plan = self.plan.then(decision.plan)
+        self._graph = decision.after
+        self.record.pruned.extend(group.name for group in decision.groups)
+        return decision.record(
+            epoch=trainer.current_epoch,
+            step=trainer.global_step,
+            share=part if share is None else share,
+            params=[params, count_parameters(pl_module)],
+            seconds=time.perf_counter() - started,
+        )
 
     def _report(self, trainer: Trainer, record: dict[str, Any]) -> None:
-        self.events.append(record)
+        self.record.events.append(record)
         if record["channels"] and record["params"][0] == record["params"][1]:
             rank_zero_warn(
                 f"The pruning at epoch {trainer.current_epoch} removed nothing: no layer is wide enough to lose "
-                f"{self.round_to or 8} channels (`round_to`) yet. A larger `amount` or a smaller `round_to` would."
+                f"{self.recipe.round_to or 8} channels (`round_to`) yet. Raise `amount`, or lower `round_to`."
             )
         if self.verbose and trainer.is_global_zero:
             print_above_progress(trainer, event_table(record))
-
-    def _decide(
-        self,
-        pl_module: LightningModule,
-        graph: ChannelGraph,
-        groups: tuple[ChannelGroup, ...],
-        share: float | None,
-        skipped: dict[str, str],
-    ) -> PruningPlan:
-        """Score, select and plan; why a group was passed over goes into ``skipped``."""
-        evidence = Evidence(pl_module, graph, groups)
-        scores = self.criterion(evidence)
-        for group in groups:
-            if group.name not in scores:
-                skipped[group.name] = f"{type(self.criterion).__name__} can't judge it"
-        if not scores and groups:
-            raise ValueError(f"{type(self.criterion).__name__} can judge none of the {len(groups)} groups.")
-        return graph.plan(self.selection(evidence, scores, self._target(share)))
-
-    def _target(self, share: float | None) -> Target:
-        return Target(share, self._dense["widths"], self._dense["macs"], self.round_to, self.min_channels)
 
     # --- seeing the network ---------------------------------------------------------------------------------------
 
@@ -307,21 +316,10 @@ class ChannelPruning(Callback):
                 f"The network can't be run on {[call.module or 'its example inputs' for call in calls]}: {error}. Give "
                 "the LightningModule an `example_input_array` that its forward takes."
             ) from error
-        groups, _ = self.scope.pick(pl_module, graph)
-        if self.round_to is not None:
-            narrow = min(groups, key=lambda group: group.size)
-            if narrow.size < self.round_to:
-                raise ValueError(
-                    f"round_to={self.round_to} is larger than layer {narrow.name}, which has {narrow.size} channels. "
-                    f"Lower it, or leave narrow layers out by `exclude`; without round_to they stay as they are."
-                )
         self._graph, self._calls, self._inputs = graph, calls, calls_to_state(calls)
-        if not self._dense:
-            self._dense = {
-                "widths": {group.name: group.size for group in graph.groups},
-                "macs": graph.macs,
-                "params": count_parameters(pl_module),
-            }
+        if self.record.dense is None:
+            self.recipe.check(pl_module, graph)
+            self.record.dense = Dense.of(pl_module, graph)
 
     def _stop_recording(self) -> list[Call]:
         recorder, self._recorder = self._recorder, None
@@ -337,10 +335,6 @@ class ChannelPruning(Callback):
         }
         pl_module.log_dict(figures, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
 
-    def _forget(self) -> None:
-        self.plan = PruningPlan({})
-        self.events, self._dense, self._done, self._touched = [], {}, [], []
-
 
 def _checked_amount(amount: float | None, selection: Selection) -> float | None:
     if amount is None:
@@ -353,6 +347,10 @@ def _checked_amount(amount: float | None, selection: Selection) -> float | None:
     if isinstance(amount, bool) or not 0 < amount < 1:
         raise ValueError(f"amount must be a share in (0, 1), such as 0.5, but got {amount!r}.")
     return float(amount)
+
+
+def _shapes(module: LightningModule) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
 def _max_epochs(trainer: Trainer) -> int | None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from lit_prune.plan import PruningPlan
-from lit_prune.surgery import select, shrink_, targets
+from lit_prune.surgery import accepts_pruned, select, shrink_, targets
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -59,6 +58,7 @@ def prune_(
         ValueError: If the plan does not fit; then nothing has changed.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1))
         >>> adam = torch.optim.AdamW(net.parameters())
         >>> net(torch.rand(1, 3, 4, 4)).sum().backward()
@@ -126,6 +126,20 @@ def check_strategy(trainer: Trainer) -> None:
             )
 
 
+def check_launcher(trainer: Trainer, module: nn.Module) -> None:
+    """Raise an UnsupportedError where the main process will load shrunk weights and does not know how.
+
+    ``ddp_spawn`` and its kin train in child processes; at the end the weights are loaded into the module of the main
+    process, in which no callback ever ran.
+    """
+    launcher = type(getattr(trainer.strategy, "launcher", None))
+    if any(base.__name__ == "_MultiProcessingLauncher" for base in launcher.__mro__) and not accepts_pruned(module):
+        raise UnsupportedError(
+            "Under ddp_spawn, ddp_fork and ddp_notebook the main process loads the weights of its children, and here "
+            "it would refuse their shapes. Call `lit_prune.accept_pruned(model)` before `fit`, or use strategy='ddp'."
+        )
+
+
 def averaged_copies(trainer: Trainer) -> list[nn.Module]:
     """The averaged copies of the model that the Trainer's callbacks keep (``WeightAveraging``, SWA)."""
     copies = []
@@ -144,62 +158,6 @@ def renew_wrapper(trainer: Trainer) -> None:
         strategy.model = strategy.lightning_module
         strategy._pl_static_graph_delay_done = False
         strategy.configure_ddp()
-
-
-Result = TypeVar("Result")
-
-
-def together(action: Callable[[], Result]) -> Result:
-    """Run ``action`` on every rank; if it fails on one, it fails on all, with that rank's error.
-
-    Without this a rank that fails would leave the others waiting in their next collective operation.
-
-    Raises:
-        RuntimeError: On ranks where the action went well, if it failed on another.
-    """
-    if not is_distributed():
-        return action()
-    result, error = None, None
-    try:
-        result = action()
-    except Exception as raised:
-        error = raised
-    messages: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(messages, None if error is None else f"{type(error).__name__}: {error}")
-    if error is not None:
-        raise error
-    for rank, message in enumerate(messages):
-        if message is not None:
-            raise RuntimeError(f"Rank {rank} could not prune, so none does: {message}")
-    return result  # type: ignore[return-value]
-
-
-def from_rank_zero(plan: PruningPlan) -> PruningPlan:
-    """The plan of rank 0, on every rank: ranks that decide for themselves would prune different channels."""
-    if not is_distributed():
-        return plan
-    states = [plan.state_dict()]
-    dist.broadcast_object_list(states)
-    return PruningPlan.from_state_dict(states[0])
-
-
-def check_same(digest: str) -> None:
-    """Raise a RuntimeError, on every rank, unless all have the same digest."""
-    if not is_distributed():
-        return
-    digests = [""] * dist.get_world_size()
-    dist.all_gather_object(digests, digest)
-    differing = [rank for rank, other in enumerate(digests) if other != digests[0]]
-    if differing:
-        raise RuntimeError(
-            f"Ranks {differing} hold another plan than rank 0 (digests {', '.join(text[:12] for text in digests)}): "
-            "the network was not pruned. A criterion or selection must not depend on the rank."
-        )
-
-
-def is_distributed() -> bool:
-    """Whether several processes train together."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def print_above_progress(trainer: Trainer, table: Table) -> None:

@@ -1,13 +1,15 @@
 """What the channels see: activations of the live network, and what they say of classes."""
 
-from lit_prune.activations.calibration import collect_moments
+from lit_prune.activations.calibration import Calibration, CalibrationError, collect_moments
 from lit_prune.activations.extractor import ActivationExtractor, sliced_block
 from lit_prune.activations.moments import ClassMoments, Moments, jeffries_matusita
 from lit_prune.activations.objects import CalibrationBatch, read_batch
 
 __all__ = [
     "ActivationExtractor",
+    "Calibration",
     "CalibrationBatch",
+    "CalibrationError",
     "ClassMoments",
     "Moments",
     "collect_moments",

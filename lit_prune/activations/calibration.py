@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,34 @@ from lit_prune.activations.objects import CalibrationBatch, Detections, matched,
 
 class CalibrationError(RuntimeError):
     """The statistics could not be had."""
+
+
+@dataclass
+class Calibration:
+    """How much data a calibration pass sees, and which objects count.
+
+    Args:
+        batches: Number of batches, over all ranks; evenly spread over the data set.
+        batch_size: Examples in each, whatever the batch size of training is.
+        match_iou: An object with a box counts only if a prediction of its class overlaps it more than this, in
+            [0, 1); ``None`` takes every object. Of no account for objects without boxes.
+        num_classes: Number of classes; by default the ``num_classes`` of the LightningModule, or as many as are seen.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    batches: int = 8
+    batch_size: int = 32
+    match_iou: float | None = 0.5
+    num_classes: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("batches", "batch_size", "num_classes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, but got {value}.")
+        _check_iou(self.match_iou)
 
 
 def collect_moments(
@@ -43,7 +72,7 @@ def collect_moments(
             [0, 1). ``None`` takes every object, and the forward may stop after the last layer.
 
     Returns:
-        Layer name to moments, on the CPU.
+        Layer name to moments, on the CPU; without layers that do not run in eval mode.
 
     Raises:
         ValueError: If there is no such layer, ``match_iou`` is out of range or can't be had of this network, or
@@ -58,8 +87,7 @@ def collect_moments(
         >>> moments["0"].count.tolist(), moments["2"].mean.shape
         ([10, 10], torch.Size([2, 2]))
     """
-    if match_iou is not None and not 0 <= match_iou < 1:
-        raise ValueError(f"match_iou must be in [0, 1), or None to take every object, but got {match_iou}.")
+    _check_iou(match_iou)
     if num_classes is None and isinstance(getattr(network, "num_classes", None), int):
         num_classes = int(network.num_classes)  # type: ignore[arg-type]
     tally = _Tally(network, list(dict.fromkeys(layers)), num_classes, match_iou)
@@ -95,7 +123,9 @@ class _Tally:
         def reduce(layer: str, output: Tensor) -> Tensor:
             return observe(self.modules[layer], output, batch)
 
-        with ActivationExtractor(self.network, self.modules, stop_early=iou is None, reduce=reduce) as extract:
+        # The first batch shows which layers run outside of training.
+        strict = self.metric is not None
+        with ActivationExtractor(self.network, self.modules, iou is None, reduce, strict) as extract:
             if iou is None:
                 values, labels = extract(*batch.inputs), batch.labels
             else:
@@ -103,18 +133,24 @@ class _Tally:
                 counted = matched(batch, found, iou)
                 values = {layer: part[counted] for layer, part in values.items()}
                 labels = batch.labels[counted]
+        if not values:
+            raise CalibrationError(f"The network runs none of {', '.join(self.modules)} in eval mode.")
+        self.modules = {layer: self.modules[layer] for layer in values}
         self._update(values, labels)
 
     def result(self, failure: Exception | None) -> dict[str, Moments]:
         """Merge with the other ranks; all of them raise where one has failed."""
         classes = self.metric.num_classes if self.metric is not None else 1
-        shares = _gather((None if failure is None else str(failure), self.widths, classes, self.seen))
+        layers = dict(zip(self.modules, self.widths, strict=False))
+        shares = _gather((None if failure is None else str(failure), layers, classes, self.seen))
         if failure is not None:
             raise failure
         for rank, (message, *_) in enumerate(shares):
             if message is not None:
                 raise CalibrationError(f"Rank {rank} could not calibrate: {message}")
-        self.widths = next((widths for _, widths, _, _ in shares if widths), [])
+        # A rank without data has not seen which layers run.
+        layers = next((layers for _, layers, _, _ in shares if layers), {})
+        self.modules, self.widths = {layer: self.modules[layer] for layer in layers}, list(layers.values())
         seen = sum(share[3] for share in shares)
         if not seen:
             raise CalibrationError("The calibration batches hold no labelled object, so there are no statistics.")
@@ -176,3 +212,8 @@ def _gather(share: Any) -> list[Any]:
     shares: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(shares, share)
     return shares
+
+
+def _check_iou(match_iou: float | None) -> None:
+    if match_iou is not None and not 0 <= match_iou < 1:
+        raise ValueError(f"match_iou must be in [0, 1), or None to take every object, but got {match_iou}.")

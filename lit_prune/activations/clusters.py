@@ -1,4 +1,4 @@
-"""Which channels tell the same classes apart, and which of them to keep: embedding, k-medoids, silhouette, knee."""
+"""Which channels tell the same classes apart: embedding, k-medoids for every number of clusters, silhouette, knee."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import numpy.typing as npt
 Matrix: TypeAlias = npt.NDArray[np.float64]
 Indices: TypeAlias = npt.NDArray[np.int64]
 Embedding = Literal["tsne", "pca", "none"]
-Method = Literal["max_weight", "medoid", "max_gamma", "gamma"]
 
 _PERPLEXITY = 10.0
 # Up to this many channels k-medoids is started afresh so often that the best of all clusterings is found.
@@ -33,27 +32,6 @@ class Clustering:
     medoids: Indices
     labels: Indices
     cost: float
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What was decided about a layer's channels, and how.
-
-    Attributes:
-        kept: Channels that stay, rising.
-        points: ``(C, D)`` the channels as points: embedded, or their separabilities.
-        clustering: The clusters that ``kept`` stands for; ``None`` where the method does without.
-        counts: ``(n,)`` the numbers of clusters that were tried; empty where the number was given.
-        silhouettes: ``(n,)`` mean simplified silhouette of each.
-        knee: Number of clusters at the curve's knee; ``None`` where none was looked for or found.
-    """
-
-    kept: Indices
-    points: Matrix
-    clustering: Clustering | None
-    counts: Indices
-    silhouettes: Matrix
-    knee: int | None
 
 
 def embed(separability: Matrix, method: Embedding = "tsne", seed: int = 0) -> Matrix:
@@ -136,8 +114,8 @@ def cluster(distances: Matrix, k: int, seed: int = 0) -> Clustering:
 def cluster_all(distances: Matrix, seed: int = 0) -> list[Clustering]:
     """k-medoids for every k from 2 to C−1; each number starts from the medoids of its neighbours.
 
-    One sweep goes up, adding the channel that saves most; one goes down, dropping the medoid that costs least; of
-    both, the cheaper clustering is taken. Few channels are started afresh as well.
+    Sweeps go up, adding the channel that saves most, and down, dropping the medoid that costs least; of all that they
+    find, the cheapest clustering is taken. Few channels are started afresh as well.
 
     Args:
         distances: ``(C, C)``, symmetric.
@@ -150,12 +128,17 @@ def cluster_all(distances: Matrix, seed: int = 0) -> list[Clustering]:
     found = [_fasterpam(distances, 2, "build", seed)]
     for _ in range(3, number):
         found.append(sweep.one_more(found[-1]))
-    down = found[-1]
-    for index in reversed(range(len(found) - 1)):
+    last = len(found) - 1
+    down = found[last]
+    for index in reversed(range(last)):
         down = sweep.one_less(down)
-        found[index] = min(found[index], down, key=lambda clustering: clustering.cost)
+        found[index] = _cheaper(found[index], down)
+    for index in range(1, last):
+        found[index] = _cheaper(found[index], sweep.one_more(found[index - 1]))
+    for index in reversed(range(last)):
+        found[index] = _cheaper(found[index], sweep.one_less(found[index + 1]))
     if number <= _FEW:
-        found = [min(known, cluster(distances, k, seed), key=lambda c: c.cost) for k, known in enumerate(found, 2)]
+        found = [_cheaper(known, cluster(distances, k, seed)) for k, known in enumerate(found, 2)]
     return found
 
 
@@ -222,88 +205,8 @@ def find_knee(counts: Indices, silhouettes: Matrix) -> int | None:
         interp_method="polynomial",
         polynomial_degree=2,
     )
-    return None if located.knee is None else int(located.knee)
-
-
-def representatives(clustering: Clustering, method: Method, strength: Matrix | None = None) -> Indices:
-    """One channel of each cluster: its medoid, or the one with the greatest strength.
-
-    Args:
-        clustering: The clusters.
-        method: ``"medoid"``; ``"max_weight"`` and ``"max_gamma"`` take the greatest strength.
-        strength: ``(C,)`` norm of the weights, or size of the BatchNorm's scale; of equal ones the first is taken.
-
-    Returns:
-        ``(k,)`` channels, rising.
-
-    Raises:
-        ValueError: If the method takes no clusters, or lacks its strength.
-    """
-    if method == "medoid":
-        return np.sort(clustering.medoids)
-    if method not in {"max_weight", "max_gamma"} or strength is None:
-        raise ValueError(f"method={method!r} does not choose from clusters by strength.")
-    # By cluster, then by falling strength: the first of each cluster is the one to keep.
-    order = np.lexsort((-strength, clustering.labels))
-    _, first = np.unique(clustering.labels[order], return_index=True)
-    return np.sort(order[first])
-
-
-def decide(
-    separability: Matrix,
-    keep: int | None = None,
-    *,
-    embedding: Embedding = "tsne",
-    method: Method = "max_weight",
-    strength: Matrix | None = None,
-    seed: int = 0,
-) -> Decision:
-    """Choose the channels of one layer to keep.
-
-    Args:
-        separability: ``(C, P)`` Jeffries–Matusita distances of each channel.
-        keep: How many stay, from 1 to C; ``None`` lets the knee of the silhouette decide.
-        embedding: As for :func:`embed`.
-        method: Which channel of a cluster stays: ``"max_weight"`` and ``"max_gamma"`` the one of the greatest
-            strength, ``"medoid"`` the one in the middle. ``"gamma"`` keeps the strongest channels, without clusters.
-        strength: ``(C,)`` for all methods but ``"medoid"``.
-        seed: Of the embedding and of k-medoids.
-
-    Returns:
-        The decision. Without a knee all channels are kept.
-
-    Raises:
-        ValueError: If ``keep`` or a name is out of range, or the strength is missing or not called for.
-
-    Example:
-        >>> rows = np.repeat([[0.0, 2.0], [2.0, 0.0]], 8, axis=0)
-        >>> decide(rows, keep=2, embedding="none", method="medoid").kept.tolist()
-        [0, 8]
-    """
-    channels = len(separability)
-    if method not in get_args(Method):
-        raise ValueError(f"method must be one of {', '.join(map(repr, get_args(Method)))}, but got {method!r}.")
-    if keep is not None and not 1 <= keep <= channels:
-        raise ValueError(f"keep must be from 1 to {channels}, the number of channels, but got {keep}.")
-    if method != "medoid" and (strength is None or len(strength) != channels):
-        raise ValueError(f"method={method!r} needs a strength for each of the {channels} channels.")
-    # In the last digits the order shows in which batches and ranks were summed up; that must not tip a decision.
-    points = embed(np.round(separability, 6), embedding, seed)
-    counts, silhouettes, knee = np.empty(0, dtype=np.int64), np.empty(0), None
-    clustering: Clustering | None = None
-    distances = pairwise_distances(points)
-    if keep is None:
-        clusterings = cluster_all(distances, seed)
-        counts = np.arange(2, 2 + len(clusterings))
-        silhouettes = simplified_silhouettes(distances, clusterings)
-        knee = find_knee(counts, silhouettes)
-        keep = channels if knee is None else knee
-        clustering = cluster(distances, keep, seed) if knee is None else clusterings[knee - 2]
-    if method == "gamma" and strength is not None:
-        kept = np.sort(np.argsort(-strength, kind="stable")[:keep])
-        return Decision(kept, points, None, counts, silhouettes, knee)
-    clustering = clustering or cluster(distances, keep, seed)
-    return Decision(representatives(clustering, method, strength), points, clustering, counts, silhouettes, knee)
+    # On a curve that never bends this way, Kneedle answers with its beginning.
+    return None if located.knee is None or located.knee == counts[0] else int(located.knee)
 
 
 class _Sweep:
@@ -332,6 +235,10 @@ class _Sweep:
         return _fasterpam(self._distances, np.delete(known.medoids, missed.argmin()))
 
 
+def _cheaper(first: Clustering, second: Clustering) -> Clustering:
+    return second if second.cost < first.cost else first
+
+
 def _fasterpam(distances: Matrix, start: int | Indices, init: str = "", seed: int | None = None) -> Clustering:
     import kmedoids
 
@@ -339,6 +246,11 @@ def _fasterpam(distances: Matrix, start: int | Indices, init: str = "", seed: in
     found = kmedoids.fasterpam(distances, start, init=init, random_state=seed, n_cpu=1)
     medoids = np.asarray(found.medoids, dtype=np.int64)
     labels = np.asarray(found.labels, dtype=np.int64)
+    missing = (start if isinstance(start, int) else len(start)) - len(medoids)
+    if missing:
+        # With fewer places than clusters BUILD ends early; the rest are copies, and any of them will do.
+        spare = np.setdiff1d(np.arange(len(distances)), medoids)[:missing]
+        medoids = np.concatenate([medoids, spare])
     # Of channels in one place, each medoid is its own: no cluster is empty.
     labels[medoids] = np.arange(len(medoids))
     return Clustering(medoids, labels, float(found.loss))

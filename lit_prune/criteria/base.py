@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from lit_prune.graph import ChannelGraph, ChannelGroup
-from lit_prune.graph.trace import Slot
+from lit_prune.graph.recording import Slot
 
 if TYPE_CHECKING:
-    from lit_prune.activations import Moments
+    from lit_prune.activations import Calibration, Moments
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Evidence:
         network: The live network; parameters and buffers carry the names of the graph's slots.
         graph: Its channel graph.
         groups: The groups that may lose channels now.
-        moments: Layer name to class-wise statistics of its activations; empty unless a criterion or selection has
-            ``needs_moments``.
+        moments: Layer name to class-wise statistics of its activations; empty unless the criterion or selection has
+            a ``calibration``.
     """
 
     network: nn.Module
@@ -59,8 +59,8 @@ class Criterion(ABC):
         ...         return {group.name: -torch.arange(float(group.size)) for group in evidence.groups}
     """
 
-    needs_moments: bool = False
-    """Whether :attr:`Evidence.moments` must be filled: it takes a pass over a part of the training data."""
+    calibration: Calibration | None = None
+    """How much data to look at, for :attr:`Evidence.moments`; ``None`` where activations are of no account."""
 
     @abstractmethod
     def __call__(self, evidence: Evidence) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from lit_prune.criteria.base import Criterion, Evidence
 from lit_prune.graph import ChannelGroup
-from lit_prune.graph.trace import Slot
+from lit_prune.graph.recording import Slot
 
 
 class Magnitude(Criterion):

@@ -2,7 +2,7 @@
 
 from lit_prune.graph.channel_graph import ChannelGraph
 from lit_prune.graph.groups import ChannelGroup
+from lit_prune.graph.recording import Call, TraceError
 from lit_prune.graph.rules import register_rule
-from lit_prune.graph.trace import Call, TraceError
 
 __all__ = ["Call", "ChannelGraph", "ChannelGroup", "TraceError", "register_rule"]

@@ -7,13 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from lit_prune.graph.groups import ChannelGroup, Grouping
+from lit_prune.graph.groups import ChannelGroup, Grouping, plan_without
 from lit_prune.graph.labels import Row
 from lit_prune.graph.probe import examine, rehearse
-from lit_prune.graph.trace import Call, Recording
+from lit_prune.graph.recording import Call, Recording
 from lit_prune.plan import PruningPlan
 
 Removal = Mapping[str, "Sequence[int] | Tensor | Row"]
@@ -31,6 +30,7 @@ class ChannelGraph:
         macs: Multiply-adds of one example.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
         >>> graph = ChannelGraph.trace(net, torch.zeros(1, 3, 16, 16))
         >>> [(group.name, group.size) for group in graph.groups], graph.frozen
@@ -107,21 +107,7 @@ class ChannelGraph:
         """
         gone = {name: self._channels(name, channels) for name, channels in remove.items()}
         self._check_balance(gone)
-        removed: dict[tuple[str, int], list[Row]] = {}
-        for name, channels in gone.items():
-            if len(channels):
-                group = self[name]
-                for slot in group.slots:
-                    removed.setdefault(slot, []).append(group.indices(slot, channels))
-        kept: dict[str, dict[int, Tensor]] = {}
-        sizes: dict[str, dict[int, int]] = {}
-        for (name, dim), indices in sorted(removed.items()):
-            size = len(self._recording.slots[name, dim])
-            stays = np.ones(size, dtype=np.bool_)
-            stays[np.concatenate(indices)] = False
-            kept.setdefault(name, {})[dim] = torch.from_numpy(np.flatnonzero(stays))
-            sizes.setdefault(name, {})[dim] = size
-        return PruningPlan(kept, sizes)
+        return plan_without(self._recording, [(self[name], channels) for name, channels in gone.items()])
 
     def macs_without(self, remove: Removal) -> int:
         """Multiply-adds of one example once these channels are gone; nothing is run.
@@ -129,7 +115,6 @@ class ChannelGraph:
         Args:
             remove: As for :meth:`plan`.
         """
-        stays = np.ones(self._recording.labels.count + 1, dtype=np.int64)
         gone = np.zeros(len(self._components.reason), dtype=np.bool_)
         for name, channels in remove.items():
             group = self[name]
@@ -148,7 +133,7 @@ class ChannelGraph:
         Raises:
             TraceError: If the shrunk copy doesn't run, or couples its channels in another way.
         """
-        return ChannelGraph(*rehearse(self._network, self._calls, self._recording, self._components, plan))
+        return ChannelGraph(*rehearse(self._network, self._calls, self._recording, plan))
 
     def _channels(self, name: str, channels: Sequence[int] | Tensor | Row) -> Row:
         group = self[name]
@@ -168,6 +153,6 @@ class ChannelGraph:
                 other = len(gone.get(partner, ()))
                 if other != len(channels):
                     raise ValueError(
-                        f"Groups {name!r} and {partner!r} are equal pieces of one split and must stay equally wide, but "
-                        f"would lose {len(channels)} and {other} channels. Remove equally many of both."
+                        f"Groups {name!r} and {partner!r} are equal pieces of one split and must stay equally wide, "
+                        f"but would lose {len(channels)} and {other} channels. Remove equally many of both."
                     )

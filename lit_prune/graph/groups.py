@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from lit_prune.graph.balance import settle
 from lit_prune.graph.labels import Components, Row
-from lit_prune.graph.trace import Recording, Slot
+from lit_prune.graph.recording import Recording, Slot
 from lit_prune.plan import PruningPlan
 
 
@@ -71,26 +73,29 @@ class Grouping:
 
 
 def build_groups(recording: Recording) -> Grouping:
-    """Work out the groups, keeping balanced pieces free where each is a group of its own and tying the rest."""
+    """Work out the groups: pieces of a fold stay free where each is of whole groups, and are tied where not."""
     index = _SlotIndex(recording)
     while True:
         components = recording.labels.components()
         keys = index.signatures(components)
-        partners, tied = _settle_balance(recording, components, keys)
-        if not tied:
+        partners, changed = settle(recording.labels, components, keys)
+        if not changed:
             break
-    owner = index.owner
     producing = np.zeros(len(index.slots), dtype=np.bool_)
     for row in recording.produced:
-        producing[owner[row]] = True
+        owners = index.owner[row]
+        producing[owners[owners >= 0]] = True
 
     order = np.argsort(keys, kind="stable")
     order = order[~components.frozen[order]]
     bounds = np.flatnonzero(np.diff(keys[order])) + 1
     drafts = []
+    single = np.zeros(len(components.reason), dtype=np.bool_)
     for channels in np.split(order, bounds) if len(order) else []:
         draft = _draft(channels, components, index, producing)
-        if draft is not None:
+        if draft is None:
+            single[channels] = len(channels) == 1
+        else:
             drafts.append((int(keys[channels[0]]), draft))
     drafts.sort(key=lambda item: item[1].first)
     named = _name([draft for _, draft in drafts])
@@ -107,7 +112,7 @@ def build_groups(recording: Recording) -> Grouping:
         )
         for (key, draft), name in zip(drafts, named, strict=True)
     )
-    return Grouping(groups, _frozen_layers(recording, components, index, producing), components)
+    return Grouping(groups, _frozen_layers(recording, components, index, producing, single), components)
 
 
 class _SlotIndex:
@@ -121,58 +126,25 @@ class _SlotIndex:
         for number, row in enumerate(self.rows):
             self.owner[row] = number
             self.position[row] = np.arange(len(row))
-        self._pieces = recording.labels.pieces
+        self._labels = recording.labels
 
     def signatures(self, components: Components) -> npt.NDArray[np.uint64]:
-        """``(components,)`` equal where components touch the same slots and lie in the same balanced pieces."""
-        pieces = [piece for pieces in self._pieces for piece in pieces]
-        labels = np.concatenate([np.flatnonzero(self.owner >= 0), *pieces])
-        places = np.concatenate(
-            [
-                self.owner[self.owner >= 0],
-                *(np.full(len(piece), len(self.slots) + number) for number, piece in enumerate(pieces)),
-            ]
-        )
-        incidence = np.unique(np.stack([components.of[labels], places], axis=1), axis=0)
+        """``(components,)`` equal where components touch the same slots and lie in the same pieces."""
+        places = list(self._labels.pieces)
+        for fold in self._labels.folds:
+            # Pieces that live and die whole are the channels of one group; others are groups of their own.
+            places.extend([fold.labels.ravel()] if fold.whole else fold.labels)
+        owned = np.flatnonzero(self.owner >= 0)
+        labels = np.concatenate([owned, *places])
+        counts = np.array([len(place) for place in places], dtype=np.int64)
+        numbers = np.repeat(np.arange(len(places), dtype=np.int64) + len(self.slots), counts)
+        total = len(self.slots) + len(places)
+        incidence = np.unique(components.of[labels] * total + np.concatenate([self.owner[owned], numbers]))
         # Sets as sums of random 64-bit words; two different sets collide with a chance of 2^-64 a pair.
-        words = np.random.default_rng(0).integers(0, 2**64, size=len(self.slots) + len(pieces), dtype=np.uint64)
+        words = np.random.default_rng(0).integers(0, 2**64, size=total, dtype=np.uint64)
         keys = np.zeros(len(components.reason), dtype=np.uint64)
-        np.add.at(keys, incidence[:, 0], words[incidence[:, 1]])
+        np.add.at(keys, incidence // total, words[incidence % total])
         return keys
-
-
-def _settle_balance(
-    recording: Recording, components: Components, keys: npt.NDArray[np.uint64]
-) -> tuple[dict[int, tuple[int, ...]], bool]:
-    """Which groups, by key, must lose equally many; ties the pieces where that can't be said of whole groups."""
-    sizes = dict(zip(*np.unique(keys, return_counts=True), strict=True))
-    partners: dict[int, tuple[int, ...]] = {}
-    remaining, tied = [], False
-    for pieces in recording.labels.pieces:
-        members = [components.of[piece] for piece in pieces]
-        if all(np.array_equal(members[0], other) for other in members[1:]):
-            continue
-        frozen = [components.frozen[piece] for piece in members]
-        if all(mask.all() for mask in frozen):
-            continue
-        whole = not any(mask.any() for mask in frozen) and all(
-            len(np.unique(piece)) == len(piece)
-            and (keys[piece] == keys[piece[0]]).all()
-            and sizes[keys[piece[0]]] == len(piece)
-            for piece in members
-        )
-        if not whole:
-            recording.labels.tie(pieces)
-            tied = True
-            continue
-        remaining.append(pieces)
-        together: list[int] = []
-        for key in (int(keys[piece[0]]) for piece in members):
-            together.extend(partner for partner in partners.get(key, (key,)) if partner not in together)
-        for key in together:
-            partners[key] = tuple(together)
-    recording.labels.pieces[:] = remaining
-    return partners, tied
 
 
 @dataclass(frozen=True)
@@ -208,13 +180,20 @@ def _draft(channels: Row, components: Components, index: _SlotIndex, producing: 
 
 
 def _frozen_layers(
-    recording: Recording, components: Components, index: _SlotIndex, producing: npt.NDArray[np.bool_]
+    recording: Recording,
+    components: Components,
+    index: _SlotIndex,
+    producing: npt.NDArray[np.bool_],
+    single: npt.NDArray[np.bool_],
 ) -> dict[str, str]:
     frozen = {}
     for number in np.flatnonzero(producing):
-        reasons = components.reason[components.of[index.rows[number]]]
+        mine = components.of[index.rows[number]]
+        reasons = components.reason[mine]
         if (reasons >= 0).any():
             frozen[_layer(index.slots[number])] = recording.labels.reasons[int(reasons[reasons >= 0].min())]
+        elif single[mine].any():
+            frozen[_layer(index.slots[number])] = "can only go all together, and one must stay"
     return frozen
 
 
@@ -233,7 +212,17 @@ def _layer(slot: Slot) -> str:
     return slot[0].rpartition(".")[0]
 
 
-def iterate_labels(groups: tuple[ChannelGroup, ...]) -> Iterator[Row]:
-    """The labels of each group."""
-    for group in groups:
-        yield group.labels
+def plan_without(recording: Recording, gone: Iterable[tuple[ChannelGroup, Row]]) -> PruningPlan:
+    """The plan that removes these channels of these groups."""
+    stays: dict[Slot, npt.NDArray[np.bool_]] = {}
+    for group, channels in gone:
+        if len(channels):
+            for slot in group.slots:
+                stays.setdefault(slot, np.ones(len(recording.slots[slot]), dtype=np.bool_))
+                stays[slot][group.indices(slot, channels)] = False
+    kept: dict[str, dict[int, torch.Tensor]] = {}
+    sizes: dict[str, dict[int, int]] = {}
+    for (name, dim), mask in sorted(stays.items()):
+        kept.setdefault(name, {})[dim] = torch.from_numpy(np.flatnonzero(mask))
+        sizes.setdefault(name, {})[dim] = len(mask)
+    return PruningPlan(kept, sizes)

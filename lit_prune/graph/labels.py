@@ -1,11 +1,12 @@
-"""Labels of channels, and what is known about them: joined, frozen, balanced.
+"""Labels of channels, and what is known about them: joined, frozen, folded.
 
-A label is an integer that stands for one index of one dimension of one parameter. Rows of labels travel with the
-values of a traced network. Rules only record pairs; everything is worked out at once at the end, in arrays.
+A label is an integer that stands for one index of one dimension of one parameter. Labels travel with the values of a
+traced network. Rules only record pairs; everything is worked out at once at the end, in arrays.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,8 +35,26 @@ class Components:
         return self.reason >= 0
 
 
+@dataclass
+class Fold:
+    """A dimension taken apart into equal pieces, which must stay equal: halves, groups, attention heads.
+
+    Attributes:
+        labels: ``(pieces, width)``.
+        heads: ``(pieces,)`` labels that stand for a whole piece where its width is contracted away, as in the scores
+            of an attention.
+        whole: Pieces live and die whole; otherwise all keep equally many, though not the same.
+        may_be_whole: Whether losing whole pieces makes sense: of heads it does, of the halves of a ``chunk`` not.
+    """
+
+    labels: Row
+    heads: Row | None = None
+    whole: bool = False
+    may_be_whole: bool = False
+
+
 class Labels:
-    """The record of one trace: a union of labels, reasons to freeze, and pieces that must stay equally wide.
+    """The record of one trace: a union of labels, reasons to freeze, and folds that must stay rectangular.
 
     Example:
         >>> labels = Labels()
@@ -50,7 +69,8 @@ class Labels:
     def __init__(self) -> None:
         self.count = 0
         self.reasons: list[str] = []
-        self.pieces: list[list[Row]] = []
+        self.folds: list[Fold] = []
+        self.pieces: list[Row] = []
         self._pairs: list[tuple[Row, Row]] = []
         self._frozen: list[tuple[Row, int]] = []
 
@@ -61,29 +81,45 @@ class Labels:
         return row
 
     def join(self, first: Row, second: Row) -> None:
-        """Index by index, the labels of two rows live and die together."""
+        """Index by index, the labels of two arrays of one shape (or that broadcast to one) live and die together."""
         if first is not second:
-            self._pairs.append((first, second))
+            first, second = np.broadcast_arrays(first, second)
+            self._pairs.append((first.ravel(), second.ravel()))
 
     def freeze(self, row: Row, reason: str) -> None:
         """These labels, and all that are joined with them, stay. The first reason given is the one reported."""
         self._frozen.append((row.ravel(), len(self.reasons)))
         self.reasons.append(reason)
 
-    def balance(self, pieces: list[Row]) -> None:
-        """These rows, of one size, must keep equally many labels, though not the same."""
-        self.pieces.append(pieces)
+    def fold(self, labels: Row, heads: Row | None = None, whole: bool = False, may_be_whole: bool = False) -> Fold:
+        """Record that the pieces of ``labels`` ``(pieces, width)`` must stay equally wide."""
+        fold = Fold(labels, heads, may_be_whole=may_be_whole)
+        self.folds.append(fold)
+        if whole:
+            self.make_whole(fold)
+        return fold
 
-    def tie(self, pieces: list[Row]) -> None:
-        """Join the i-th labels of all pieces: stricter than balance, and always sufficient for it."""
-        for piece in pieces[1:]:
-            self.join(pieces[0], piece)
+    def make_whole(self, fold: Fold) -> None:
+        """Let the pieces of a fold live and die whole, together with what stands for them elsewhere."""
+        fold.whole = True
+        self.join(fold.labels[:, :1], fold.labels)
+        if fold.heads is not None:
+            self.join(fold.heads, fold.labels[:, 0])
+
+    def part(self, pieces: Sequence[Row]) -> None:
+        """Say that a dimension is taken apart into these pieces, which may lose independently of each other."""
+        self.pieces.extend(pieces)
+
+    def tie(self, rows: Sequence[Row]) -> None:
+        """Join the i-th labels of all rows."""
+        for row in rows[1:]:
+            self.join(rows[0], row)
 
     def components(self) -> Components:
         """The connected components of all pairs, with the first reason that froze each."""
         if self._pairs:
-            first = np.concatenate([pair[0].ravel() for pair in self._pairs])
-            second = np.concatenate([pair[1].ravel() for pair in self._pairs])
+            first = np.concatenate([pair[0] for pair in self._pairs])
+            second = np.concatenate([pair[1] for pair in self._pairs])
             # Kept as one pair: the next call, after a tie, need not gather them again.
             self._pairs = [(first, second)]
         else:

@@ -6,20 +6,24 @@ or couples other channels, or computes with another constant.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import nn
 
-from lit_prune.graph.groups import ChannelGroup, Grouping, build_groups
-from lit_prune.graph.labels import Components
+from lit_prune.graph.groups import ChannelGroup, Grouping, build_groups, plan_without
+from lit_prune.graph.labels import Components, Row
+from lit_prune.graph.recording import Call, Recording, TraceError
 from lit_prune.graph.rules import RULES
-from lit_prune.graph.trace import Call, Recording, TraceError, on_meta, record, replica, skeleton
+from lit_prune.graph.skeleton import on_meta, replica, skeleton, twin
+from lit_prune.graph.ties import tie_widths
+from lit_prune.graph.trace import record
 from lit_prune.plan import PruningPlan
 from lit_prune.surgery import shrink_
 
 Examined = tuple[nn.Module, Sequence[Call], Recording, Grouping]
+Unit = tuple[ChannelGroup, ...]
 
 
 def examine(model: nn.Module, calls: Sequence[Call]) -> Examined:
@@ -42,106 +46,175 @@ def examine(model: nn.Module, calls: Sequence[Call]) -> Examined:
         return network, calls, *_probed(network, calls)
 
 
-def rehearse(
-    network: nn.Module, calls: Sequence[Call], recording: Recording, components: Components, plan: PruningPlan
-) -> Examined:
+def rehearse(network: nn.Module, calls: Sequence[Call], recording: Recording, plan: PruningPlan) -> Examined:
     """Shrink a copy of a traced network to ``plan`` and trace it.
 
     Raises:
         TraceError: If it fails, or differs from what the recording foretells.
     """
-    shrunk = shrink_(_twin(network), plan)
-    again = record(_twin(shrunk), calls, RULES)
-    _compare(recording, components, again, plan)
+    shrunk = shrink_(twin(network), plan)
+    again = _record(twin(shrunk), calls)
+    _compare(recording, again, plan)
     return shrunk, calls, again, build_groups(again)
 
 
-def _twin(network: nn.Module) -> nn.Module:
-    on_device = any(parameter.device.type != "meta" for parameter in network.parameters())
-    return replica(network) if on_device else skeleton(network)
+def _record(network: nn.Module, calls: Sequence[Call]) -> Recording:
+    """Trace a copy that is thrown away: a forward leaves caches behind (anchors, positions)."""
+    recording = record(network, calls, RULES)
+    tie_widths(network, recording)
+    recording.raw = recording.labels.components()
+    return recording
 
 
 def _probed(network: nn.Module, calls: Sequence[Call]) -> tuple[Recording, Grouping]:
-    # The forward leaves caches behind (anchors, positions); every trace starts without those of the one before.
-    recording = record(_twin(network), calls, RULES)
+    recording = _record(twin(network), calls)
     grouping = build_groups(recording)
     while grouping.groups:
-        failing = _failing(network, calls, recording, grouping)
+        failing = _Probe(network, calls, recording).failing(_units(grouping.groups))
         if not failing:
             break
-        for group, reason in failing:
-            recording.labels.freeze(group.labels, reason)
+        for unit, reason in failing:
+            _restrict(recording, grouping.components, unit, reason)
         grouping = build_groups(recording)
     return recording, grouping
 
 
-def _failing(
-    network: nn.Module, calls: Sequence[Call], recording: Recording, grouping: Grouping
-) -> list[tuple[ChannelGroup, str]]:
-    """The groups that can't lose a channel, found by halving."""
-    units = _units(grouping.groups)
+def _restrict(recording: Recording, components: Components, unit: Unit, reason: str) -> None:
+    """Groups that failed may still pass where whole heads go; otherwise they stay."""
+    mine = np.zeros(len(components.reason), dtype=np.bool_)
+    for group in unit:
+        mine[components.of[group.labels]] = True
+    folds = [
+        fold
+        for fold in recording.labels.folds
+        if fold.may_be_whole
+        and not fold.whole
+        and mine[components.of[fold.labels]].any()
+        and (components.of[fold.labels] != components.of[fold.labels[0]]).any()
+    ]
+    for fold in folds:
+        recording.labels.make_whole(fold)
+    if not folds:
+        for group in unit:
+            recording.labels.freeze(group.labels, reason)
 
-    def error(tried: Sequence[tuple[ChannelGroup, ...]]) -> str | None:
-        plan = _one_each([group for unit in tried for group in unit], recording)
+
+class _Probe:
+    """Takes some channel from each of some groups and sees whether the network comes out as foretold."""
+
+    def __init__(self, network: nn.Module, calls: Sequence[Call], recording: Recording) -> None:
+        self._network = network
+        self._calls = calls
+        self._recording = recording
+
+    def error(self, units: Iterable[Unit]) -> TraceError | None:
+        """What is wrong once each group has lost a channel; None where nothing is."""
+        # Another one in each, so that groups that must lose the same are seen to differ.
+        rng = np.random.default_rng(0)
+        gone = [(group, rng.integers(group.size, size=1)) for unit in units for group in unit]
+        plan = plan_without(self._recording, gone)
         try:
-            rehearse(network, calls, recording, grouping.components, plan)
+            again = _record(shrink_(twin(self._network), plan), self._calls)
+            _compare(self._recording, again, plan)
         except TraceError as failure:
-            return str(failure)
+            return failure
         return None
 
-    def search(tried: list[tuple[ChannelGroup, ...]], reason: str) -> list[tuple[ChannelGroup, str]]:
+    def failing(self, units: Sequence[Unit]) -> list[tuple[Unit, str]]:
+        """The groups that can't lose a channel."""
+        sound, suspects = list(units), []
+        while sound and (failure := self.error(sound)) is not None:
+            near = [unit for unit in sound if _touches(unit, failure.layer)]
+            if not near or len(near) == len(sound):
+                suspects.append((sound, failure))
+                break
+            # Set aside what lies in the layer that failed: mostly it is the cause, and the rest then passes.
+            suspects.append((near, failure))
+            sound = [unit for unit in sound if unit not in near]
+        found: list[tuple[Unit, str]] = []
+        for near, failure in suspects:
+            found.extend(self._search(near, failure))
+        if suspects and not found:
+            # Alone each passes; it takes several to fail. Which one does is not known.
+            found = [(unit, f"can't be narrowed together: {failure}") for near, failure in suspects for unit in near]
+        return found
+
+    def _search(self, tried: Sequence[Unit], failure: TraceError) -> list[tuple[Unit, str]]:
+        """By halving, those that fail alone."""
+        alone = self.error(tried)
+        if alone is None:
+            return []
         if len(tried) == 1:
-            return [(group, f"can't be narrowed: {reason}") for group in tried[0]]
-        halves = tried[: len(tried) // 2], tried[len(tried) // 2 :]
-        found = [item for half in halves if (cause := error(half)) for item in search(half, cause)]
-        # Each half runs alone: it takes both to fail, and either would do. The smaller loss is not known; freeze all.
-        return found or [(group, f"can't be narrowed together: {reason}") for unit in tried for group in unit]
-
-    reason = error(units)
-    return search(units, reason) if reason else []
+            return [(tried[0], f"can't be narrowed: {alone}")]
+        half = len(tried) // 2
+        found = [item for part in (tried[:half], tried[half:]) for item in self._search(part, alone)]
+        return found or [(unit, f"can't be narrowed together: {failure}") for unit in tried]
 
 
-def _units(groups: Sequence[ChannelGroup]) -> list[tuple[ChannelGroup, ...]]:
+def _touches(unit: Unit, layer: str) -> bool:
+    """Whether a group reaches into a layer."""
+    return bool(layer) and any(name.startswith(f"{layer}.") for group in unit for name, _ in group.slots)
+
+
+def _units(groups: Sequence[ChannelGroup]) -> list[Unit]:
     """Groups, with those that are balanced as one."""
     by_name = {group.name: group for group in groups}
-    units = {group.balanced or (group.name,): None for group in groups}
-    return [tuple(by_name[name] for name in names) for names in dict.fromkeys(tuple(sorted(unit)) for unit in units)]
+    units = dict.fromkeys(tuple(sorted(group.balanced or (group.name,))) for group in groups)
+    return [tuple(by_name[name] for name in names) for names in units]
 
 
-def _one_each(groups: Sequence[ChannelGroup], recording: Recording) -> PruningPlan:
-    """A plan that takes the middle channel of every group."""
-    kept: dict[str, dict[int, torch.Tensor]] = {}
-    gone: dict[tuple[str, int], list[np.ndarray]] = {}
-    for group in groups:
-        for slot in group.slots:
-            gone.setdefault(slot, []).append(group.indices(slot, np.array([group.size // 2])))
-    for (name, dim), indices in gone.items():
-        stays = np.ones(len(recording.slots[name, dim]), dtype=np.bool_)
-        stays[np.concatenate(indices)] = False
-        kept.setdefault(name, {})[dim] = torch.from_numpy(np.flatnonzero(stays))
-    return PruningPlan(kept)
-
-
-def _compare(recording: Recording, components: Components, again: Recording, plan: PruningPlan) -> None:
+def _compare(recording: Recording, again: Recording, plan: PruningPlan) -> None:
     """Raise unless the shrunk network couples exactly what is left of the couplings before."""
-    if recording.constants != again.constants:
-        changed = next(
-            (name for (name, old), (_, new) in zip(recording.constants, again.constants, strict=False) if old != new),
-            "an operation",
-        )
-        raise TraceError(f"{changed} is given a number that depends on a width")
-    before, after = [], []
-    now = again.labels.components()
-    for slot, row in again.slots.items():
-        old = recording.slots.get(slot)
-        if old is None:
-            raise TraceError(f"{slot[0]} is used only once the network is narrower")
+    _compare_constants(recording, again)
+    old, new = recording.raw, again.raw
+    owners: list[str] = []
+    before: list[Row] = []
+    after: list[Row] = []
+    alone = np.zeros(len(old.reason), dtype=np.bool_)
+    for slot, row in recording.slots.items():
         kept = plan.kept.get(slot[0], {}).get(slot[1])
-        before.append(components.of[old if kept is None else old[kept.numpy()]])
-        after.append(now.of[row])
+        left = row if kept is None else row[kept.numpy()]
+        if slot in again.slots:
+            before.append(old.of[left])
+            after.append(new.of[again.slots[slot]])
+            owners.append(slot[0])
+        elif len(left) == 1:
+            # A dimension of one is not tracked, so nothing is said of what it is coupled with.
+            alone[old.of[left]] = True
+    missing = again.slots.keys() - recording.slots.keys()
+    if missing:
+        name = min(missing)[0]
+        raise TraceError(f"{name} is used only once the network is narrower", name.rpartition(".")[0])
+    if not before:
+        return
     old_of, new_of = np.concatenate(before), np.concatenate(after)
-    pairs = len(np.unique(np.stack([old_of, new_of]), axis=1).T)
-    if not pairs == len(np.unique(old_of)) == len(np.unique(new_of)):
-        raise TraceError("the narrower network couples other channels")
-    if bool((now.frozen[new_of] & ~components.frozen[old_of]).any()):
-        raise TraceError("the narrower network freezes channels that were free")
+    layer = np.repeat(np.arange(len(owners)), [len(row) for row in before])
+    compared = ~alone[old_of]
+    old_of, new_of, layer = old_of[compared], new_of[compared], layer[compared]
+    for ours, theirs in ((old_of, new_of), (new_of, old_of)):
+        wrong = _ambiguous(ours, theirs)
+        if wrong.any():
+            name = owners[int(layer[wrong].min())].rpartition(".")[0]
+            raise TraceError(f"the narrower network couples other channels, of {name}", name)
+    colder = new.frozen[new_of] & ~old.frozen[old_of]
+    if colder.any():
+        name = owners[int(layer[colder].min())].rpartition(".")[0]
+        raise TraceError(f"the narrower network freezes channels of {name} that were free", name)
+
+
+def _ambiguous(ours: Row, theirs: Row) -> np.ndarray:
+    """Where an element of ``ours`` stands beside several different ones of ``theirs``."""
+    first = np.zeros(int(ours.max(initial=0)) + 1, dtype=np.int64)
+    first[ours] = theirs
+    return np.asarray(first[ours] != theirs)
+
+
+def _compare_constants(recording: Recording, again: Recording) -> None:
+    if recording.constants == again.constants:
+        return
+    for mine, (name, _, layer) in zip(recording.constants, again.constants, strict=False):
+        if mine[0] != name:
+            raise TraceError(f"{layer} computes otherwise once it is narrower", layer)
+        if mine != (name, _, layer):
+            raise TraceError(f"{layer} computes with a number that depends on a width ({name})", layer)
+    raise TraceError("the narrower network computes otherwise")

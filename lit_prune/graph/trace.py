@@ -2,88 +2,33 @@
 
 from __future__ import annotations
 
-import copy
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._pytree import tree_flatten
 
-from lit_prune.graph.labels import Labels, Row
-from lit_prune.surgery import qualified_names
+from lit_prune.attributes import qualified_names
+from lit_prune.graph.labels import Row
+from lit_prune.graph.recording import Call, Product, Recording, Slot, TraceError
+from lit_prune.graph.skeleton import remember, remembered
+from lit_prune.graph.values import Block
+
+__all__ = ["Call", "Operation", "Product", "Recording", "Rows", "Rule", "Slot", "TraceError", "Tracer", "record"]
 
 Rows = list[Row | None]
-Slot = tuple[str, int]
 
 # Outputs, by the class of a module inside the network, of which callers read nothing but the size. Ultralytics' heads
 # hand their input maps on under this key, and the losses take only height and width from them.
 _SIZE_ONLY_OUTPUTS = {
     "ultralytics.nn.modules.head.Detect": frozenset({"feats"}),
 }
-# A meta tensor carries under this attribute what it stands for, where that is a few numbers outside the weights.
-_VALUE = "_lit_prune_value"
-_MOST_VALUES = 256
 _CONSTANTS = ("other", "value", "alpha", "beta", "scale", "exponent", "fill_value")
-
-
-class TraceError(RuntimeError):
-    """The network could not be run on the example inputs."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of a module: how the network is entered.
-
-    Attributes:
-        module: Qualified name of the called module; empty for the network itself.
-        args: Positional inputs.
-        kwargs: Keyword inputs.
-    """
-
-    module: str
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def batch_size(self) -> int:
-        """Size of dimension 0 of the first tensor: what costs are divided by."""
-        tensors = [leaf for leaf in tree_flatten((self.args, dict(self.kwargs)))[0] if isinstance(leaf, Tensor)]
-        return tensors[0].shape[0] if tensors and tensors[0].dim() else 1
-
-
-@dataclass(frozen=True)
-class Product:
-    """A convolution or matrix product: ``factor`` times the length of each row, in multiply-adds."""
-
-    factor: float
-    rows: tuple[Row, ...]
-
-
-@dataclass
-class Recording:
-    """What a trace leaves behind.
-
-    Attributes:
-        labels: Joined, frozen and balanced labels.
-        slots: Row of labels of each traced (tensor name, dimension), in the order of the forward pass.
-        produced: Rows that leave a layer: its output channels.
-        products: What the cost is summed from.
-        unsupported: Operations without a rule, with their number.
-        constants: For each operation the numbers that it was given; a shrunk network must give the same.
-    """
-
-    labels: Labels = field(default_factory=Labels)
-    slots: dict[Slot, Row] = field(default_factory=dict)
-    produced: list[Row] = field(default_factory=list)
-    products: list[Product] = field(default_factory=list)
-    unsupported: Counter[str] = field(default_factory=Counter)
-    constants: list[tuple[str, tuple[float, ...]]] = field(default_factory=list)
 
 
 class Operation:
@@ -113,6 +58,10 @@ class Operation:
                 found.extend(item for item in value if isinstance(item, Tensor))
         return found
 
+    def outputs(self) -> list[Tensor]:
+        """All tensors that come out."""
+        return list(self.output) if isinstance(self.output, (list, tuple)) else [self.output]
+
     def numbers(self) -> tuple[float, ...]:
         """The constants of the arithmetic: one that is computed from a width changes when that width is pruned."""
         values = (self.get(name) for name in _CONSTANTS)
@@ -122,34 +71,35 @@ class Operation:
 Rule = Callable[["Tracer", Operation], None]
 
 
-class Tracer(TorchDispatchMode):
+class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Labels the values of every operation that runs under it.
 
-    Rules read the rows of an operation's inputs (:meth:`rows`), join, freeze or balance them, and set the rows of
-    its output (:meth:`assign`). A row is ``None`` where a dimension is not tracked.
+    Rules read what an operation's inputs carry (:meth:`rows`, or :meth:`blocks` where dimensions that were taken apart
+    shall stay so), join or freeze labels, and say what its output carries (:meth:`assign`, :meth:`assign_blocks`). A
+    row is ``None`` where a dimension is not tracked.
     """
 
     def __init__(self, names: Mapping[int, str], recording: Recording, rules: Mapping[str, Rule]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.recording = recording
         self.labels = recording.labels
         self.path: list[str] = []
         self._names = names
         self._rules = rules
         # The tensors are held so that their ids stay theirs until the end of the trace.
-        self._values: dict[int, tuple[Tensor, Rows]] = {}
+        self._values: dict[int, tuple[Tensor, list[Block]]] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the operation, then its rule."""
         kwargs = kwargs or {}
-        values = _values_of((args, kwargs))
+        values = remembered((args, kwargs))
         if func is torch.ops.aten._local_scalar_dense.default and values is not None:
             return func(*values[0])
         output = func(*args, **kwargs)
         if values is not None and isinstance(output, Tensor):
-            _remember(output, func(*values[0], **values[1]))
+            remember(output, func(*values[0], **values[1]))
         schema = func._schema
         arguments = {
             argument.name: args[index] if index < len(args) else kwargs.get(argument.name, argument.default_value)
@@ -160,7 +110,7 @@ class Tracer(TorchDispatchMode):
         operation = Operation(name.lstrip("_"), arguments, output)
         numbers = operation.numbers()
         if numbers:
-            self.recording.constants.append((operation.name, numbers))
+            self.recording.constants.append((operation.name, numbers, self.layer))
         if any(self._is_tracked(tensor) for tensor in operation.tensors()):
             rule = self._rules.get(operation.name)
             if rule is None:
@@ -170,29 +120,76 @@ class Tracer(TorchDispatchMode):
                 rule(self, operation)
         return output
 
-    def rows(self, tensor: Tensor | None) -> Rows:
-        """The rows of a value, one a dimension; a parameter or buffer gets fresh ones when first seen."""
+    @property
+    def layer(self) -> str:
+        """Qualified name of the module at work."""
+        return self.path[-1] if self.path else ""
+
+    def blocks(self, tensor: Tensor | None) -> list[Block]:
+        """What the dimensions of a value carry; a parameter or buffer gets fresh labels when first seen."""
         if tensor is None:
             return []
         known = self._values.get(id(tensor))
         if known is not None:
             return known[1]
-        rows: Rows = [None] * tensor.dim()
         name = self._names.get(id(tensor))
-        if name is not None:
-            for dim, size in enumerate(tensor.shape):
-                if size > 1:
-                    rows[dim] = self.recording.slots[name, dim] = self.labels.fresh(size)
-            self._values[id(tensor)] = (tensor, rows)
+        if name is None:
+            return []
+        blocks = []
+        for dim, size in enumerate(tensor.shape):
+            if size > 1:
+                row = self.recording.slots[name, dim] = self.labels.fresh(size)
+                blocks.append(Block((dim,), row))
+        self._values[id(tensor)] = (tensor, blocks)
+        return blocks
+
+    def rows(self, tensor: Tensor | None) -> Rows:
+        """The rows of a value, one a dimension.
+
+        Where a block spans several, the innermost gets it, tied over the others: they lose nothing.
+        """
+        if tensor is None:
+            return []
+        rows: Rows = [None] * tensor.dim()
+        for block in self.blocks(tensor):
+            dim = block.dims[-1]
+            if len(block.dims) == 1:
+                rows[dim] = block.labels
+            else:
+                rows[dim] = self._tied(tensor, block, dim)
         return rows
 
-    def assign(self, tensor: Tensor, rows: Rows) -> None:
+    def row(self, tensor: Tensor, dim: int) -> Row | None:
+        """The row of one dimension; a block that spans others too is tied over them."""
+        dim %= max(1, tensor.dim())
+        for block in self.blocks(tensor):
+            if dim in block.dims:
+                return block.labels if len(block.dims) == 1 else self._tied(tensor, block, dim)
+        return None
+
+    def heads(self, tensor: Tensor, dim: int) -> Row | None:
+        """Labels that stand for whole pieces: what dimension ``dim`` carries when the rest of its block is gone."""
+        for block in self.blocks(tensor):
+            if dim in block.dims:
+                if len(block.dims) == 1:
+                    return block.labels
+                pieces = block.led_by(dim)
+                heads = self.labels.fresh(len(pieces))
+                self.labels.fold(pieces, heads, may_be_whole=True)
+                return heads
+        return None
+
+    def assign(self, tensor: Tensor, rows: Sequence[Row | None]) -> None:
+        """Say what the dimensions of an operation's output carry, each by itself."""
+        self.assign_blocks(tensor, [Block((dim,), row) for dim, row in enumerate(rows) if row is not None])
+
+    def assign_blocks(self, tensor: Tensor, blocks: Sequence[Block]) -> None:
         """Say what the dimensions of an operation's output carry."""
-        self._values[id(tensor)] = (tensor, rows)
+        self._values[id(tensor)] = (tensor, list(blocks))
 
     def freeze(self, rows: Sequence[Row | None], reason: str) -> None:
         """Freeze all tracked rows among ``rows``, naming the layer at work."""
-        where = f", in {self.path[-1]}" if self.path and self.path[-1] else ""
+        where = f", in {self.layer}" if self.layer else ""
         for row in rows:
             if row is not None:
                 self.labels.freeze(row, reason + where)
@@ -200,7 +197,7 @@ class Tracer(TorchDispatchMode):
     def freeze_inputs(self, operation: Operation, reason: str) -> None:
         """Freeze all that enters an operation."""
         for tensor in operation.tensors():
-            self.freeze(self.rows(tensor), reason)
+            self.freeze([block.labels for block in self.blocks(tensor)], reason)
 
     def unite(self, rows: Sequence[Row | None], reason: str) -> Row | None:
         """Join all rows; where one is not tracked, freeze the others. Returns the row that the result carries."""
@@ -212,9 +209,58 @@ class Tracer(TorchDispatchMode):
         self.labels.tie(tracked)
         return tracked[0]
 
+    def meet(self, shape: Sequence[int], tensors: Sequence[Tensor], reason: str) -> list[Block]:
+        """Join values that are combined index by index, broadcast from the right to ``shape``.
+
+        Returns:
+            The blocks of the result.
+        """
+        moved = []
+        for tensor in tensors:
+            offset = len(shape) - tensor.dim()
+            blocks = [block.moved({dim: dim + offset for dim in block.dims}) for block in self.blocks(tensor)]
+            moved.append((blocks, {dim + offset for dim, size in enumerate(tensor.shape) if size > 1}))
+        result = []
+        for dims in _connected([block.dims for blocks, _ in moved for block in blocks]):
+            arrays: list[Row] = []
+            untracked = False
+            for blocks, wide in moved:
+                mine = [block for block in blocks if block.dims[0] in dims]
+                arrays.extend(block.over(dims) for block in mine)
+                reached = {dim for block in mine for dim in block.dims}
+                # Rows of their own against one block over both: no removal of the one is one of the other.
+                untracked |= len(mine) > 1 or bool((wide & set(dims)) - reached)
+            if untracked:
+                self.freeze(arrays, reason)
+            arrays.sort(key=lambda array: -array.size)
+            for array in arrays[1:]:
+                self.labels.join(arrays[0], array)
+            result.append(Block(tuple(dims), np.broadcast_to(arrays[0], [shape[dim] for dim in dims])))
+        return result
+
+    def _tied(self, tensor: Tensor, block: Block, dim: int) -> Row:
+        pieces = block.led_by(dim)
+        self.labels.join(pieces[:, :1], pieces)
+        row = pieces[:, 0]
+        others = [other for other in self.blocks(tensor) if other is not block]
+        self.assign_blocks(tensor, [*others, Block((dim,), row)])
+        return row
+
     def _is_tracked(self, tensor: Tensor) -> bool:
         known = self._values.get(id(tensor))
-        return id(tensor) in self._names if known is None else any(row is not None for row in known[1])
+        return id(tensor) in self._names if known is None else bool(known[1])
+
+
+def _connected(spans: Sequence[tuple[int, ...]]) -> list[list[int]]:
+    """Dimensions that some block spans together, each set sorted."""
+    found: list[set[int]] = []
+    for span in spans:
+        joined = set(span)
+        for other in [other for other in found if other & joined]:
+            found.remove(other)
+            joined |= other
+        found.append(joined)
+    return sorted(sorted(dims) for dims in found)
 
 
 def record(network: nn.Module, calls: Sequence[Call], rules: Mapping[str, Rule]) -> Recording:
@@ -226,10 +272,10 @@ def record(network: nn.Module, calls: Sequence[Call], rules: Mapping[str, Rule])
         TraceError: If the forward fails, naming the layer.
     """
     recording = Recording()
-    names = {id(tensor): name for name, tensor in _tensors_by_name(network)}
+    names = {id(tensor): name for name, tensor in (*network.named_parameters(), *network.named_buffers())}
     tracer = Tracer(names, recording, rules)
     network.eval()
-    with torch.no_grad():
+    with torch.no_grad(), _plain_attention():
         _run(network, calls, tracer)
         seen = {name for name, _ in recording.slots}
         if any(name not in seen and parameter.numel() > 1 for name, parameter in network.named_parameters()):
@@ -242,53 +288,15 @@ def record(network: nn.Module, calls: Sequence[Call], rules: Mapping[str, Rule])
     return recording
 
 
-def skeleton(network: nn.Module) -> nn.Module:
-    """A copy of ``network`` on the meta device: all of its structure, none of its weights copied.
-
-    Hooks stay behind, but for those of torch itself, which compute weights.
-    """
-    memo: dict[int, Any] = {}
-    named = {id(tensor) for _, tensor in _tensors_by_name(network)}
-    for module in network.modules():
-        for value in vars(module).values():
-            for tensor in _tensors_in(value):
-                if id(tensor) in memo:
-                    continue
-                empty = torch.empty_like(tensor, device="meta", requires_grad=False)
-                if isinstance(tensor, nn.Parameter):
-                    empty = nn.Parameter(empty, requires_grad=tensor.requires_grad)
-                elif id(tensor) not in named or not tensor.dim():
-                    # Strides, scales and the like: a forward may read numbers from them.
-                    _remember(empty, vars(tensor).get(_VALUE, tensor.detach()))
-                memo[id(tensor)] = empty
-    return _copy(network, memo)
-
-
-def _remember(empty: Tensor, value: Tensor) -> None:
-    if empty.is_meta and not value.is_meta and value.numel() <= _MOST_VALUES:
-        setattr(empty, _VALUE, value)
-
-
-def _values_of(arguments: Any) -> Any:
-    """``arguments`` with the remembered value in place of each meta tensor; None unless every tensor has one."""
-    tensors = [leaf for leaf in tree_flatten(arguments)[0] if isinstance(leaf, Tensor)]
-    if not tensors or not all(_VALUE in vars(tensor) for tensor in tensors):
-        return None
-    return tree_map_only(Tensor, lambda tensor: vars(tensor)[_VALUE], arguments)
-
-
-def replica(network: nn.Module) -> nn.Module:
-    """A copy of ``network`` with its weights, without its hooks: for forwards that need values."""
-    return _copy(network, {})
-
-
-def on_meta(calls: Sequence[Call]) -> list[Call]:
-    """The same calls with inputs that have a shape and no values."""
-
-    def convert(value: Any) -> Any:
-        return tree_map_only(Tensor, lambda tensor: torch.empty_like(tensor, device="meta", requires_grad=False), value)
-
-    return [Call(call.module, convert(tuple(call.args)), convert(dict(call.kwargs))) for call in calls]
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """While open, ``nn.MultiheadAttention`` takes the path that it trains on, not one fused operation."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _run(network: nn.Module, calls: Sequence[Call], tracer: Tracer) -> None:
@@ -304,11 +312,11 @@ def _run(network: nn.Module, calls: Sequence[Call], tracer: Tracer) -> None:
                 with tracer:
                     output = module(*call.args, **call.kwargs)
             except Exception as error:
-                where = tracer.path[-1] or type(network).__name__
-                raise TraceError(f"{where}: {type(error).__name__}: {error}") from error
+                where = tracer.layer or type(network).__name__
+                raise TraceError(f"{where}: {type(error).__name__}: {error}", tracer.layer) from error
             tracer.path[:] = []
             for tensor in _used_outputs(module, output):
-                tracer.freeze(tracer.rows(tensor), "reaches the network's output")
+                tracer.freeze([block.labels for block in tracer.blocks(tensor)], "reaches the network's output")
 
 
 def _used_outputs(module: nn.Module, output: Any) -> list[Tensor]:
@@ -346,29 +354,3 @@ def _paths(network: nn.Module, path: list[str]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _tensors_by_name(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from network.named_parameters()
-    yield from network.named_buffers()
-
-
-def _tensors_in(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors_in(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors_in(item)
-
-
-def _copy(network: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    for module in network.modules():
-        for table in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
-            hooks = vars(module)[table]
-            # A hook of a callback or a tracker would be copied with all that it refers to, and run.
-            kept = {key: hook for key, hook in hooks.items() if type(hook).__module__.startswith("torch.nn.utils")}
-            memo[id(hooks)] = type(hooks)(kept)
-    return copy.deepcopy(network, memo)

@@ -1,16 +1,19 @@
 """From scores to channels: selections by name, and the base class for your own."""
 
 from lit_prune.select.base import Selection, SelectionError, Target, lowest, units
+from lit_prune.select.clusters import ClusterSelection
 from lit_prune.select.spread import Global, MacsBudget, Spread, Uniform
 
 SELECTIONS: dict[str, type[Selection]] = {
     "uniform": Uniform,
     "global": Global,
     "macs": MacsBudget,
+    "clusters": ClusterSelection,
 }
 
 __all__ = [
     "SELECTIONS",
+    "ClusterSelection",
     "Global",
     "MacsBudget",
     "Selection",

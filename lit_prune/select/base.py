@@ -5,12 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lit_prune.criteria import Evidence
 from lit_prune.graph import ChannelGroup
+
+if TYPE_CHECKING:
+    from lit_prune.activations import Calibration
 
 Scores = Mapping[str, Tensor]
 Widths = dict[str, int]
@@ -62,8 +66,8 @@ class Selection(ABC):
         ...         return {name: score.argsort()[:1] for name, score in scores.items() if len(score) > 1}
     """
 
-    needs_moments: bool = False
-    """Whether :attr:`Evidence.moments` must be filled: it takes a pass over a part of the training data."""
+    calibration: Calibration | None = None
+    """How much data to look at, for :attr:`Evidence.moments`; ``None`` where activations are of no account."""
     needs_share: bool = True
     """Whether it needs to be told an amount."""
 

@@ -1,0 +1,141 @@
+"""One pruning, decided and tried out before anything is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from lit_prune.activations import Calibration, Moments
+from lit_prune.criteria import Criterion, Evidence
+from lit_prune.graph import Call, ChannelGraph, ChannelGroup
+from lit_prune.plan import PruningPlan
+from lit_prune.ranks import check_same, from_rank_zero, together
+from lit_prune.record import Dense
+from lit_prune.scope import Scope, largest_independent
+from lit_prune.select import MacsBudget, Selection, Target
+
+Measure = Callable[[list[str], Calibration], Mapping[str, Moments]]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What one event does, tried out on a copy without weights.
+
+    Attributes:
+        plan: What stays.
+        before: Graph of the network as it is.
+        after: Graph of what will be left.
+        groups: The groups that took part.
+        skipped: Group name to the reason why it did not.
+    """
+
+    plan: PruningPlan
+    before: ChannelGraph
+    after: ChannelGraph
+    groups: tuple[ChannelGroup, ...]
+    skipped: Mapping[str, str]
+
+    def record(self, **known: Any) -> dict[str, Any]:
+        """The event as plain data, beside what else is ``known`` of it."""
+        return {
+            **known,
+            "channels": {group.name: [group.size, group.width_under(self.plan)] for group in self.groups},
+            "macs": [self.before.macs, self.after.macs],
+            "skipped": dict(self.skipped),
+        }
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How channels are chosen: all that a decision needs beside the network.
+
+    Attributes:
+        scope: Which groups may lose channels.
+        criterion: What a channel is worth.
+        selection: Which go.
+        round_to: Kept widths are multiples of it; ``None``: of 8, and narrower layers stay whole.
+        min_channels: The least that a group keeps.
+        layers_per_event: The number of groups that take part, the widest first; ``None`` is all.
+    """
+
+    scope: Scope
+    criterion: Criterion
+    selection: Selection
+    round_to: int | None = None
+    min_channels: int = 1
+    layers_per_event: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("round_to", "min_channels", "layers_per_event"):
+            count = getattr(self, name)
+            if count is not None and count < 1:
+                raise ValueError(f"{name} must be at least 1, but got {count}.")
+        if self.layers_per_event is not None and isinstance(self.selection, MacsBudget):
+            raise ValueError("layers_per_event prunes each layer to the full amount, so it can't meet a MACs budget.")
+
+    def check(self, network: nn.Module, graph: ChannelGraph) -> None:
+        """Raise unless something of this network can be pruned in this way.
+
+        Raises:
+            ValueError: If no group takes part, or one is narrower than ``round_to``.
+        """
+        groups, _ = self.scope.pick(network, graph)
+        narrow = min(groups, key=lambda group: group.size)
+        if self.round_to is not None and narrow.size < self.round_to:
+            raise ValueError(
+                f"round_to={self.round_to} is larger than layer {narrow.name}, which has {narrow.size} channels. Lower "
+                "it, or leave narrow layers out by `exclude`; without round_to they stay as they are."
+            )
+
+    def decide(
+        self,
+        network: nn.Module,
+        calls: Sequence[Call],
+        share: float | None,
+        dense: Dense | None = None,
+        pruned: Collection[str] = (),
+        measure: Measure = lambda layers, calibration: {},
+    ) -> Decision:
+        """Choose the channels of one event; on several ranks, those that rank 0 chooses.
+
+        Args:
+            network: The live network; it is not changed.
+            calls: How it is entered.
+            share: The share that is to be gone afterwards, against ``dense``; ``None`` lets the selection decide.
+            dense: The network before its first pruning; ``None``: this is it.
+            pruned: Groups that have had their turn, where ``layers_per_event`` lets them take turns.
+            measure: Statistics of the activations of some layers, for a criterion or selection that asks for them.
+
+        Raises:
+            TraceError: If the network can't be run, before or after.
+            ValueError: If nothing can be pruned, or the share is out of reach.
+            RuntimeError: If another rank failed, or ranks disagree.
+        """
+        graph = ChannelGraph.trace_calls(network, calls)
+        groups, skipped = self.scope.pick(network, graph)
+        if self.layers_per_event is not None:
+            groups = largest_independent([group for group in groups if group.name not in pruned], self.layers_per_event)
+        moments: Mapping[str, Moments] = {}
+        calibration = self.criterion.calibration or self.selection.calibration
+        if groups and calibration is not None:
+            layers = dict.fromkeys(layer for group in groups for layer in group.layers)
+            moments = measure(list(layers), calibration)
+        evidence = Evidence(network, graph, groups, moments)
+        dense = dense or Dense.of(network, graph)
+        target = Target(share, dense.widths, dense.macs, self.round_to, self.min_channels)
+        plan = from_rank_zero(together(lambda: self._choose(evidence, target, skipped)))
+        after = together(lambda: graph.rehearse(plan))
+        check_same(plan.digest)
+        return Decision(plan, graph, after, groups, skipped)
+
+    def _choose(self, evidence: Evidence, target: Target, skipped: dict[str, str]) -> PruningPlan:
+        scores = self.criterion(evidence)
+        for group in evidence.groups:
+            if group.name not in scores:
+                skipped[group.name] = f"{type(self.criterion).__name__} can't judge it"
+        if not scores and evidence.groups:
+            raise ValueError(f"{type(self.criterion).__name__} can judge none of the {len(evidence.groups)} groups.")
+        return evidence.graph.plan(self.selection(evidence, scores, target))

@@ -1,0 +1,79 @@
+"""What goes into a trace, and what it leaves behind."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
+
+from lit_prune.graph.labels import Components, Labels, Row
+
+Slot = tuple[str, int]
+
+
+class TraceError(RuntimeError):
+    """The network could not be run on the example inputs.
+
+    Attributes:
+        layer: Qualified name of the layer at work; empty where it is not known.
+    """
+
+    def __init__(self, message: str, layer: str = "") -> None:
+        super().__init__(message)
+        self.layer = layer
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a module: how the network is entered.
+
+    Attributes:
+        module: Qualified name of the called module; empty for the network itself.
+        args: Positional inputs.
+        kwargs: Keyword inputs.
+    """
+
+    module: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def batch_size(self) -> int:
+        """Size of dimension 0 of the first tensor: what costs are divided by."""
+        tensors = [leaf for leaf in tree_flatten((self.args, dict(self.kwargs)))[0] if isinstance(leaf, Tensor)]
+        return tensors[0].shape[0] if tensors and tensors[0].dim() else 1
+
+
+@dataclass(frozen=True)
+class Product:
+    """A convolution or matrix product: ``factor`` times the number of live labels of each array, in multiply-adds."""
+
+    factor: float
+    rows: tuple[Row, ...]
+
+
+@dataclass
+class Recording:
+    """What a trace leaves behind.
+
+    Attributes:
+        labels: Joined, frozen and folded labels.
+        slots: Row of labels of each traced (tensor name, dimension), in the order of the forward pass.
+        produced: Rows that leave a layer: its output channels.
+        products: What the cost is summed from.
+        unsupported: Operations without a rule, with their number.
+        raw: The components of what the operations alone say, before folds are settled.
+        constants: For each operation the numbers that it was given, and the layer; a shrunk network must give the same.
+    """
+
+    labels: Labels = field(default_factory=Labels)
+    slots: dict[Slot, Row] = field(default_factory=dict)
+    produced: list[Row] = field(default_factory=list)
+    products: list[Product] = field(default_factory=list)
+    unsupported: Counter[str] = field(default_factory=Counter)
+    raw: Components = field(default_factory=lambda: Labels().components())
+    constants: list[tuple[str, tuple[float, ...], str]] = field(default_factory=list)

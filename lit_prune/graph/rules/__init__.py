@@ -1,0 +1,19 @@
+"""The table of rules: what each aten operation says of its channel labels.
+
+Whatever has no rule freezes all that enters it. A rule that can't be exact freezes too; it never guesses.
+"""
+
+from lit_prune.graph.rules import attention, elementwise, norms, pieces, products, shapes, spatial
+from lit_prune.graph.rules.table import RULES, register_rule
+
+__all__ = [
+    "RULES",
+    "attention",
+    "elementwise",
+    "norms",
+    "pieces",
+    "products",
+    "register_rule",
+    "shapes",
+    "spatial",
+]

@@ -1,0 +1,58 @@
+"""What works element by element: one value stays as it is, several meet index by index."""
+
+from __future__ import annotations
+
+from lit_prune.graph.rules.table import register_rule
+from lit_prune.graph.trace import Operation, Tracer
+
+
+@register_rule(
+    *"abs acos alias angle asin atan bernoulli bitwise_not ceil celu clamp clamp_max clamp_min clone contiguous cos "
+    "conj cosh detach detach_copy dropout elu empty_like erf erfc exp exp2 expm1 feature_dropout fill floor frac "
+    "full_like gelu hardshrink hardsigmoid hardswish hardtanh isfinite isinf isnan leaky_relu lift lift_fresh log "
+    "log10 log1p log2 log_sigmoid log_sigmoid_forward logical_not logit mish nan_to_num native_dropout neg normal "
+    "ones_like positive rand_like randn_like reciprocal relu relu6 round rrelu_with_noise rsqrt selu sgn sigmoid "
+    "sign silu sin sinh softplus softshrink softsign special_expit sqrt square tan tanh threshold to to_copy trunc "
+    "uniform zero zeros_like".split()
+)
+def _unary(trace: Tracer, op: Operation) -> None:
+    tensors = op.tensors()
+    if len(tensors) > 1:
+        # Overloads that take their bounds or values as tensors.
+        _broadcast(trace, op)
+        return
+    blocks = trace.blocks(tensors[0])
+    for output in op.outputs():
+        if output.dim() == tensors[0].dim():
+            trace.assign_blocks(output, blocks)
+
+
+@register_rule(
+    *"add sub rsub mul div floor_divide true_divide maximum minimum fmax fmin fmod remainder pow atan2 hypot where "
+    "lerp addcmul addcdiv eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or masked_fill copy "
+    "xlogy prelu_kernel".split()
+)
+def _broadcast(trace: Tracer, op: Operation) -> None:
+    shape = op.output.shape
+    trace.assign_blocks(op.output, trace.meet(shape, op.tensors(), "meets what is not tracked"))
+
+
+@register_rule(*"new_full new_zeros new_ones new_empty new_empty_strided".split())
+def _new(trace: Tracer, op: Operation) -> None:
+    # Nothing of the values enters; a size that follows a width shows when the result meets the channels.
+    trace.assign(op.output, [])
+
+
+@register_rule("prelu")
+def _prelu(trace: Tracer, op: Operation) -> None:
+    rows, weight = trace.rows(op["self"]), op["weight"]
+    if weight.numel() > 1:
+        rows[1] = trace.unite([rows[1], *trace.rows(weight)], "meets what is not tracked")
+    trace.assign(op.output, rows)
+
+
+@register_rule("softmax", "log_softmax", "cumsum", "cumprod", "safe_softmax")
+def _along(trace: Tracer, op: Operation) -> None:
+    source = op["self"]
+    trace.freeze([trace.row(source, op["dim"])], f"{op.name} runs over it")
+    trace.assign_blocks(op.output, trace.blocks(source))

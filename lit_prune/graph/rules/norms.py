@@ -1,0 +1,61 @@
+"""Normalisations. Those over channels take their statistics from the channels that are left; see `reference.py`."""
+
+from __future__ import annotations
+
+from lit_prune.graph.rules.table import register_rule
+from lit_prune.graph.trace import Operation, Tracer
+from lit_prune.graph.values import Block
+
+
+@register_rule(
+    "native_batch_norm",
+    "native_batch_norm_legit",
+    "native_batch_norm_legit_no_training",
+    "batch_norm_no_update",
+    "batch_norm_with_update",
+    "cudnn_batch_norm",
+    "miopen_batch_norm",
+)
+def _batch_norm(trace: Tracer, op: Operation) -> None:
+    rows = trace.rows(op["input"])
+    own = [row for name in ("weight", "bias", "running_mean", "running_var") for row in trace.rows(op.get(name))]
+    if op["input"].shape[1] > 1:
+        rows[1] = trace.unite([rows[1], *own], "is normalised with what is not tracked")
+    trace.assign(op.outputs()[0], rows)
+
+
+@register_rule("native_layer_norm", "layer_norm", "fused_rms_norm", "rms_norm")
+def _layer_norm(trace: Tracer, op: Operation) -> None:
+    source, count = op["input"], len(op["normalized_shape"])
+    own = [op[name] for name in ("weight", "bias") if op.get(name) is not None]
+    for index in range(count):
+        dim = source.dim() - count + index
+        if source.shape[dim] == 1:
+            continue
+        row = trace.row(source, dim)
+        if not own:
+            # No weight tells, later, which channels are left.
+            trace.freeze([row], "is normalised together, without a weight")
+        trace.unite([row, *(trace.row(tensor, index) for tensor in own)], "is normalised with what is not tracked")
+    trace.assign_blocks(op.outputs()[0], trace.blocks(source))
+
+
+@register_rule("native_group_norm", "group_norm")
+def _group_norm(trace: Tracer, op: Operation) -> None:
+    source, groups = op["input"], int(op.get("group", op.get("num_groups")))
+    own = [op[name] for name in ("weight", "bias") if op.get(name) is not None]
+    channels = trace.row(source, 1)
+    for dim in range(2, source.dim()):
+        trace.freeze([trace.row(source, dim)], "is normalised over")
+    if channels is None:
+        trace.freeze([trace.row(tensor, 0) for tensor in own], "is normalised with what is not tracked")
+    elif not own:
+        trace.freeze([channels], "is normalised in groups, without a weight")
+    elif len(channels) == groups > 1:
+        trace.freeze([channels, *(trace.row(tensor, 0) for tensor in own)], "is the only channel of its group")
+    else:
+        trace.unite([channels, *(trace.row(tensor, 0) for tensor in own)], "is normalised with what is not tracked")
+        if groups > 1:
+            trace.labels.fold(channels.reshape(groups, -1))
+    rest = [block for block in trace.blocks(source) if 1 not in block.dims]
+    trace.assign_blocks(op.outputs()[0], rest if channels is None else [*rest, Block((1,), channels)])

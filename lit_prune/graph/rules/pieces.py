@@ -1,0 +1,194 @@
+"""Putting together and taking apart along a dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+from torch import Tensor
+
+from lit_prune.graph.labels import Row
+from lit_prune.graph.rules.table import register_rule
+from lit_prune.graph.trace import Operation, Tracer
+from lit_prune.graph.values import Block
+
+
+@register_rule("cat", "concat", "concatenate")
+def _cat(trace: Tracer, op: Operation) -> None:
+    # Torch ignores empty one-dimensional tensors here.
+    tensors = [tensor for tensor in op["tensors"] if tensor.numel() or tensor.dim() > 1]
+    dim = op["dim"] % tensors[0].dim()
+    # Rows along the dimension are put one after the other; along all others the values meet.
+    rows = [trace.row(tensor, dim) for tensor in tensors]
+    blocks = _meet_besides(trace, tensors, dim, "is concatenated with what is not tracked")
+    if any(row is not None for row in rows):
+        known = [_known(trace, row, tensor.shape[dim]) for row, tensor in zip(rows, tensors, strict=True)]
+        blocks.append(Block((dim,), np.concatenate(known)))
+    trace.assign_blocks(op.output, blocks)
+
+
+def _known(trace: Tracer, row: Row | None, size: int) -> Row:
+    if row is None:
+        row = trace.labels.fresh(size)
+        trace.freeze([row], "is not tracked")
+    return row
+
+
+def _meet_besides(trace: Tracer, tensors: Sequence[Tensor], dim: int, reason: str) -> list[Block]:
+    """Join values along all dimensions but one; empty pieces have nothing to say."""
+    narrow = [tensor.select(dim, 0) for tensor in tensors if tensor.shape[dim]]
+    for part, tensor in zip(narrow, (tensor for tensor in tensors if tensor.shape[dim]), strict=True):
+        kept = [block for block in trace.blocks(tensor) if dim not in block.dims]
+        trace.assign_blocks(part, [block.moved({d: d - (d > dim) for d in block.dims}) for block in kept])
+    met = trace.meet(narrow[0].shape, narrow, reason)
+    return [block.moved({d: d + (d >= dim) for d in block.dims}) for block in met]
+
+
+@register_rule("stack")
+def _stack(trace: Tracer, op: Operation) -> None:
+    tensors = op["tensors"]
+    dim = op["dim"] % op.output.dim()
+    met = trace.meet(tensors[0].shape, tensors, "is stacked with what is not tracked")
+    trace.assign_blocks(op.output, [block.moved({d: d + (d >= dim) for d in block.dims}) for block in met])
+
+
+@register_rule(
+    "split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk", "tensor_split"
+)
+def _split(trace: Tracer, op: Operation) -> None:
+    source = op["self"]
+    dim = op["dim"] % source.dim()
+    sizes = [output.shape[dim] for output in op.output]
+    bounds = np.cumsum([0, *sizes])
+    parts = [_cut(trace, source, dim, slice(a, b)) for a, b in pairwise(bounds)]
+    rows = [block.labels for part in parts for block in part if block.dims == (dim,)]
+    if len(sizes) > 1 and len(rows) == len(sizes):
+        if len(set(sizes)) == 1:
+            trace.labels.fold(np.stack(rows))
+        else:
+            trace.labels.part(rows)
+    for output, part in zip(op.output, parts, strict=True):
+        trace.assign_blocks(output, _widened(trace, output, part))
+
+
+@register_rule("slice")
+def _slice(trace: Tracer, op: Operation) -> None:
+    source = op["self"]
+    dim = op["dim"] % source.dim()
+    if op.output.shape[dim] == source.shape[dim]:
+        trace.assign_blocks(op.output, trace.blocks(source))
+        return
+    taken = slice(op["start"], op["end"], op["step"])
+    part = _cut(trace, source, dim, taken)
+    row = next((block.labels for block in trace.blocks(source) if block.dims == (dim,)), None)
+    if row is not None:
+        if (op["step"] or 1) != 1:
+            trace.freeze([row], "is sliced with a step")
+        inside = np.zeros(len(row), dtype=np.bool_)
+        inside[taken] = True
+        trace.labels.part([row[inside], row[~inside]])
+    trace.assign_blocks(op.output, _widened(trace, op.output, part))
+
+
+def _cut(trace: Tracer, source: Tensor, dim: int, taken: slice) -> list[Block]:
+    """The blocks of a stretch of ``source``; stretches of a block over several dimensions are folds of their own."""
+    part = []
+    for block in trace.blocks(source):
+        if dim in block.dims:
+            axis = block.dims.index(dim)
+            labels = block.labels[(slice(None),) * axis + (taken,)]
+            if len(block.dims) > 1 and labels.size:
+                trace.labels.part([labels.ravel()])
+            part.append(Block(block.dims, labels))
+        else:
+            part.append(block)
+    return part
+
+
+def _widened(trace: Tracer, output: Tensor, blocks: list[Block]) -> list[Block]:
+    """Without dimensions of one: such a piece is broadcast where it meets others, and can't be lost."""
+    kept = []
+    for block in blocks:
+        thin = [dim for dim in block.dims if output.shape[dim] == 1]
+        if thin and len(block.dims) == 1:
+            trace.freeze([block.labels], "is a piece of one channel")
+        elif thin:
+            axes = tuple(block.dims.index(dim) for dim in thin)
+            kept.append(Block(tuple(dim for dim in block.dims if dim not in thin), block.labels.squeeze(axes)))
+        elif all(output.shape[dim] for dim in block.dims):
+            kept.append(block)
+    return kept
+
+
+@register_rule("select", "unbind")
+def _select(trace: Tracer, op: Operation) -> None:
+    source = op["self"]
+    dim = op["dim"] % source.dim()
+    for number, output in enumerate(op.outputs()):
+        index = op["index"] if op.name == "select" else number
+        place = {d: d - (d > dim) for d in range(source.dim())}
+        blocks = []
+        for block in trace.blocks(source):
+            if dim not in block.dims:
+                blocks.append(block.moved(place))
+            elif len(block.dims) == 1:
+                trace.freeze([block.labels], "is picked from one by one")
+            else:
+                labels = np.asarray(block.labels.take(index, block.dims.index(dim)))
+                blocks.append(Block(tuple(place[d] for d in block.dims if d != dim), labels))
+        trace.assign_blocks(output, blocks)
+
+
+@register_rule("index")
+def _index(trace: Tracer, op: Operation) -> None:
+    source, indices = op["self"], op["indices"]
+    picked = [dim for dim, index in enumerate(indices) if index is not None]
+    trace.freeze([trace.row(source, dim) for dim in picked], "is picked from by index")
+    adjacent = picked == list(range(picked[0], picked[-1] + 1)) and all(
+        index is None or index.dtype.is_floating_point or not str(index.dtype).endswith("bool") for index in indices
+    )
+    if not adjacent:
+        trace.freeze_inputs(op, "is picked from by index")
+        return
+    wide = max(index.dim() for index in indices if index is not None)
+    shift = wide - len(picked)
+    kept = [block for block in trace.blocks(source) if not set(block.dims) & set(picked)]
+    trace.assign_blocks(
+        op.output, [block.moved({d: d if d < picked[0] else d + shift for d in block.dims}) for block in kept]
+    )
+
+
+@register_rule("index_select")
+def _index_select(trace: Tracer, op: Operation) -> None:
+    source = op["self"]
+    dim = op["dim"] % source.dim()
+    trace.freeze([trace.row(source, dim)], "is picked from by index")
+    trace.assign_blocks(op.output, [block for block in trace.blocks(source) if dim not in block.dims])
+
+
+@register_rule(
+    *"gather topk sort argsort scatter scatter_add index_put index_add index_copy nonzero masked_select "
+    "kthvalue unique unique2 take take_along_dim bincount searchsorted one_hot masked_scatter".split()
+)
+def _pick(trace: Tracer, op: Operation) -> None:
+    trace.freeze_inputs(op, f"{op.name} picks from it")
+
+
+@register_rule("roll", "flip")
+def _move(trace: Tracer, op: Operation) -> None:
+    source = op["self"]
+    for dim in op["dims"] or range(source.dim()):
+        trace.freeze([trace.row(source, dim)], f"{op.name} moves it")
+    trace.assign_blocks(op.output, trace.blocks(source))
+
+
+@register_rule("repeat")
+def _repeat(trace: Tracer, op: Operation) -> None:
+    source = op["self"]
+    offset = op.output.dim() - source.dim()
+    blocks = []
+    for block in trace.blocks(source):
+        times = [op["repeats"][dim + offset] for dim in block.dims]
+        blocks.append(Block(tuple(dim + offset for dim in block.dims), np.tile(block.labels, times)))
+    trace.assign_blocks(op.output, blocks)

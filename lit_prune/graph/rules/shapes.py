@@ -1,0 +1,111 @@
+"""Changes of shape: the same values in other dimensions."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lit_prune.graph.rules.table import register_rule
+from lit_prune.graph.trace import Operation, Tracer
+from lit_prune.graph.values import Block, reshape
+
+
+@register_rule("view", "reshape", "unsafe_view", "view_copy", "reshape_alias")
+def _view(trace: Tracer, op: Operation) -> None:
+    source = op["self"]
+    if not source.numel():
+        trace.freeze_inputs(op, "is empty")
+        return
+    result = reshape(trace.blocks(source), source.shape, op.output.shape)
+    trace.freeze([block.labels for block in result.merged], "is merged with another tracked dimension")
+    for block in result.crossed:
+        pieces = block.led_by(block.dims[-1])
+        trace.labels.join(pieces[:, :1], pieces)
+    for block in result.folds:
+        trace.labels.fold(block.labels.reshape(-1, block.labels.shape[-1]), may_be_whole=True)
+    trace.assign_blocks(op.output, result.blocks)
+
+
+@register_rule("as_strided")
+def _as_strided(trace: Tracer, op: Operation) -> None:
+    # The same shape with other strides: the memory format changes, not the value.
+    source = op["self"]
+    if op.output.shape == source.shape and not op["storage_offset"]:
+        trace.assign_blocks(op.output, trace.blocks(source))
+    else:
+        trace.freeze_inputs(op, "is read with strides")
+
+
+@register_rule("permute", "permute_copy")
+def _permute(trace: Tracer, op: Operation) -> None:
+    source = op["self"]
+    place = {old % source.dim(): new for new, old in enumerate(op["dims"])}
+    trace.assign_blocks(op.output, [block.moved(place) for block in trace.blocks(source)])
+
+
+@register_rule("transpose", "t", "numpy_T", "swapaxes", "transpose_copy")
+def _transpose(trace: Tracer, op: Operation) -> None:
+    source = op["self"]
+    place = {dim: dim for dim in range(source.dim())}
+    if source.dim() > 1:
+        first, second = op.get("dim0", 0) % source.dim(), op.get("dim1", 1) % source.dim()
+        place[first], place[second] = second, first
+    trace.assign_blocks(op.output, [block.moved(place) for block in trace.blocks(source)])
+
+
+@register_rule("unsqueeze")
+def _unsqueeze(trace: Tracer, op: Operation) -> None:
+    new = op["dim"] % op.output.dim()
+    place = {dim: dim + (dim >= new) for dim in range(op["self"].dim())}
+    trace.assign_blocks(op.output, [block.moved(place) for block in trace.blocks(op["self"])])
+
+
+@register_rule("squeeze")
+def _squeeze(trace: Tracer, op: Operation) -> None:
+    source = op["self"]
+    named = op.get("dim")
+    dims = range(source.dim()) if named is None else [named] if isinstance(named, int) else named
+    gone = {dim % source.dim() for dim in dims if source.shape[dim] == 1}
+    stays = [dim for dim in range(source.dim()) if dim not in gone]
+    place = {old: new for new, old in enumerate(stays)}
+    trace.assign_blocks(op.output, [block.moved(place) for block in trace.blocks(source)])
+
+
+@register_rule("expand", "expand_copy")
+def _expand(trace: Tracer, op: Operation) -> None:
+    offset = op.output.dim() - op["self"].dim()
+    place = {dim: dim + offset for dim in range(op["self"].dim())}
+    trace.assign_blocks(op.output, [block.moved(place) for block in trace.blocks(op["self"])])
+
+
+@register_rule("pixel_shuffle")
+def _pixel_shuffle(trace: Tracer, op: Operation) -> None:
+    rows = trace.rows(op["self"])
+    channels, factor = rows[-3], int(op["upscale_factor"]) ** 2
+    trace.freeze(rows[-2:], "is shuffled into space")
+    if channels is not None:
+        # The channels that become one block of pixels go together.
+        blocks = channels.reshape(-1, factor)
+        trace.labels.join(blocks[:, :1], blocks)
+        channels = blocks[:, 0] if len(blocks) > 1 else None
+        if channels is None:
+            trace.freeze([blocks], "becomes the only channel")
+    trace.assign(op.output, [*rows[:-3], channels, None, None])
+
+
+@register_rule("pixel_unshuffle")
+def _pixel_unshuffle(trace: Tracer, op: Operation) -> None:
+    rows = trace.rows(op["self"])
+    trace.freeze(rows[-2:], "is shuffled out of space")
+    channels = None if rows[-3] is None else np.repeat(rows[-3], int(op["downscale_factor"]) ** 2)
+    trace.assign(op.output, [*rows[:-3], channels, None, None])
+
+
+@register_rule("channel_shuffle", "native_channel_shuffle")
+def _channel_shuffle(trace: Tracer, op: Operation) -> None:
+    source, groups = op["self"], int(op["groups"])
+    row = trace.row(source, 1)
+    rest = [block for block in trace.blocks(source) if 1 not in block.dims]
+    if row is not None and 1 < groups < len(row):
+        trace.labels.fold(row.reshape(groups, -1))
+        row = row.reshape(groups, -1).T.ravel()
+    trace.assign_blocks(op.output, rest if row is None else [*rest, Block((1,), row)])

@@ -1,0 +1,65 @@
+"""Reductions, pooling, resampling and padding: what runs over a dimension, and what runs beside the channels."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from lit_prune.graph.rules.elementwise import _broadcast
+from lit_prune.graph.rules.table import register_rule
+from lit_prune.graph.trace import Operation, Tracer
+
+
+@register_rule(
+    *"mean sum prod amax amin max min std var var_mean std_mean any all argmax argmin logsumexp norm "
+    "linalg_vector_norm median count_nonzero".split()
+)
+def _reduce(trace: Tracer, op: Operation) -> None:
+    source = op.tensors()[0]
+    if len(op.tensors()) > 1:
+        # `max` and `min` of two tensors work element by element.
+        _broadcast(trace, op)
+        return
+    named = op.get("dim")
+    dims = range(source.dim()) if named in (None, []) else [named] if isinstance(named, int) else named
+    over = {dim % source.dim() for dim in dims}
+    # A sum runs over channels that are not zero when masked (sigmoid), a mean divides by their number.
+    trace.freeze([trace.row(source, dim) for dim in over], f"{op.name} runs over it")
+    kept = [block for block in trace.blocks(source) if not set(block.dims) & over]
+    stays = [dim for dim in range(source.dim()) if dim not in over]
+    for output in op.outputs():
+        place = {dim: dim for dim in stays}
+        if output.dim() != source.dim():
+            place = {old: new for new, old in enumerate(stays)}
+        trace.assign_blocks(output, [block.moved(place) for block in kept])
+
+
+@register_rule(
+    *"adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d "
+    "adaptive_max_pool3d avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d max_pool1d_with_indices "
+    "max_pool2d_with_indices max_pool3d_with_indices mkldnn_adaptive_avg_pool2d reflection_pad1d reflection_pad2d "
+    "reflection_pad3d replication_pad1d replication_pad2d replication_pad3d upsample_nearest1d upsample_nearest2d "
+    "upsample_nearest3d upsample_nearest_exact1d upsample_nearest_exact2d upsample_nearest_exact3d "
+    "upsample_bilinear2d upsample_bilinear2d_aa upsample_bicubic2d upsample_bicubic2d_aa upsample_linear1d "
+    "upsample_trilinear3d".split()
+)
+def _spatial(trace: Tracer, op: Operation) -> None:
+    rows = trace.rows(op.tensors()[0])
+    space = next(int(digit) for digit, letter in pairwise(op.name) if digit in "123" and letter == "d")
+    trace.freeze(rows[-space:], f"{op.name} runs over it")
+    for output in op.outputs():
+        trace.assign(output, [*rows[:-space], *[None] * space])
+
+
+@register_rule("constant_pad_nd", "pad")
+def _pad(trace: Tracer, op: Operation) -> None:
+    source, pad = op["self"], op["pad"]
+    padded = {source.dim() - 1 - index for index in range(len(pad) // 2) if pad[2 * index] or pad[2 * index + 1]}
+    trace.freeze([trace.row(source, dim) for dim in padded], "is padded")
+    trace.assign_blocks(op.output, [block for block in trace.blocks(source) if not set(block.dims) & padded])
+
+
+@register_rule("grid_sampler_2d", "grid_sampler_3d")
+def _grid_sampler(trace: Tracer, op: Operation) -> None:
+    image = trace.rows(op["input"])
+    trace.freeze([*image[2:], *trace.rows(op["grid"])], "is a sampling grid")
+    trace.assign(op.output, [*image[:2], *[None] * (len(image) - 2)])

@@ -1,0 +1,253 @@
+"""The selection by what channels see: of those that tell the same classes apart, one stays."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvTransposeNd
+
+from lit_prune.activations.calibration import Calibration
+from lit_prune.activations.clusters import Embedding, Matrix
+from lit_prune.activations.decisions import Decision, Method, decide, survey_channels
+from lit_prune.activations.moments import jeffries_matusita
+from lit_prune.criteria import Evidence
+from lit_prune.graph import ChannelGroup
+from lit_prune.graph.recording import Slot
+from lit_prune.select.base import Scores, Selection, SelectionError, Target, units
+
+Unit = tuple[ChannelGroup, ...]
+
+
+class ClusterSelection(Selection):
+    """Groups the channels of each layer by the classes that they tell apart, and keeps one of each group.
+
+    For every channel and every two classes the Jeffries–Matusita distance of the channel's activations on calibration
+    data says how well it tells them apart. Channels with like distances form a cluster (k-medoids, on an embedding),
+    and of each cluster one channel stays. The amount says how many clusters there are; with ``amount=None`` the knee
+    of the mean simplified silhouette does. The scores of the criterion are of no account, but a group that it can't
+    judge stays.
+
+    Layers that are coupled (residual sums, concatenations) get one decision: the distances that a channel has in each
+    layer that makes it stand side by side, and so do channels that are alike in all of these layers. Weight norms and
+    BatchNorm scales are joined over the layers in the same way. Groups that must stay equally wide (the halves of a
+    ``chunk``) keep the mean of what their knees say.
+
+    Args:
+        method: Which channel of a cluster stays: ``"max_weight"``, the one with the largest L2 norm of the weights that
+            make it; ``"medoid"``, the one in the middle; ``"max_gamma"``, the one with the largest BatchNorm scale |γ|.
+            ``"gamma"`` ranks by |γ| alone, without clusters.
+        embedding: Where channels are clustered: ``"tsne"``, ``"pca"`` (both in the plane), or ``"none"``.
+        seed: The same seed gives the same channels.
+        calibration: How much data is looked at, and which objects count.
+
+    Attributes:
+        decisions: Group name to what the last event decided and why; see :mod:`lit_prune.activations.figures`.
+
+    Raises:
+        ValueError: If a name is unknown.
+
+    Example:
+        >>> selection = ClusterSelection(method="medoid", embedding="pca")
+        >>> ClusterSelection(method="mediod")
+        Traceback (most recent call last):
+        ValueError: method must be one of 'max_weight', 'medoid', 'max_gamma', 'gamma', but got 'mediod'.
+    """
+
+    needs_share = False
+
+    def __init__(
+        self,
+        method: Method = "max_weight",
+        embedding: Embedding = "tsne",
+        seed: int = 0,
+        calibration: Calibration | None = None,
+    ) -> None:
+        for name, value, known in (
+            ("method", method, get_args(Method)),
+            ("embedding", embedding, get_args(Embedding)),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, but got {value!r}.")
+        self.method: Method = method
+        self.embedding: Embedding = embedding
+        self.seed = seed
+        self.calibration = calibration or Calibration()
+        self.decisions: dict[str, Decision] = {}
+
+    def __call__(self, evidence: Evidence, scores: Scores, target: Target) -> dict[str, Tensor]:
+        """Keep one channel of each cluster, in all groups that may lose channels.
+
+        Raises:
+            SelectionError: If there are no activations at all, fewer than two classes were seen, or a method needs
+                BatchNorm scales and a group has none.
+        """
+        modules = dict(evidence.network.named_modules(remove_duplicate=False))
+        self._check_classes(evidence)
+        members = [unit for unit in units(evidence.groups, scores) if _is_observed(unit, evidence)]
+        # The largest first, so that no core is left alone with one of them at the end.
+        work = [
+            partial(
+                self._settle,
+                unit,
+                [separability_of(group, evidence, modules) for group in unit],
+                [self._strength(group, evidence, modules) for group in unit],
+                target,
+            )
+            for unit in sorted(members, key=lambda unit: -unit[0].size)
+        ]
+        decided = _in_threads(work)
+        found = {name: decision for decisions in decided for name, decision in decisions.items()}
+        self.decisions = {group.name: found[group.name] for unit in members for group in unit if group.name in found}
+        gone = {}
+        for unit in members:
+            for group in unit:
+                if group.name in found:
+                    stays = np.zeros(group.size, dtype=np.bool_)
+                    stays[found[group.name].kept] = True
+                    if not stays.all():
+                        gone[group.name] = torch.from_numpy(np.flatnonzero(~stays))
+        return gone
+
+    def _settle(
+        self, unit: Unit, rows: Sequence[Matrix], strengths: Sequence[Matrix | None], target: Target
+    ) -> dict[str, Decision]:
+        """Decide about groups that must stay equally wide; nothing where they lose nothing."""
+        by_knee = target.share is None
+        width = unit[0].size if target.share is None else target.keep(unit[0], target.share)
+        if not by_knee and width >= unit[0].size:
+            return {}
+        # Ranks of |γ| need no clusters, unless to know how many stay.
+        embedding = "none" if self.method == "gamma" and not by_knee else self.embedding
+        surveys = [survey_channels(row, embedding, self.seed, curve=by_knee) for row in rows]
+        if by_knee:
+            # Without a knee nothing says how many would do, and all stay.
+            knees = [survey.knee or group.size for group, survey in zip(unit, surveys, strict=True)]
+            width = target.allowed(unit[0], float(np.mean(knees)))
+        return {
+            group.name: decide(survey, width, self.method, strength, self.seed)
+            for group, survey, strength in zip(unit, surveys, strengths, strict=True)
+        }
+
+    def _strength(self, group: ChannelGroup, evidence: Evidence, modules: Mapping[str, nn.Module]) -> Matrix | None:
+        if self.method == "medoid":
+            return None
+        if self.method == "max_weight":
+            return weight_norms(group, evidence, modules)
+        scales = batch_norm_scales(group, evidence, modules)
+        if scales is None:
+            raise SelectionError(
+                f"method={self.method!r} goes by BatchNorm scales, but the channels of {group.name} pass through no "
+                "BatchNorm. Use method='max_weight' or 'medoid', or leave the layer out by `exclude`."
+            )
+        return scales
+
+    @staticmethod
+    def _check_classes(evidence: Evidence) -> None:
+        moments = next(iter(evidence.moments.values()), None)
+        if moments is None:
+            raise SelectionError(
+                "ClusterSelection goes by activations, but there are none: fill `Evidence.moments`, as ChannelPruning "
+                "does from `calibration`."
+            )
+        seen = int((moments.count > 0).sum())
+        if seen < 2:
+            raise SelectionError(
+                f"Objects of {seen} class were seen, but separability is between two. Calibrate on more batches, or "
+                "use another selection for a data set of one class."
+            )
+
+
+def separability_of(group: ChannelGroup, evidence: Evidence, modules: Mapping[str, nn.Module]) -> Matrix:
+    """``(size, layers × pairs of classes)`` the distances of a group's channels in all layers that make them."""
+    blocks = []
+    for layer in group.layers:
+        slot = output_slot(group, layer, modules)
+        if slot is None or layer not in evidence.moments:
+            continue
+        distances = jeffries_matusita(evidence.moments[layer]).numpy()
+        # Pairs of which a class was not seen are 0 for all: they tell nothing, and would only fill memory.
+        distances = distances[:, (distances != 0).any(0)]
+        members = group.members[slot]
+        total = np.zeros((group.size, distances.shape[1]))
+        np.add.at(total, members.channels, distances[members.indices])
+        # A channel that takes up several places of a layer has the mean of what is seen there.
+        places = np.bincount(members.channels, minlength=group.size)
+        blocks.append(total / np.maximum(places, 1)[:, None])
+    return np.concatenate(blocks, axis=1)
+
+
+def weight_norms(group: ChannelGroup, evidence: Evidence, modules: Mapping[str, nn.Module]) -> Matrix:
+    """``(size,)`` L2 norm of the weights that make each channel, over all layers that do."""
+    total = np.zeros(group.size)
+    for layer in group.layers:
+        slot = output_slot(group, layer, modules)
+        weight = evidence.parameters.get(f"{layer}.weight")
+        if slot is None or weight is None:
+            continue
+        dim = slot[1]
+        powers = weight.detach().to("cpu", torch.float64).square()
+        others = [other for other in range(powers.dim()) if other != dim]
+        filters = (powers.sum(others) if others else powers).numpy()
+        members = group.members[slot]
+        np.add.at(total, members.channels, filters[members.indices])
+    return np.asarray(np.sqrt(total))
+
+
+def batch_norm_scales(group: ChannelGroup, evidence: Evidence, modules: Mapping[str, nn.Module]) -> Matrix | None:
+    """``(size,)`` mean |γ| of the BatchNorms that each channel passes through; ``None`` where there is none."""
+    scales = []
+    for slot, tensor in evidence.slots_of(group):
+        layer, _, leaf = slot[0].rpartition(".")
+        if leaf == "weight" and isinstance(modules.get(layer), _NormBase):
+            members = group.members[slot]
+            total = np.zeros(group.size)
+            np.add.at(total, members.channels, tensor.abs().to("cpu", torch.float64).numpy()[members.indices])
+            scales.append(total / np.maximum(np.bincount(members.channels, minlength=group.size), 1))
+    return np.mean(scales, axis=0) if scales else None
+
+
+def output_slot(group: ChannelGroup, layer: str, modules: Mapping[str, nn.Module]) -> Slot | None:
+    """The slot of ``layer``'s weight whose indices are the layer's output channels; ``None`` if not in the group."""
+    module = modules.get(layer)
+    transposed = isinstance(module, _ConvTransposeNd) and module.groups == 1
+    slot = (f"{layer}.weight", 1 if transposed else 0)
+    return slot if slot in group.members else None
+
+
+def _is_observed(unit: Unit, evidence: Evidence) -> bool:
+    """Whether there are activations of all groups of a unit; says so where there are none."""
+    for group in unit:
+        if not any(layer in evidence.moments for layer in group.layers):
+            warnings.warn(
+                f"{group.name} stays as it is: no layer that makes its channels ({', '.join(group.layers)}) runs in "
+                "eval mode, so there are no activations to go by.",
+                stacklevel=3,
+            )
+            return False
+    return True
+
+
+def _in_threads(tasks: Sequence[Callable[[], dict[str, Decision]]]) -> list[dict[str, Decision]]:
+    """Run tasks side by side, each on one core: the libraries below let go of the interpreter while they compute."""
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+    def one_core() -> None:
+        # OpenMP counts its threads by the thread that asks, BLAS for the whole process.
+        threadpool_limits(1, user_api="openmp")
+
+    with (
+        threadpool_limits(1, user_api="blas"),
+        ThreadPoolExecutor(max(1, min(cores, len(tasks))), initializer=one_core) as pool,
+    ):
+        return list(pool.map(lambda task: task(), tasks))

@@ -1,0 +1,107 @@
+"""Several ranks: they prune the same channels, and go on together."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+
+
+def start(out, ranks=2, **options):
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "COV"))}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests" / "ddp_run.py", out, json.dumps({"ranks": ranks, **options})],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def ranks_of(out):
+    return [torch.load(file, weights_only=False) for file in sorted(out.glob("rank*.pt"))]
+
+
+def assert_equal(first, second):
+    for part in ("weights", "optimizer"):
+        torch.testing.assert_close(first[part], second[part], rtol=0, atol=0)
+    assert first["digest"] == second["digest"]
+    assert first["widths"] == second["widths"]
+
+
+OPTIONS = {
+    "plain": {},
+    "static graph": {
+        "example": True,
+        "optimizer": "sgd",
+        "ddp": {"gradient_as_bucket_view": True, "static_graph": True},
+    },
+    "spawn": {"strategy": "ddp_spawn", "optimizer": "adam", "accept": True},
+    "bf16": {
+        "trainer": {"precision": "bf16-mixed", "accumulate_grad_batches": 2},
+        "ddp": {"find_unused_parameters": True},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(value, id=name, marks=[] if name == "plain" else pytest.mark.slow)
+        for name, value in OPTIONS.items()
+    ],
+)
+def test_two_ranks_stay_equal_to_the_bit(tmp_path, options):
+    code, output = start(tmp_path, **options)
+    assert code == 0, output
+    first, second = ranks_of(tmp_path)
+    assert_equal(first, second)
+    assert first["wrapper"] == "DistributedDataParallel"
+    assert first["widths"]["net.2.0.weight"] == (16, 8, 3, 3)
+    assert len(first["events"]) == 3
+    for weights, state in zip(first["weights"].values(), first["optimizer"], strict=True):
+        assert all(value.shape == weights.shape for value in state.values() if value.dim())
+    if "strategy" in options:
+        # The main process takes over the shrunk weights.
+        assert torch.load(tmp_path / "main0.pt")["net.2.0.weight"] == (16, 8, 3, 3)
+
+
+@pytest.mark.slow
+def test_spawned_processes_are_refused_where_the_main_one_could_not_load_the_weights(tmp_path):
+    code, output = start(tmp_path, strategy="ddp_spawn")
+    assert code != 0
+    assert "Call `lit_prune.accept_pruned(model)` before `fit`" in output
+
+
+@pytest.mark.slow
+def test_ranks_with_other_scores_take_those_of_rank_zero(tmp_path):
+    code, output = start(tmp_path, criterion="rank")
+    assert code == 0, output
+    assert_equal(*ranks_of(tmp_path))
+
+
+def test_a_rank_that_fails_fails_all_at_once_with_its_error(tmp_path):
+    code, output = start(tmp_path, criterion="fails")
+    assert code != 0
+    assert "this rank cannot score" in output
+    assert "Rank 1 could not prune, so none does: ValueError: this rank cannot score" in output
+
+
+@pytest.mark.slow
+def test_one_process_and_two_choose_the_same_channels(tmp_path):
+    kept = []
+    for ranks in (1, 2):
+        (tmp_path / str(ranks)).mkdir()
+        # BatchNorm sees half the batch on each of two ranks, so only the first decision rests on equal weights.
+        code, output = start(tmp_path / str(ranks), ranks=ranks, epochs=[0], example=True, optimizer="sgd")
+        assert code == 0, output
+        kept.append(ranks_of(tmp_path / str(ranks))[0]["kept"])
+    torch.testing.assert_close(kept[0], kept[1], rtol=0, atol=0)
