@@ -46,9 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command: Callable[[argparse.Namespace], None] = options.command
             command(options)
     except Exception as error:
-        if not _is_for_the_user(error):
+        mistake = _mistake(error)
+        if mistake is None:
             raise
-        Console(stderr=True).print(f"[bold red]error:[/] {_text(error)}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[bold red]error:[/] {_text(mistake)}", highlight=False, soft_wrap=True)
         return 2
     return 0
 
@@ -139,9 +140,9 @@ def _add_demo(commands: Any) -> None:
     demo = _add(commands, "demo", run_demo, "train, prune and compare on data that comes with the package; minutes")
     demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="where report and figures go")
     demo.add_argument("--model", default="yolov8n.yaml", help="configuration of an Ultralytics detection network")
-    demo.add_argument("--epochs", type=int, default=24, help="length of each of the two runs")
+    demo.add_argument("--epochs", type=int, default=24, help="length of the run, and of its dense twin")
     demo.add_argument("--scenes", type=int, default=2000, help="number of training scenes")
-    demo.add_argument("--amount", type=float, default=0.3, help="share of each layer's channels that goes")
+    demo.add_argument("--amount", type=float, default=0.47, help="share of the dense network's MACs that goes")
     demo.add_argument("--seed", type=int, default=0, help="of weights, order and scenes")
 
 
@@ -181,14 +182,19 @@ def _add(commands: Any, name: str, command: Callable[[argparse.Namespace], None]
     return parser
 
 
-def _is_for_the_user(error: Exception) -> bool:
-    """Whether lit_prune itself raised an error: then its message says what to do, and a traceback would hide it."""
+def _mistake(error: BaseException | None) -> BaseException | None:
+    """The error that lit_prune itself raised, if any: its message says what to do, and a traceback would hide it."""
     package = os.path.dirname(os.path.abspath(__file__)) + os.sep
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and os.path.abspath(frames[-1].filename).startswith(package)
+    while error is not None:
+        frames = traceback.extract_tb(error.__traceback__)
+        if frames and os.path.abspath(frames[-1].filename).startswith(package):
+            return error
+        # Lightning's command line wraps what the classes that it builds raise.
+        error = error.__cause__
+    return None
 
 
-def _text(error: Exception) -> str:
+def _text(error: BaseException) -> str:
     from rich.markup import escape
 
     # A KeyError shows its message in quotation marks.

@@ -80,8 +80,10 @@ def load_detector(path: str | Path) -> Any:
     try:
         detector = LitYOLO.load_from_checkpoint(path, map_location="cpu")
     except (KeyError, RuntimeError, TypeError, pickle.UnpicklingError, EOFError) as error:
+        # What follows in torch's message is advice to load files of unknown origin without its safeguards.
+        reason = str(error).partition(". ")[0]
         raise ValueError(
-            f"{str(path)!r} is no checkpoint that a Trainer saved of a LitYOLO ({type(error).__name__}: {error})."
+            f"{str(path)!r} is no checkpoint that a Trainer saved of a LitYOLO ({type(error).__name__}: {reason})."
         ) from error
     return detector.model.eval()
 
