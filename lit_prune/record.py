@@ -43,6 +43,7 @@ class Record:
         dense: The network before the first.
         done: Epochs whose event has happened, or failed.
         pruned: Groups that have had their turn.
+        barred: Groups whose pruning was taken back; they are left alone.
 
     Example:
         >>> Record.from_state_dict(Record(done=[3]).state_dict()).done
@@ -54,6 +55,7 @@ class Record:
     dense: Dense | None = None
     done: list[int] = field(default_factory=list)
     pruned: list[str] = field(default_factory=list)
+    barred: list[str] = field(default_factory=list)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data, for ``torch.load(weights_only=True)``."""
@@ -63,6 +65,7 @@ class Record:
             "dense": None if self.dense is None else asdict(self.dense),
             "done": self.done,
             "pruned": self.pruned,
+            "barred": self.barred,
         }
 
     @classmethod
@@ -78,4 +81,5 @@ class Record:
             dense=None if state["dense"] is None else Dense(**state["dense"]),
             done=list(state["done"]),
             pruned=list(state["pruned"]),
+            barred=list(state["barred"]),
         )

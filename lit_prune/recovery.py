@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch.optim import Optimizer
@@ -22,17 +22,32 @@ class Recovery:
             outdo every narrower one, and patience would end before the network is itself again. Files stay.
         rewarm_steps: Optimizer steps over which the learning rate rises from near zero to what the schedule says; 0 for
             none.
+        max_drop: How far ``monitor`` may fall. If it lies lower than this below what it was before an event when the
+            next one is due, or when training ends, the event is taken back: weights, optimizer state and averaged
+            copies are those before it, training goes on from there, and the groups that it pruned are left alone from
+            then on. ``None`` takes nothing back. Until then checkpoints also hold the network before the event.
+        monitor: Name of the logged metric.
+        mode: ``"max"`` where a higher metric is better, ``"min"`` where a lower one is.
 
     Raises:
-        ValueError: If ``rewarm_steps`` is negative.
+        ValueError: If ``rewarm_steps`` or ``max_drop`` is negative, ``mode`` unknown, or ``monitor`` missing.
     """
 
     reset_scores: bool = True
     rewarm_steps: int = 0
+    max_drop: float | None = None
+    monitor: str | None = None
+    mode: Literal["max", "min"] = "max"
 
     def __post_init__(self) -> None:
         if self.rewarm_steps < 0:
             raise ValueError(f"rewarm_steps must be 0 or more, but got {self.rewarm_steps}.")
+        if self.mode not in ("max", "min"):
+            raise ValueError(f"mode must be 'max' or 'min', but got {self.mode!r}.")
+        if self.max_drop is not None and not self.max_drop >= 0:
+            raise ValueError(f"max_drop must be 0 or more, but got {self.max_drop}.")
+        if (self.max_drop is None) != (self.monitor is None):
+            raise ValueError("max_drop and monitor go together: the one says how far the other may fall.")
 
 
 class Rewarming:
