@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from rich.console import Console
 
 from lit_prune.callback import ChannelPruning
-from lit_prune.cost import Cost
+from lit_prune.cost import Cost, count_parameters
 from lit_prune.data import DigitScenes, DigitScenesDataModule
 from lit_prune.demo.recipe import Recipe
 from lit_prune.report import human
@@ -105,15 +105,19 @@ class _Watch(Callback):
         self._console = console
         self._snapshot = snapshot
         self._epoch = epoch
+        self._cost = Cost(0, 0)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._snapshot is not None and trainer.current_epoch == self._epoch:
             trainer.save_checkpoint(self._snapshot)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        size = trainer.datamodule.image_size  # type: ignore[attr-defined]
-        image = torch.zeros(1, 3, size, size, device=pl_module.device)
-        cost = Cost.of(pl_module.model, image)  # type: ignore[arg-type]
+        params = count_parameters(pl_module)
+        if not self.epochs or self.epochs[-1]["params"] != params:
+            size = trainer.datamodule.image_size  # type: ignore[attr-defined]
+            image = torch.zeros(1, 3, size, size, device=pl_module.device)
+            self._cost = Cost.of(pl_module.model, image)  # type: ignore[arg-type]
+        cost = self._cost
         seen = {name: float(trainer.callback_metrics[f"val/{name}"]) for name in ("map", "map_50")}
         self.epochs.append({"epoch": trainer.current_epoch, **seen, **cost.to_dict()})
         if self._console is None:
