@@ -52,6 +52,8 @@ class ChannelPruning(Callback):
             first, and none that shares a tensor with another of the same event.
         recovery: What follows an event: scores of other callbacks that start anew (the default), a learning rate that
             rises again.
+        before_wrap: Prune once, before the strategy wraps the model, so that any strategy will do, FSDP and DeepSpeed
+            as well. Takes ``epochs=0`` and an ``example_input_array``.
         on_error: ``"raise"`` ends the training with the old network when an event fails; ``"continue"`` warns and
             goes on with it.
         verbose: Print a table at each event.
@@ -83,6 +85,7 @@ class ChannelPruning(Callback):
         min_channels: int = 1,
         layers_per_event: int | None = None,
         recovery: Recovery | None = None,
+        before_wrap: bool = False,
         on_error: Literal["raise", "continue"] = "raise",
         verbose: bool = True,
     ) -> None:
@@ -99,6 +102,9 @@ class ChannelPruning(Callback):
         self.schedule = epochs if isinstance(epochs, Schedule) else AtEpochs(epochs)
         if on_error not in ("raise", "continue"):
             raise ValueError(f"on_error must be 'raise' or 'continue', but got {on_error!r}.")
+        if before_wrap and self.schedule.events(None) != {0: 1.0}:
+            raise ValueError("before_wrap prunes once, before the first epoch: it takes epochs=0.")
+        self.before_wrap = before_wrap
         self.on_error = on_error
         self.verbose = verbose
         self._recorder: CallRecorder | None = None
@@ -130,13 +136,16 @@ class ChannelPruning(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the arguments against the Trainer and the network, and let checkpoints of other shapes load."""
         if stage == "fit":
-            check_strategy(trainer)
+            if not self.before_wrap:
+                check_strategy(trainer)
             check_launcher(trainer, pl_module)
             self.schedule.events(_max_epochs(trainer))
             self.pruner.recipe.scope.check(pl_module)
             if not is_cut_to(pl_module, self.plan):
                 # The record of an earlier fit, of another network.
                 self.pruner.forget()
+            if self.before_wrap:
+                self._prune_before_wrap(trainer, pl_module)
         self._shapes = _shapes(pl_module)
         if not accepts_pruned(pl_module):
             self._hook = pl_module.register_load_state_dict_pre_hook(adopt_shapes_hook)  # type: ignore[no-untyped-call]
@@ -157,11 +166,13 @@ class ChannelPruning(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See the network as it is, if an example of its inputs is at hand."""
+        if self.before_wrap:
+            # The strategy has wrapped the parameters; what can be told of the network was seen before.
+            return
         for optimizer in trainer.optimizers:
             check_optimizer(optimizer)
         if not self.pruner.see_again(pl_module) and pl_module.example_input_array is not None:
-            example = trainer.precision_plugin.convert_input(pl_module.example_input_array)
-            self.pruner.see(pl_module, [call_of_example(example, pl_module.device)])
+            self._see_example(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave no hook behind: after an error nobody calls :meth:`teardown`."""
@@ -211,6 +222,22 @@ class ChannelPruning(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Judge the last event, too."""
         self.pruner.end_trial(trainer, pl_module)
+
+    def _prune_before_wrap(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if pl_module.example_input_array is None:
+            raise ValueError(
+                f"before_wrap prunes before a batch is seen: give {type(pl_module).__name__} an `example_input_array`."
+            )
+        if self.pruner.recipe.calibration is not None:
+            raise ValueError(
+                "before_wrap prunes before there is data: take a criterion and selection that go by weights."
+            )
+        self._see_example(trainer, pl_module)
+        self._prune_if_due(trainer, pl_module)
+
+    def _see_example(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        example = trainer.precision_plugin.convert_input(pl_module.example_input_array)
+        self.pruner.see(pl_module, [call_of_example(example, pl_module.device)])
 
     def _prune_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
         events = self.schedule.events(_max_epochs(trainer))

@@ -232,6 +232,35 @@ def test_what_does_not_fit_is_refused_before_training_and_changes_nothing(module
     assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("options", "example", "message"),
+    [
+        ({"epochs": [0, 1]}, True, "it takes epochs=0"),
+        ({"epochs": 0}, False, "give Classifier an `example_input_array`"),
+        (
+            {"epochs": 0, "amount": None, "selection": "clusters"},
+            True,
+            "selection that go by weights",
+        ),
+    ],
+)
+def test_before_wrap_takes_what_it_can_know(options, example, message):
+    module = Classifier()
+    if example:
+        module.example_input_array = torch.zeros(1, 3, 8, 8)
+    with pytest.raises(ValueError, match=message):
+        trainer(pruning(before_wrap=True, **options)).fit(module, loader())
+    assert widths(module) == widths(Classifier())
+
+
+def test_pruned_before_it_is_wrapped_with_an_optimizer_that_cannot_follow():
+    module, callback = Classifier(optimizer="lbfgs"), pruning(epochs=0, before_wrap=True)
+    module.example_input_array = torch.zeros(1, 3, 8, 8)
+    trainer(callback, max_epochs=2).fit(module, loader())
+    assert widths(module)["net.2.0.weight"] == (16, 8, 3, 3)
+    assert len(callback.events) == 1
+
+
 class FailsAtTwo(Criterion):
     def __call__(self, evidence):
         if evidence.graph["net.2.0"].size < 32:

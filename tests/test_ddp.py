@@ -105,3 +105,20 @@ def test_one_process_and_two_choose_the_same_channels(tmp_path):
         assert code == 0, output
         kept.append(ranks_of(tmp_path / str(ranks))[0]["kept"])
     torch.testing.assert_close(kept[0], kept[1], rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_pruned_before_the_strategy_wraps_it_a_network_trains_under_fsdp(tmp_path):
+    code, output = start(tmp_path, strategy="fsdp2", example=True, epochs=0, before_wrap=True)
+    assert code == 0, output
+    first, second = ranks_of(tmp_path)
+    assert first["digest"] == second["digest"]
+    assert first["widths"]["net.2.0.weight"] == (16, 8, 3, 3)
+
+
+@pytest.mark.slow
+def test_during_training_fsdp_is_refused_and_told_what_to_do(tmp_path):
+    code, output = start(tmp_path, strategy="fsdp2", example=True)
+    assert code != 0
+    assert "can't prune during training under ModelParallelStrategy" in output
+    assert "before_wrap=True" in output
