@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -38,7 +39,8 @@ class ChannelPruning(Callback):
         amount: The share that is gone after the last event, in (0, 1): of each layer's channels (``"uniform"``,
             ``"clusters"``), of all channels (``"global"``) or of the dense network's multiply-adds (``"macs"``).
             ``None`` lets a selection decide that can (``"clusters"``).
-        epochs: At the start of which epochs to prune, counted from 0: one, several, or a :class:`Schedule`.
+        epochs: At the start of which epochs to prune, counted from 0: one, several, or a :class:`Schedule` (``AtSteps``
+            counts optimizer steps).
         blocks: Which layers: integers are children of the network's main ``nn.Sequential`` (Ultralytics:
             ``model.model[i]``), strings are :mod:`fnmatch` patterns of layer names. ``None`` is all of them.
         criterion: How important a channel is: ``"magnitude"``, ``"batchnorm"``, ``"random"`` or a
@@ -139,7 +141,7 @@ class ChannelPruning(Callback):
             if not self.before_wrap:
                 check_strategy(trainer)
             check_launcher(trainer, pl_module)
-            self.schedule.events(_max_epochs(trainer))
+            self.schedule.events(self._length(trainer))
             self.pruner.recipe.scope.check(pl_module)
             if not is_cut_to(pl_module, self.plan):
                 # The record of an earlier fit, of another network.
@@ -191,6 +193,9 @@ class ChannelPruning(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Watch for the first batch where the network's inputs are not known."""
+        if self.schedule.unit == "steps" and not math.isinf(steps := trainer.estimated_stepping_batches):
+            # How many steps an epoch has is known only now.
+            self.schedule.events(int(steps))
         if not self.pruner.sees:
             self._recorder = CallRecorder(pl_module)
         self.pruner.rewarm_again(trainer)
@@ -200,6 +205,11 @@ class ChannelPruning(Callback):
         if self.pruner.sees:
             self._prune_if_due(trainer, pl_module)
             self._log(pl_module)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Prune where events are counted in steps."""
+        if self.schedule.unit == "steps" and self.pruner.sees:
+            self._prune_if_due(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -240,9 +250,10 @@ class ChannelPruning(Callback):
         self.pruner.see(pl_module, [call_of_example(example, pl_module.device)])
 
     def _prune_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        events = self.schedule.events(_max_epochs(trainer))
-        # Epochs that a resumed run has skipped are made up for at once.
-        due = [epoch for epoch in events if epoch <= trainer.current_epoch and epoch not in self.record.done]
+        events = self.schedule.events(None if self.schedule.unit == "steps" else self._length(trainer))
+        now = trainer.global_step if self.schedule.unit == "steps" else trainer.current_epoch
+        # What a resumed run has missed is made up for at once.
+        due = [moment for moment in events if moment <= now and moment not in self.record.done]
         if not due:
             return
         self.pruner.end_trial(trainer, pl_module)
@@ -265,6 +276,10 @@ class ChannelPruning(Callback):
         if self.verbose and trainer.is_global_zero:
             print_above_progress(trainer, event_table(event))
 
+    def _length(self, trainer: Trainer) -> int | None:
+        length = trainer.max_steps if self.schedule.unit == "steps" else trainer.max_epochs
+        return None if length is None or length < 0 else length
+
     def _log(self, pl_module: LightningModule) -> None:
         figures = {f"pruning/{name}": value for name, value in self.pruner.costs(pl_module).items()}
         pl_module.log_dict(figures, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
@@ -272,7 +287,3 @@ class ChannelPruning(Callback):
 
 def _shapes(module: LightningModule) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-
-
-def _max_epochs(trainer: Trainer) -> int | None:
-    return trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else None
