@@ -22,7 +22,7 @@ from lit_prune.schedule import AtEpochs, Schedule
 from lit_prune.scope import Scope
 from lit_prune.select import SELECTIONS, Selection
 from lit_prune.surgery import accepts_pruned, adopt_shapes_hook, is_cut_to
-from lit_prune.trainer import check_launcher, check_optimizer, check_strategy, print_above_progress
+from lit_prune.trainer import check_launcher, check_optimizer, check_strategy, print_above_progress, tell_loggers
 
 
 class ChannelPruning(Callback):
@@ -273,8 +273,10 @@ class ChannelPruning(Callback):
                 f"The pruning at epoch {trainer.current_epoch} removed nothing: no layer is wide enough to lose "
                 f"{self.pruner.recipe.round_to or 8} channels (`round_to`) yet. Raise `amount`, or lower `round_to`."
             )
-        if self.verbose and trainer.is_global_zero:
-            print_above_progress(trainer, event_table(event))
+        if trainer.is_global_zero:
+            tell_loggers(trainer, event_table(event), event["step"])
+            if self.verbose:
+                print_above_progress(trainer, event_table(event))
 
     def _length(self, trainer: Trainer) -> int | None:
         length = trainer.max_steps if self.schedule.unit == "steps" else trainer.max_epochs
