@@ -99,7 +99,8 @@ def main(out: Path, options: dict[str, Any]) -> None:
         callback,
         Dump(out, callback),
         max_epochs=5,
-        devices=ranks,
+        devices=ranks // options.get("nodes", 1),
+        num_nodes=options.get("nodes", 1),
         strategy=strategy,
         **options.get("trainer", {}),
     )

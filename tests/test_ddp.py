@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,11 @@ import torch
 ROOT = Path(__file__).parents[1]
 
 
-def start(out, ranks=2, **options):
+def start(out, ranks=2, launcher=(), **options):
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "COV"))}
     environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
     done = subprocess.run(
-        [sys.executable, ROOT / "tests" / "ddp_run.py", out, json.dumps({"ranks": ranks, **options})],
+        [sys.executable, *launcher, ROOT / "tests" / "ddp_run.py", out, json.dumps({"ranks": ranks, **options})],
         env=environment,
         capture_output=True,
         text=True,
@@ -72,6 +73,26 @@ def test_two_ranks_stay_equal_to_the_bit(tmp_path, options):
     if "strategy" in options:
         # The main process takes over the shrunk weights.
         assert torch.load(tmp_path / "main0.pt")["net.2.0.weight"] == (16, 8, 3, 3)
+
+
+@pytest.mark.slow
+def test_two_nodes_started_by_torchrun(tmp_path):
+    nodes = []
+    for node in range(2):
+        launcher = [
+            "-m",
+            "torch.distributed.run",
+            "--nnodes=2",
+            f"--node-rank={node}",
+            "--nproc-per-node=1",
+            "--master-addr=127.0.0.1",
+            "--master-port=29731",
+        ]
+        nodes.append(ThreadPool(1).apply_async(start, (tmp_path, 2, launcher), {"nodes": 2}))
+    for node in nodes:
+        code, output = node.get(240)
+        assert code == 0, output
+    assert_equal(*ranks_of(tmp_path))
 
 
 @pytest.mark.slow
