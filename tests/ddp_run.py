@@ -14,7 +14,6 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor
-from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
@@ -72,13 +71,6 @@ class Dump(pl.Callback):
         )
 
 
-def comm_hook(name: str | None) -> dict[str, Any]:
-    if name == "powersgd":
-        state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=1, start_powerSGD_iter=4)
-        return {"ddp_comm_state": state, "ddp_comm_hook": powerSGD_hook.powerSGD_hook}
-    return {"ddp_comm_hook": default_hooks.bf16_compress_hook} if name else {}
-
-
 def data(batch_size: int) -> DataLoader[tuple[Tensor, ...]]:
     return loader(examples=48, batch_size=batch_size)
 
@@ -100,7 +92,7 @@ def main(out: Path, options: dict[str, Any]) -> None:
     ranks = options.get("ranks", 2)
     strategy: Any = "auto"
     if ranks > 1:
-        strategy = options.get("strategy") or DDPStrategy(**options.get("ddp", {}), **comm_hook(options.get("comm")))
+        strategy = options.get("strategy") or DDPStrategy(**options.get("ddp", {}))
     if sharded:
         strategy = ModelParallelStrategy(data_parallel_size=ranks, tensor_parallel_size=1)
     run = trainer(
