@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from lit_prune.attributes import register_attributes, update_attributes_
 from lit_prune.plan import PruningPlan
+from lit_prune.statistics import keep_statistics_, shrink_statistics_
+
+__all__ = [
+    "accept_pruned",
+    "accepts_pruned",
+    "adopt_shapes_",
+    "adopt_shapes_hook",
+    "is_cut_to",
+    "mask_",
+    "register_attributes",
+    "select",
+    "shrink_",
+    "targets",
+]
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
-AttributeUpdate = Callable[[Any], None]
-
-_ATTRIBUTES: dict[type[nn.Module] | str, AttributeUpdate] = {}
 
 
 def shrink_(module: ModuleT, plan: PruningPlan) -> ModuleT:
@@ -42,7 +52,9 @@ def shrink_(module: ModuleT, plan: PruningPlan) -> ModuleT:
         >>> shrink_(net, plan)[1].in_channels
         6
     """
-    for tensor, dims in targets(module, plan):
+    cuts = targets(module, plan)
+    shrink_statistics_(module, plan)
+    for tensor, dims in cuts:
         _cut_(tensor, dims)
     update_attributes_(module)
     return module
@@ -51,7 +63,8 @@ def shrink_(module: ModuleT, plan: PruningPlan) -> ModuleT:
 def mask_(module: ModuleT, plan: PruningPlan) -> ModuleT:
     """Set to zero, in place, all that :func:`shrink_` would remove: the reference for it.
 
-    Running variances stay, for a zero there would be divided by.
+    Running variances stay, for a zero there would be divided by. Norms over channels (LayerNorm, GroupNorm, RMSNorm)
+    take their statistics from the kept channels, as they do in a shrunk network: see :mod:`lit_prune.statistics`.
 
     Args:
         module: The network that the plan was made for.
@@ -71,6 +84,7 @@ def mask_(module: ModuleT, plan: PruningPlan) -> ModuleT:
             gone = torch.ones(tensor.shape[dim], dtype=torch.bool)
             gone[kept] = False
             tensor.data.index_fill_(dim, gone.nonzero().flatten().to(tensor.device), 0)
+    keep_statistics_(module, plan)
     return module
 
 
@@ -129,8 +143,8 @@ def adopt_shapes_hook(module: nn.Module, state_dict: Mapping[str, Tensor], prefi
 def accept_pruned(module: ModuleT) -> ModuleT:
     """Let a module load state dicts of pruned networks from now on: it takes their shapes first.
 
-    :class:`lit_prune.ChannelPruning` does this for as long as a Trainer runs. It takes a call of one's own where weights
-    are loaded outside of that: in the main process after ``strategy="ddp_spawn"``, or without a Trainer.
+    :class:`lit_prune.ChannelPruning` does this for as long as a Trainer runs. It takes a call of one's own where
+    weights are loaded outside of that: in the main process after ``strategy="ddp_spawn"``, or without a Trainer.
 
     Args:
         module: Any module; it pickles and deep-copies as before.
@@ -152,52 +166,6 @@ def accepts_pruned(module: nn.Module) -> bool:
     """Whether :func:`accept_pruned` was called on the module."""
     hooks = module._load_state_dict_pre_hooks.values()
     return any(getattr(hook, "hook", hook) is adopt_shapes_hook for hook in hooks)
-
-
-def register_attributes(cls: type[nn.Module] | str) -> Callable[[AttributeUpdate], AttributeUpdate]:
-    """Say how a module class's remembered integers follow from its tensors.
-
-    After every cut the function is called with each module of that class or of a subclass, inner modules first.
-
-    Args:
-        cls: The class, or its qualified name where importing it would cost a dependency.
-
-    Example:
-        >>> class Halves(nn.Module):
-        ...     def __init__(self):
-        ...         super().__init__()
-        ...         self.conv, self.half = nn.Conv2d(3, 8, 1), 4
-        >>> @register_attributes(Halves)
-        ... def _halves(module):
-        ...     module.half = module.conv.out_channels // 2
-    """
-
-    def register(update: AttributeUpdate) -> AttributeUpdate:
-        _ATTRIBUTES[cls] = update
-        return update
-
-    return register
-
-
-def update_attributes_(module: nn.Module) -> None:
-    """Bring the remembered integers of all submodules in line with their tensors."""
-    # Children come after their parents in `modules()`; what a parent remembers is read off its children.
-    for child in reversed(list(module.modules())):
-        for update in _updates(type(child)):
-            update(child)
-
-
-def qualified_names(cls: type) -> list[str]:
-    """The dotted names of a class and its bases: how classes of packages that are not imported are recognised."""
-    return [f"{base.__module__}.{base.__qualname__}" for base in cls.__mro__]
-
-
-def _updates(cls: type[nn.Module]) -> Iterator[AttributeUpdate]:
-    # Bases first, so that a subclass has the last word.
-    for base in reversed(cls.__mro__):
-        for key in (base, f"{base.__module__}.{base.__qualname__}"):
-            if key in _ATTRIBUTES:
-                yield _ATTRIBUTES[key]
 
 
 def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -261,72 +229,3 @@ def _assign_(tensor: Tensor, values: Tensor) -> None:
         0, dtype=torch.float64 if values.dtype != torch.float64 else torch.float32, device=values.device
     )
     tensor.data = values
-
-
-@register_attributes(_ConvNd)
-def _convolution(module: Any) -> None:
-    first, second = module.weight.shape[:2]
-    transposed = isinstance(module, _ConvTransposeNd)
-    if module.groups > 1 and second == 1:
-        # One channel a group: the groups go with the channels. Otherwise their number stays.
-        before = module.in_channels if transposed else module.out_channels
-        module.groups = first * module.groups // before
-    if transposed:
-        module.in_channels, module.out_channels = first, second * module.groups
-    else:
-        module.in_channels, module.out_channels = second * module.groups, first
-
-
-@register_attributes(nn.Linear)
-def _linear(module: Any) -> None:
-    module.out_features, module.in_features = module.weight.shape
-
-
-@register_attributes(_NormBase)
-def _batch_norm(module: Any) -> None:
-    for tensor in (module.weight, module.running_mean):
-        if tensor is not None:
-            module.num_features = len(tensor)
-
-
-@register_attributes(nn.LayerNorm)
-def _layer_norm(module: Any) -> None:
-    if module.weight is not None:
-        module.normalized_shape = tuple(module.weight.shape)
-
-
-@register_attributes(nn.GroupNorm)
-def _group_norm(module: Any) -> None:
-    if module.weight is not None:
-        module.num_channels = len(module.weight)
-
-
-@register_attributes(nn.PReLU)
-def _prelu(module: Any) -> None:
-    module.num_parameters = len(module.weight)
-
-
-@register_attributes(nn.Embedding)
-def _embedding(module: Any) -> None:
-    module.num_embeddings, module.embedding_dim = module.weight.shape
-
-
-for _name in ("C2f", "C2fAttn", "C2fPSA", "C2PSA", "PSA"):
-
-    @register_attributes(f"ultralytics.nn.modules.block.{_name}")
-    def _ultralytics_halves(module: Any) -> None:
-        module.c = module.cv1.conv.out_channels // 2
-
-
-@register_attributes("ultralytics.nn.modules.block.Attention")
-def _ultralytics_attention(module: Any) -> None:
-    # Every head keeps equally many; the scale stays that of the dense network, as its weights expect.
-    module.head_dim = module.proj.conv.in_channels // module.num_heads
-    module.key_dim = (module.qkv.conv.out_channels // module.num_heads - module.head_dim) // 2
-
-
-@register_attributes("ultralytics.nn.modules.block.AAttn")
-def _ultralytics_area_attention(module: Any) -> None:
-    # The forward computes the scale from the width of a head, so that heads go whole.
-    module.all_head_dim = module.proj.conv.in_channels
-    module.num_heads = module.all_head_dim // module.head_dim

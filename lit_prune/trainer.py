@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -150,8 +151,10 @@ def averaged_copies(trainer: Trainer) -> list[nn.Module]:
     return copies
 
 
-def renew_wrapper(trainer: Trainer) -> None:
-    """Build the DDP wrapper anew: its buckets have the old shapes."""
+def forget_shapes(trainer: Trainer) -> None:
+    """Renew what was made for the old shapes: DDP's buckets, compiled code, cast copies of weights."""
+    torch.compiler.reset()
+    torch.clear_autocast_cache()
     strategy: Any = trainer.strategy
     if isinstance(strategy.model, nn.parallel.DistributedDataParallel):
         # The old wrapper's hooks must be gone before the new ones come.

@@ -7,8 +7,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from lit_prune import ChannelGraph, ChannelPruning
-from lit_prune.callback import PruningError
 from lit_prune.criteria import Criterion
+from lit_prune.pruner import PruningError
 from lit_prune.schedule import AtEpochs
 from lit_prune.trainer import UnsupportedError
 from tests.toys import Classifier, loader, optimizers, trainer, widths

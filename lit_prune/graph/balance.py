@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import numpy.typing as npt
 
@@ -43,17 +45,23 @@ def _settle(
     if fold.may_be_whole and members.shape[1] > 1 and single.any():
         labels.make_whole(fold)
         return not single.all() or fold.heads is not None
+    if fold.may_be_whole:
+        # The heads of each image of a batch are the same ones.
+        _, first = np.unique(members, axis=0, return_index=True)
+        members, rows = members[first], fold.labels[first]
+    else:
+        rows = fold.labels
     changed = False
     # Stretches of a piece that are channels of one group each.
     kinds = keys[members]
     starts = [0, *(np.flatnonzero((kinds[:, 1:] != kinds[:, :-1]).any(axis=0)) + 1).tolist(), kinds.shape[1]]
-    for start, end in zip(starts[:-1], starts[1:], strict=True):
+    for start, end in pairwise(starts):
         part = members[:, start:end]
         if components.frozen[part].all() or (part == part[0]).all():
             continue
         together = [int(key) for key in kinds[:, start]]
         if components.frozen[part].any() or not _are_whole_groups(part, together, sizes):
-            labels.tie(list(fold.labels[:, start:end]))
+            labels.tie(list(rows[:, start:end]))
             changed = True
         else:
             _merge(partners, together)

@@ -30,6 +30,7 @@ class ChannelGraph:
         macs: Multiply-adds of one example.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
         >>> graph = ChannelGraph.trace(net, torch.zeros(1, 3, 16, 16))
         >>> [(group.name, group.size) for group in graph.groups], graph.frozen
@@ -152,6 +153,6 @@ class ChannelGraph:
                 other = len(gone.get(partner, ()))
                 if other != len(channels):
                     raise ValueError(
-                        f"Groups {name!r} and {partner!r} are equal pieces of one split and must stay equally wide, but "
-                        f"would lose {len(channels)} and {other} channels. Remove equally many of both."
+                        f"Groups {name!r} and {partner!r} are equal pieces of one split and must stay equally wide, "
+                        f"but would lose {len(channels)} and {other} channels. Remove equally many of both."
                     )

@@ -87,7 +87,10 @@ def _restrict(recording: Recording, components: Components, unit: Unit, reason: 
     folds = [
         fold
         for fold in recording.labels.folds
-        if fold.may_be_whole and not fold.whole and mine[components.of[fold.labels]].any()
+        if fold.may_be_whole
+        and not fold.whole
+        and mine[components.of[fold.labels]].any()
+        and (components.of[fold.labels] != components.of[fold.labels[0]]).any()
     ]
     for fold in folds:
         recording.labels.make_whole(fold)
@@ -97,7 +100,7 @@ def _restrict(recording: Recording, components: Components, unit: Unit, reason: 
 
 
 class _Probe:
-    """Takes some channel from each of some groups and sees whether the network comes out as foretold."""
+    """Takes a few channels from each of some groups and sees whether the network comes out as foretold."""
 
     def __init__(self, network: nn.Module, calls: Sequence[Call], recording: Recording) -> None:
         self._network = network
@@ -105,10 +108,13 @@ class _Probe:
         self._recording = recording
 
     def error(self, units: Iterable[Unit]) -> TraceError | None:
-        """What is wrong once each group has lost a channel; None where nothing is."""
-        # Another one in each, so that groups that must lose the same are seen to differ.
+        """What is wrong once each group has lost some channels; None where nothing is."""
         rng = np.random.default_rng(0)
-        gone = [(group, rng.integers(group.size, size=1)) for unit in units for group in unit]
+        gone = []
+        for number, unit in enumerate(units):
+            # Groups that must stay equally wide, or lose the same channels, are seen to where they lose differently.
+            count = min(1 + number % 7, max(1, min(group.size for group in unit) // 2))
+            gone.extend((group, rng.permutation(group.size)[:count]) for group in unit)
         plan = plan_without(self._recording, gone)
         try:
             again = _record(shrink_(twin(self._network), plan), self._calls)
@@ -170,15 +176,14 @@ def _compare(recording: Recording, again: Recording, plan: PruningPlan) -> None:
     alone = np.zeros(len(old.reason), dtype=np.bool_)
     for slot, row in recording.slots.items():
         kept = plan.kept.get(slot[0], {}).get(slot[1])
-        if kept is not None:
-            row = row[kept.numpy()]
+        left = row if kept is None else row[kept.numpy()]
         if slot in again.slots:
-            before.append(old.of[row])
+            before.append(old.of[left])
             after.append(new.of[again.slots[slot]])
             owners.append(slot[0])
-        elif len(row) == 1:
+        elif len(left) == 1:
             # A dimension of one is not tracked, so nothing is said of what it is coupled with.
-            alone[old.of[row]] = True
+            alone[old.of[left]] = True
     missing = again.slots.keys() - recording.slots.keys()
     if missing:
         name = min(missing)[0]

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from lit_prune.attributes import qualified_names
 from lit_prune.graph.recording import Recording, Slot
-from lit_prune.surgery import qualified_names
 
 Ties = Callable[[Any], Iterable[tuple[Slot, Slot]]]
 

@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten
 
+from lit_prune.attributes import qualified_names
 from lit_prune.graph.labels import Row
 from lit_prune.graph.recording import Call, Product, Recording, Slot, TraceError
 from lit_prune.graph.skeleton import remember, remembered
 from lit_prune.graph.values import Block
-from lit_prune.surgery import qualified_names
 
 __all__ = ["Call", "Operation", "Product", "Recording", "Rows", "Rule", "Slot", "TraceError", "Tracer", "record"]
 
@@ -71,7 +73,7 @@ class Operation:
 Rule = Callable[["Tracer", Operation], None]
 
 
-class Tracer(TorchDispatchMode):  # type: ignore[misc]
+class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Labels the values of every operation that runs under it.
 
     Rules read what an operation's inputs carry (:meth:`rows`, or :meth:`blocks` where dimensions that were taken apart
@@ -80,7 +82,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
     """
 
     def __init__(self, names: Mapping[int, str], recording: Recording, rules: Mapping[str, Rule]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.recording = recording
         self.labels = recording.labels
         self.path: list[str] = []
@@ -112,13 +114,17 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         if numbers:
             self.recording.constants.append((operation.name, numbers, self.layer))
         if any(self._is_tracked(tensor) for tensor in operation.tensors()):
-            rule = self._rules.get(operation.name)
-            if rule is None:
-                self.recording.unsupported[schema.name] += 1
-                self.freeze_inputs(operation, f"{schema.name} is not understood")
-            else:
-                rule(self, operation)
+            self.apply(operation, schema.name)
         return output
+
+    def apply(self, operation: Operation, qualified_name: str) -> None:
+        """Run the rule of an operation; without one, freeze all that enters it."""
+        rule = self._rules.get(operation.name)
+        if rule is None:
+            self.recording.unsupported[qualified_name] += 1
+            self.freeze_inputs(operation, f"{qualified_name} is not understood")
+        else:
+            rule(self, operation)
 
     @property
     def layer(self) -> str:
@@ -251,6 +257,27 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         return id(tensor) in self._names if known is None else bool(known[1])
 
 
+class _Composites(TorchFunctionMode):
+    """Keeps whole what torch would take apart before the tracer sees it: the parts say less than the whole."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self._tracer = tracer
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func not in (F.rms_norm, torch.rms_norm):
+            return func(*args, **kwargs)
+        with _disable_current_modes():
+            output = func(*args, **kwargs)
+        names = ("input", "normalized_shape", "weight", "eps")
+        arguments = {**dict.fromkeys(names), **dict(zip(names, args, strict=False)), **kwargs}
+        self._tracer.apply(Operation("rms_norm", arguments, output), "aten::rms_norm")
+        return output
+
+
 def _connected(spans: Sequence[tuple[int, ...]]) -> list[list[int]]:
     """Dimensions that some block spans together, each set sorted."""
     found: list[set[int]] = []
@@ -309,7 +336,7 @@ def _run(network: nn.Module, calls: Sequence[Call], tracer: Tracer) -> None:
             module = network.get_submodule(call.module)
             tracer.path[:] = [call.module]
             try:
-                with tracer:
+                with tracer, _Composites(tracer):
                     output = module(*call.args, **call.kwargs)
             except Exception as error:
                 where = tracer.layer or type(network).__name__

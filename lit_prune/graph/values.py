@@ -91,7 +91,7 @@ def _without_constant_axes(dims: Sequence[int], labels: Row) -> Block:
     """Along an axis where nothing changes there is nothing to remove: it is as untracked as a height or a batch."""
     for axis in reversed(range(labels.ndim)):
         if labels.ndim > 1 and (labels == labels.take([0], axis)).all():
-            labels = labels.take(0, axis)
+            labels = np.asarray(labels.take(0, axis))
             dims = [*dims[:axis], *dims[axis + 1 :]]
     return Block(tuple(dims), labels)
 

@@ -99,7 +99,7 @@ def _cut(trace: Tracer, source: Tensor, dim: int, taken: slice) -> list[Block]:
             axis = block.dims.index(dim)
             labels = block.labels[(slice(None),) * axis + (taken,)]
             if len(block.dims) > 1 and labels.size:
-                trace.labels.part(list(labels.reshape(-1, labels.shape[-1])))
+                trace.labels.part([labels.ravel()])
             part.append(Block(block.dims, labels))
         else:
             part.append(block)
@@ -135,7 +135,7 @@ def _select(trace: Tracer, op: Operation) -> None:
             elif len(block.dims) == 1:
                 trace.freeze([block.labels], "is picked from one by one")
             else:
-                labels = block.labels.take(index, block.dims.index(dim))
+                labels = np.asarray(block.labels.take(index, block.dims.index(dim)))
                 blocks.append(Block(tuple(place[d] for d in block.dims if d != dim), labels))
         trace.assign_blocks(output, blocks)
 

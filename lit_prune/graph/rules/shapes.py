@@ -106,6 +106,8 @@ def _channel_shuffle(trace: Tracer, op: Operation) -> None:
     row = trace.row(source, 1)
     rest = [block for block in trace.blocks(source) if 1 not in block.dims]
     if row is not None and 1 < groups < len(row):
-        trace.labels.fold(row.reshape(groups, -1))
-        row = row.reshape(groups, -1).T.ravel()
+        # Only what goes from all groups alike leaves the others in their order.
+        pieces = row.reshape(groups, -1)
+        trace.labels.join(pieces[:1], pieces)
+        row = pieces.T.ravel()
     trace.assign_blocks(op.output, rest if row is None else [*rest, Block((1,), row)])

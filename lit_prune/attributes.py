@@ -1,0 +1,131 @@
+"""What modules remember of their widths (``out_channels``, ``num_heads``), by class: it follows every cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+AttributeUpdate = Callable[[Any], None]
+
+_ATTRIBUTES: dict[type[nn.Module] | str, AttributeUpdate] = {}
+
+
+def register_attributes(cls: type[nn.Module] | str) -> Callable[[AttributeUpdate], AttributeUpdate]:
+    """Say how a module class's remembered integers follow from its tensors.
+
+    After every cut the function is called with each module of that class or of a subclass, inner modules first.
+
+    Args:
+        cls: The class, or its qualified name where importing it would cost a dependency.
+
+    Example:
+        >>> class Halves(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.conv, self.half = nn.Conv2d(3, 8, 1), 4
+        >>> @register_attributes(Halves)
+        ... def _halves(module):
+        ...     module.half = module.conv.out_channels // 2
+    """
+
+    def register(update: AttributeUpdate) -> AttributeUpdate:
+        _ATTRIBUTES[cls] = update
+        return update
+
+    return register
+
+
+def update_attributes_(module: nn.Module) -> None:
+    """Bring the remembered integers of all submodules in line with their tensors."""
+    # Children come after their parents in `modules()`; what a parent remembers is read off its children.
+    for child in reversed(list(module.modules())):
+        for update in _updates(type(child)):
+            update(child)
+
+
+def qualified_names(cls: type) -> list[str]:
+    """The dotted names of a class and its bases: how classes of packages that are not imported are recognised."""
+    return [f"{base.__module__}.{base.__qualname__}" for base in cls.__mro__]
+
+
+def _updates(cls: type[nn.Module]) -> Iterator[AttributeUpdate]:
+    # Bases first, so that a subclass has the last word.
+    for base in reversed(cls.__mro__):
+        for key in (base, f"{base.__module__}.{base.__qualname__}"):
+            if key in _ATTRIBUTES:
+                yield _ATTRIBUTES[key]
+
+
+@register_attributes(_ConvNd)
+def _convolution(module: Any) -> None:
+    first, second = module.weight.shape[:2]
+    transposed = isinstance(module, _ConvTransposeNd)
+    if module.groups > 1 and module.groups == module.in_channels:
+        # One input a group (depthwise): the groups go with the channels. Otherwise their number stays.
+        before = module.in_channels if transposed else module.out_channels
+        module.groups = first * module.groups // before
+    if transposed:
+        module.in_channels, module.out_channels = first, second * module.groups
+    else:
+        module.in_channels, module.out_channels = second * module.groups, first
+
+
+@register_attributes(nn.Linear)
+def _linear(module: Any) -> None:
+    module.out_features, module.in_features = module.weight.shape
+
+
+@register_attributes(_NormBase)
+def _batch_norm(module: Any) -> None:
+    for tensor in (module.weight, module.running_mean):
+        if tensor is not None:
+            module.num_features = len(tensor)
+
+
+for _name in (nn.LayerNorm, "torch.nn.modules.normalization.RMSNorm", "timm.layers.norm.RmsNorm"):
+
+    @register_attributes(_name)
+    def _layer_norm(module: Any) -> None:
+        if module.weight is not None:
+            module.normalized_shape = tuple(module.weight.shape)
+
+
+@register_attributes(nn.GroupNorm)
+def _group_norm(module: Any) -> None:
+    if module.weight is not None:
+        module.num_channels = len(module.weight)
+
+
+@register_attributes(nn.PReLU)
+def _prelu(module: Any) -> None:
+    module.num_parameters = len(module.weight)
+
+
+@register_attributes(nn.Embedding)
+def _embedding(module: Any) -> None:
+    module.num_embeddings, module.embedding_dim = module.weight.shape
+
+
+for _name in ("C2f", "C2fAttn", "C2fPSA", "C2PSA", "PSA"):
+
+    @register_attributes(f"ultralytics.nn.modules.block.{_name}")
+    def _ultralytics_halves(module: Any) -> None:
+        module.c = module.cv1.conv.out_channels // 2
+
+
+@register_attributes("ultralytics.nn.modules.block.Attention")
+def _ultralytics_attention(module: Any) -> None:
+    # Every head keeps equally many; the scale stays that of the dense network, as its weights expect.
+    module.head_dim = module.proj.conv.in_channels // module.num_heads
+    module.key_dim = (module.qkv.conv.out_channels // module.num_heads - module.head_dim) // 2
+
+
+@register_attributes("ultralytics.nn.modules.block.AAttn")
+def _ultralytics_area_attention(module: Any) -> None:
+    # The forward computes the scale from the width of a head, so that heads go whole.
+    module.all_head_dim = module.proj.conv.in_channels
+    module.num_heads = module.all_head_dim // module.head_dim

@@ -1,0 +1,120 @@
+"""The public face: groups by name, plans, costs."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lit_prune import ChannelGraph, shrink_
+from tests.networks import random_removal
+
+IMAGES = torch.zeros(1, 3, 8, 8)
+
+
+def _chain() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 6, 3), nn.Flatten(), nn.Linear(6 * 16, 10), nn.Linear(10, 4)
+    )
+
+
+class Halves(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.conv(x).chunk(2, 1)
+        return self.out(torch.cat([b, a], 1))
+
+
+def test_an_unknown_group_is_told_its_neighbours() -> None:
+    graph = ChannelGraph.trace(nn.ModuleDict({"a": _chain()})["a"], IMAGES)
+    with pytest.raises(KeyError, match=r"No prunable group is named '44'\. Nearest: 4\."):
+        graph.plan({"44": [0]})
+
+
+def test_a_frozen_group_is_told_why() -> None:
+    graph = ChannelGraph.trace(_chain(), IMAGES)
+    with pytest.raises(KeyError, match="It is frozen: reaches the network's output"):
+        graph["5"]
+
+
+@pytest.mark.parametrize("channels", [[8], [-1], [0, 12]])
+def test_channels_out_of_range(channels: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"Group '0' has channels 0 to 7; there is no channel (8|-1|12) to remove"):
+        ChannelGraph.trace(_chain(), IMAGES).plan({"0": channels})
+
+
+def test_one_channel_must_stay() -> None:
+    with pytest.raises(ValueError, match="All 8 channels of group '0' would go"):
+        ChannelGraph.trace(_chain(), IMAGES).plan({"0": range(8)})
+
+
+@pytest.mark.parametrize("channels", [[1, 5], torch.tensor([1, 5]), np.array([5, 1]), (1, 5, 5)])
+def test_channels_in_any_form(channels: object) -> None:
+    plan = ChannelGraph.trace(_chain(), IMAGES).plan({"0": channels})
+    assert plan.kept["2.weight"] == {1: plan.kept["2.weight"][1]}
+    assert plan.kept["2.weight"][1].tolist() == [0, 2, 3, 4, 6, 7]
+
+
+def test_a_plan_of_nothing_is_empty() -> None:
+    graph = ChannelGraph.trace(_chain(), IMAGES)
+    assert not graph.plan({})
+    assert not graph.plan({"0": []})
+    assert graph.macs_without({"0": []}) == graph.macs
+
+
+def test_unequal_halves_are_refused_with_both_names() -> None:
+    graph = ChannelGraph.trace(Halves(), IMAGES)
+    with pytest.raises(ValueError, match=r"'conv' and 'conv#2' .* would lose 2 and 1 channels"):
+        graph.plan({"conv": [0, 1], "conv#2": [0]})
+    with pytest.raises(ValueError, match=r"would lose 1 and 0 channels"):
+        graph.plan({"conv": [0]})
+
+
+def test_equal_halves_may_lose_different_channels() -> None:
+    plan = ChannelGraph.trace(Halves(), IMAGES).plan({"conv": [0], "conv#2": [3]})
+    assert plan.kept["conv.weight"][0].tolist() == [1, 2, 3, 4, 5, 6]
+    assert plan.kept["out.weight"][1].tolist() == [0, 1, 2, 5, 6, 7]
+
+
+def test_costs_in_closed_form() -> None:
+    graph = ChannelGraph.trace(_chain(), IMAGES)
+    assert graph.macs == 27 * 8 * 36 + 72 * 6 * 16 + 96 * 10 + 10 * 4
+    assert graph.macs_without({"0": [0, 1], "2": [3]}) == 27 * 6 * 36 + 54 * 5 * 16 + 80 * 10 + 10 * 4
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_costs_foretold_are_those_of_the_shrunk_network(share: float) -> None:
+    net = _chain()
+    graph = ChannelGraph.trace(net, IMAGES)
+    removal = random_removal(graph, share)
+    plan = graph.plan(removal)
+    shrunk = ChannelGraph.trace(shrink_(copy.deepcopy(net), plan), IMAGES)
+    assert graph.macs_without(removal) == shrunk.macs
+    rehearsed = graph.rehearse(plan)
+    assert rehearsed.macs == shrunk.macs
+    assert [(group.name, group.size) for group in rehearsed.groups] == [(g.name, g.size) for g in shrunk.groups]
+
+
+def test_a_rehearsal_changes_nothing() -> None:
+    net = _chain()
+    graph = ChannelGraph.trace(net, IMAGES)
+    plan = graph.plan({"0": [1, 2]})
+    graph.rehearse(plan)
+    assert graph.rehearse(plan)["0"].size == 6
+    assert net[0].weight.shape[0] == graph["0"].size == 8
+
+
+def test_down_to_the_last_channel() -> None:
+    net = _chain()
+    graph = ChannelGraph.trace(net, IMAGES)
+    plan = graph.plan({group.name: range(1, group.size) for group in graph.groups})
+    graph.rehearse(plan)
+    shrunk = shrink_(net, plan)
+    assert shrunk(torch.zeros(2, 3, 8, 8)).shape == (2, 4)
+    assert ChannelGraph.trace(shrunk, IMAGES).groups == ()

@@ -1,0 +1,179 @@
+"""What no trace shows, a shrunk copy does: integers that modules remember."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lit_prune import ChannelGraph, attributes
+from lit_prune.attributes import register_attributes
+from lit_prune.graph import register_ties, ties
+from tests.networks import check_invariant
+
+IMAGES = torch.zeros(2, 3, 4, 4)
+
+
+class Remembers(nn.Module):
+    """Its forward needs the width that it was built with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.free = nn.Conv2d(3, 8, 1)
+        self.conv = nn.Conv2d(8, 6, 1)
+        self.out = nn.Linear(6 * 16, 4)
+        self.width = 6
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.conv(self.free(x)).view(len(x), self.width * 16))
+
+
+@pytest.fixture
+def _tables() -> Iterator[None]:
+    """The tables as they were."""
+    before = dict(attributes._ATTRIBUTES), dict(ties._TIES)
+    yield
+    for table, was in zip((attributes._ATTRIBUTES, ties._TIES), before, strict=True):
+        table.clear()
+        table.update(was)  # type: ignore[arg-type]
+
+
+def test_a_remembered_width_freezes_its_group_and_no_other() -> None:
+    graph = ChannelGraph.trace(Remembers(), IMAGES)
+    assert [group.name for group in graph.groups] == ["free"]
+    assert "can't be narrowed" in graph.frozen["conv"]
+    assert "shape '[2, 96]' is invalid" in graph.frozen["conv"]
+
+
+@pytest.mark.usefixtures("_tables")
+def test_registered_attributes_free_it() -> None:
+    @register_attributes(Remembers)
+    def _remembers(module: Any) -> None:
+        module.width = module.conv.out_channels
+
+    check = check_invariant(Remembers(), torch.randn(2, 3, 4, 4))
+    assert check.worst < 1e-4
+    assert [group.name for group in check.graph.groups] == ["free", "conv"]
+
+
+def test_several_that_fail_are_all_found() -> None:
+    net = nn.Sequential(Remembers(), nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 3, 1), nn.Upsample(4), Remembers())
+    graph = ChannelGraph.trace(net, IMAGES)
+    assert [group.name for group in graph.groups if "free" in group.name] == ["0.free", "4.free"]
+    assert {"0.conv", "4.conv"} <= set(graph.frozen)
+
+
+def test_a_constant_that_follows_from_a_width_freezes_it() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.out = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x)
+            return self.out(x * x.shape[1] ** -0.5)
+
+    graph = ChannelGraph.trace(Scaled(), IMAGES)
+    assert graph.groups == ()
+    assert "depends on a width" in graph.frozen["conv"]
+
+
+def test_a_slice_of_a_remembered_place_freezes_what_lies_before() -> None:
+    class Slices(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.a, self.b = nn.Conv2d(3, 9, 1), nn.Conv2d(4, 2, 1), nn.Conv2d(5, 2, 1)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            x = self.conv(x)
+            return self.a(x[:, :4]), self.b(x[:, 4:])
+
+    check = check_invariant(Slices(), torch.randn(2, 3, 4, 4))
+    assert check.worst < 1e-4
+    # What comes last may lose channels; what comes before it would let others slip into its place.
+    assert [group.size for group in check.graph.groups] == [5]
+
+
+class WidthOfAnother(nn.Module):
+    """Reads a width off its input and gives it to something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.out = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.out(self.conv(x).flatten(2).view(x.shape))
+
+
+def test_a_width_of_another_tensor_freezes_both() -> None:
+    graph = ChannelGraph.trace(WidthOfAnother(), IMAGES)
+    assert graph.groups == ()
+    assert "can't be narrowed" in graph.frozen["conv"]
+
+
+@pytest.mark.usefixtures("_tables")
+def test_registered_ties_free_it() -> None:
+    @register_ties(WidthOfAnother)
+    def _ties(module: Any) -> Any:
+        yield ("conv.weight", 1), ("out.weight", 1)
+
+    check = check_invariant(WidthOfAnother(), torch.randn(2, 3, 4, 4))
+    assert check.worst < 1e-4
+    assert [(group.name, group.size) for group in check.graph.groups] == [("stem", 8)]
+
+
+class Heads(nn.Module):
+    """Attention of a remembered number of heads, of a width that sets the scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.width = 4, 5
+        self.qkv, self.out = nn.Linear(6, 3 * 20), nn.Linear(20, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, _ = x.shape
+        q, k, v = self.qkv(x).view(n, t, 3, self.heads, self.width).permute(2, 0, 3, 1, 4)
+        x = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.out(x.transpose(1, 2).flatten(2))
+
+
+def test_remembered_heads_stay() -> None:
+    graph = ChannelGraph.trace(Heads(), torch.zeros(2, 7, 6))
+    assert graph.groups == ()
+    assert "can't be narrowed" in graph.frozen["qkv"]
+
+
+@pytest.mark.usefixtures("_tables")
+def test_heads_go_whole_where_a_table_says_how_their_number_follows() -> None:
+    @register_attributes(Heads)
+    def _heads(module: Any) -> None:
+        module.heads = module.out.in_features // module.width
+
+    check = check_invariant(Heads(), torch.randn(2, 7, 6))
+    assert check.worst < 1e-4
+    (group,) = check.graph.groups
+    assert group.size == 4
+    assert group.indices(("out.weight", 1), [1]).tolist() == [5, 6, 7, 8, 9]
+    assert len(group.indices(("qkv.weight", 0), [1])) == 15
+
+
+def test_rehearsal_refuses_what_does_not_come_out_as_foretold() -> None:
+    class Steps(nn.Module):
+        """Works at one channel less, not at half: no probe of single channels can see it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.out = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x)
+            return self.out(x if x.shape[1] > 5 else x.flip(1))
+
+    graph = ChannelGraph.trace(Steps(), IMAGES)
+    assert graph.rehearse(graph.plan({"conv": [0]}))["conv"].size == 7
+    with pytest.raises(RuntimeError, match="freezes channels of conv that were free"):
+        graph.rehearse(graph.plan({"conv": [0, 1, 2]}))
