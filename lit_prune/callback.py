@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -21,7 +22,7 @@ from lit_prune.schedule import AtEpochs, Schedule
 from lit_prune.scope import Scope
 from lit_prune.select import SELECTIONS, Selection
 from lit_prune.surgery import accepts_pruned, adopt_shapes_hook, is_cut_to
-from lit_prune.trainer import check_launcher, check_optimizer, check_strategy, print_above_progress
+from lit_prune.trainer import check_launcher, check_optimizer, check_strategy, print_above_progress, tell_loggers
 
 
 class ChannelPruning(Callback):
@@ -38,7 +39,8 @@ class ChannelPruning(Callback):
         amount: The share that is gone after the last event, in (0, 1): of each layer's channels (``"uniform"``,
             ``"clusters"``), of all channels (``"global"``) or of the dense network's multiply-adds (``"macs"``).
             ``None`` lets a selection decide that can (``"clusters"``).
-        epochs: At the start of which epochs to prune, counted from 0: one, several, or a :class:`Schedule`.
+        epochs: At the start of which epochs to prune, counted from 0: one, several, or a :class:`Schedule` (``AtSteps``
+            counts optimizer steps).
         blocks: Which layers: integers are children of the network's main ``nn.Sequential`` (Ultralytics:
             ``model.model[i]``), strings are :mod:`fnmatch` patterns of layer names. ``None`` is all of them.
         criterion: How important a channel is: ``"magnitude"``, ``"batchnorm"``, ``"random"`` or a
@@ -52,6 +54,8 @@ class ChannelPruning(Callback):
             first, and none that shares a tensor with another of the same event.
         recovery: What follows an event: scores of other callbacks that start anew (the default), a learning rate that
             rises again.
+        before_wrap: Prune once, before the strategy wraps the model, so that any strategy will do, FSDP and DeepSpeed
+            as well. Takes ``epochs=0`` and an ``example_input_array``.
         on_error: ``"raise"`` ends the training with the old network when an event fails; ``"continue"`` warns and
             goes on with it.
         verbose: Print a table at each event.
@@ -83,6 +87,7 @@ class ChannelPruning(Callback):
         min_channels: int = 1,
         layers_per_event: int | None = None,
         recovery: Recovery | None = None,
+        before_wrap: bool = False,
         on_error: Literal["raise", "continue"] = "raise",
         verbose: bool = True,
     ) -> None:
@@ -99,6 +104,9 @@ class ChannelPruning(Callback):
         self.schedule = epochs if isinstance(epochs, Schedule) else AtEpochs(epochs)
         if on_error not in ("raise", "continue"):
             raise ValueError(f"on_error must be 'raise' or 'continue', but got {on_error!r}.")
+        if before_wrap and self.schedule.events(None) != {0: 1.0}:
+            raise ValueError("before_wrap prunes once, before the first epoch: it takes epochs=0.")
+        self.before_wrap = before_wrap
         self.on_error = on_error
         self.verbose = verbose
         self._recorder: CallRecorder | None = None
@@ -130,13 +138,16 @@ class ChannelPruning(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the arguments against the Trainer and the network, and let checkpoints of other shapes load."""
         if stage == "fit":
-            check_strategy(trainer)
+            if not self.before_wrap:
+                check_strategy(trainer)
             check_launcher(trainer, pl_module)
-            self.schedule.events(_max_epochs(trainer))
+            self.schedule.events(self._length(trainer))
             self.pruner.recipe.scope.check(pl_module)
             if not is_cut_to(pl_module, self.plan):
                 # The record of an earlier fit, of another network.
                 self.pruner.forget()
+            if self.before_wrap:
+                self._prune_before_wrap(trainer, pl_module)
         self._shapes = _shapes(pl_module)
         if not accepts_pruned(pl_module):
             self._hook = pl_module.register_load_state_dict_pre_hook(adopt_shapes_hook)  # type: ignore[no-untyped-call]
@@ -157,11 +168,13 @@ class ChannelPruning(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See the network as it is, if an example of its inputs is at hand."""
+        if self.before_wrap:
+            # The strategy has wrapped the parameters; what can be told of the network was seen before.
+            return
         for optimizer in trainer.optimizers:
             check_optimizer(optimizer)
         if not self.pruner.see_again(pl_module) and pl_module.example_input_array is not None:
-            example = trainer.precision_plugin.convert_input(pl_module.example_input_array)
-            self.pruner.see(pl_module, [call_of_example(example, pl_module.device)])
+            self._see_example(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave no hook behind: after an error nobody calls :meth:`teardown`."""
@@ -180,6 +193,9 @@ class ChannelPruning(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Watch for the first batch where the network's inputs are not known."""
+        if self.schedule.unit == "steps" and not math.isinf(steps := trainer.estimated_stepping_batches):
+            # How many steps an epoch has is known only now.
+            self.schedule.events(int(steps))
         if not self.pruner.sees:
             self._recorder = CallRecorder(pl_module)
         self.pruner.rewarm_again(trainer)
@@ -189,6 +205,11 @@ class ChannelPruning(Callback):
         if self.pruner.sees:
             self._prune_if_due(trainer, pl_module)
             self._log(pl_module)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Prune where events are counted in steps."""
+        if self.schedule.unit == "steps" and self.pruner.sees:
+            self._prune_if_due(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -212,10 +233,27 @@ class ChannelPruning(Callback):
         """Judge the last event, too."""
         self.pruner.end_trial(trainer, pl_module)
 
+    def _prune_before_wrap(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if pl_module.example_input_array is None:
+            raise ValueError(
+                f"before_wrap prunes before a batch is seen: give {type(pl_module).__name__} an `example_input_array`."
+            )
+        if self.pruner.recipe.calibration is not None:
+            raise ValueError(
+                "before_wrap prunes before there is data: take a criterion and selection that go by weights."
+            )
+        self._see_example(trainer, pl_module)
+        self._prune_if_due(trainer, pl_module)
+
+    def _see_example(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        example = trainer.precision_plugin.convert_input(pl_module.example_input_array)
+        self.pruner.see(pl_module, [call_of_example(example, pl_module.device)])
+
     def _prune_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        events = self.schedule.events(_max_epochs(trainer))
-        # Epochs that a resumed run has skipped are made up for at once.
-        due = [epoch for epoch in events if epoch <= trainer.current_epoch and epoch not in self.record.done]
+        events = self.schedule.events(None if self.schedule.unit == "steps" else self._length(trainer))
+        now = trainer.global_step if self.schedule.unit == "steps" else trainer.current_epoch
+        # What a resumed run has missed is made up for at once.
+        due = [moment for moment in events if moment <= now and moment not in self.record.done]
         if not due:
             return
         self.pruner.end_trial(trainer, pl_module)
@@ -235,8 +273,14 @@ class ChannelPruning(Callback):
                 f"The pruning at epoch {trainer.current_epoch} removed nothing: no layer is wide enough to lose "
                 f"{self.pruner.recipe.round_to or 8} channels (`round_to`) yet. Raise `amount`, or lower `round_to`."
             )
-        if self.verbose and trainer.is_global_zero:
-            print_above_progress(trainer, event_table(event))
+        if trainer.is_global_zero:
+            tell_loggers(trainer, event_table(event), event["step"])
+            if self.verbose:
+                print_above_progress(trainer, event_table(event))
+
+    def _length(self, trainer: Trainer) -> int | None:
+        length = trainer.max_steps if self.schedule.unit == "steps" else trainer.max_epochs
+        return None if length is None or length < 0 else length
 
     def _log(self, pl_module: LightningModule) -> None:
         figures = {f"pruning/{name}": value for name, value in self.pruner.costs(pl_module).items()}
@@ -245,7 +289,3 @@ class ChannelPruning(Callback):
 
 def _shapes(module: LightningModule) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-
-
-def _max_epochs(trainer: Trainer) -> int | None:
-    return trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else None

@@ -76,6 +76,11 @@ class Recipe:
         if self.layers_per_event is not None and isinstance(self.selection, MacsBudget):
             raise ValueError("layers_per_event prunes each layer to the full amount, so it can't meet a MACs budget.")
 
+    @property
+    def calibration(self) -> Calibration | None:
+        """How much data a decision looks at; ``None`` where it goes by weights alone."""
+        return self.criterion.calibration or self.selection.calibration
+
     def check(self, network: nn.Module, graph: ChannelGraph) -> None:
         """Raise unless something of this network can be pruned in this way.
 
@@ -120,10 +125,9 @@ class Recipe:
             waiting = [group for group in groups if group.name not in record.pruned]
             groups = largest_independent(waiting, self.layers_per_event)
         moments: Mapping[str, Moments] = {}
-        calibration = self.criterion.calibration or self.selection.calibration
-        if groups and calibration is not None:
+        if groups and self.calibration is not None:
             layers = dict.fromkeys(layer for group in groups for layer in group.layers)
-            moments = measure(list(layers), calibration)
+            moments = measure(list(layers), self.calibration)
         evidence = Evidence(network, graph, groups, moments)
         dense = record.dense or Dense.of(network, graph)
         target = Target(share, dense.widths, dense.macs, self.round_to, self.min_channels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -113,7 +114,7 @@ def check_optimizer(optimizer: Optimizer) -> None:
         if name in _CANNOT_OPTIMIZERS:
             raise UnsupportedError(
                 f"ChannelPruning can't prune under {name}, for {_CANNOT_OPTIMIZERS[name]}. Use SGD, Adam, AdamW or "
-                "Adafactor, or prune before training."
+                "Adafactor, or prune once with ChannelPruning(epochs=0, before_wrap=True)."
             )
 
 
@@ -123,7 +124,7 @@ def check_strategy(trainer: Trainer) -> None:
         if name in _CANNOT_STRATEGIES:
             raise UnsupportedError(
                 f"ChannelPruning can't prune during training under {name}, for {_CANNOT_STRATEGIES[name]}. Use "
-                "strategy='ddp' or a single device; or prune the network before the Trainer wraps it."
+                "strategy='ddp' or a single device; or prune once with ChannelPruning(epochs=0, before_wrap=True)."
             )
 
 
@@ -168,3 +169,20 @@ def print_above_progress(trainer: Trainer, table: Table) -> None:
     progress: Any = getattr(trainer.progress_bar_callback, "progress", None)
     console = getattr(progress, "console", None) or Console()
     console.print(table)
+
+
+def tell_loggers(trainer: Trainer, table: Table, step: int) -> None:
+    """Give the table of an event to the loggers that take text: TensorBoard, Weights & Biases, MLflow, Comet."""
+    text = StringIO()
+    Console(file=text, width=100, no_color=True).print(table)
+    for logger in trainer.loggers:
+        known = {base.__name__ for base in type(logger).__mro__}
+        target: Any = logger
+        if "TensorBoardLogger" in known:
+            target.experiment.add_text("pruning", f"```\n{text.getvalue()}```", step)
+        elif "WandbLogger" in known:
+            target.log_text("pruning", columns=["step", "event"], data=[[step, text.getvalue()]])
+        elif "MLFlowLogger" in known:
+            target.experiment.log_text(target.run_id, text.getvalue(), f"pruning/step_{step}.txt")
+        elif "CometLogger" in known:
+            target.experiment.log_text(text.getvalue(), step=step)

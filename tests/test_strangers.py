@@ -8,6 +8,7 @@ import torch
 import torchmetrics
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers.logger import DummyLogger
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -208,6 +209,8 @@ def test_loggers_get_the_costs_of_every_epoch(tmp_path):
     column = lines[0].split(",").index("pruning/macs")
     macs = [float(line.split(",")[column]) for line in lines[1:] if line.split(",")[column]]
     first, second = callback.events
+    (board,) = (tmp_path / "board").rglob("events.out.tfevents.*")
+    assert board.read_bytes().count(b"Pruned at epoch") == 2
     assert macs == [first["macs"][0], first["macs"][1], second["macs"][1], second["macs"][1]]
 
 
@@ -232,3 +235,34 @@ def test_a_module_that_was_pruned_can_be_copied_and_pickled(tmp_path):
     torch.save(module.net, tmp_path / "net.pt")
     again = torch.load(tmp_path / "net.pt", weights_only=False)
     assert torch.equal(again.eval()(images), copy.deepcopy(module.net).eval()(images))
+
+
+def test_trackers_get_the_table_in_the_way_that_each_takes():
+    class Experiment:
+        def __init__(self):
+            self.said = []
+
+        def log_text(self, *args, **kwargs):
+            self.said.append((args, kwargs))
+
+    class Tracker(DummyLogger):
+        run_id = "run"
+
+        def __init__(self):
+            super().__init__()
+            self.inner = Experiment()
+
+        @property
+        def experiment(self):
+            return self.inner
+
+        def log_text(self, *args, **kwargs):
+            self.inner.log_text(*args, **kwargs)
+
+    kinds = [type(name, (Tracker,), {})() for name in ("WandbLogger", "MLFlowLogger", "CometLogger")]
+    trainer(ChannelPruning(0.5, 1, verbose=False), logger=kinds, log_every_n_steps=1).fit(Classifier(), loader())
+    wandb, mlflow, comet = (kind.inner.said[0] for kind in kinds)
+    assert "Pruned at epoch 1" in wandb[1]["data"][0][1]
+    assert mlflow[0][0] == "run"
+    assert mlflow[0][2] == "pruning/step_3.txt"
+    assert "net.2.0" in comet[0][0]

@@ -13,6 +13,8 @@ from torch.utils._pytree import tree_flatten
 from lit_prune.graph.labels import Components, Labels, Row
 
 Slot = tuple[str, int]
+# Operation, its numbers, and the layer.
+Constant = tuple[str, tuple[float, ...], str]
 
 
 class TraceError(RuntimeError):
@@ -76,4 +78,4 @@ class Recording:
     products: list[Product] = field(default_factory=list)
     unsupported: Counter[str] = field(default_factory=Counter)
     raw: Components = field(default_factory=lambda: Labels().components())
-    constants: list[tuple[str, tuple[float, ...], str]] = field(default_factory=list)
+    constants: list[Constant] = field(default_factory=list)

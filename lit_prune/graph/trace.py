@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten
@@ -110,10 +111,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # An in-place operation has the rule of its twin.
         name = schema.name.partition("::")[2].rstrip("_") if schema.name.startswith("aten::") else schema.name
         operation = Operation(name.lstrip("_"), arguments, output)
-        numbers = operation.numbers()
-        if numbers:
-            self.recording.constants.append((operation.name, numbers, self.layer))
         if any(self._is_tracked(tensor) for tensor in operation.tensors()):
+            numbers = operation.numbers()
+            if numbers:
+                self.recording.constants.append((operation.name, numbers, self.layer))
             self.apply(operation, schema.name)
         return output
 
@@ -258,7 +259,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class _Composites(TorchFunctionMode):
-    """Keeps whole what torch would take apart before the tracer sees it: the parts say less than the whole."""
+    """Keeps whole what torch would take apart before the tracer sees it: the parts say less, and cost more."""
 
     def __init__(self, tracer: Tracer) -> None:
         super().__init__()
@@ -268,14 +269,32 @@ class _Composites(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func not in (F.rms_norm, torch.rms_norm):
+        known = _COMPOSITES.get(func)
+        if known is None:
+            return func(*args, **kwargs)
+        name, places = known
+        arguments = {**dict.fromkeys(places), **dict(zip(places, args, strict=False)), **kwargs}
+        source = arguments["input"]
+        if name == "batch_norm" and not (source.is_meta and _fits(arguments)):
             return func(*args, **kwargs)
         with _disable_current_modes():
-            output = func(*args, **kwargs)
-        names = ("input", "normalized_shape", "weight", "eps")
-        arguments = {**dict.fromkeys(names), **dict(zip(names, args, strict=False)), **kwargs}
-        self._tracer.apply(Operation("rms_norm", arguments, output), "aten::rms_norm")
+            output = torch.empty_like(source) if source.is_meta else func(*args, **kwargs)
+        self._tracer.apply(Operation(name, arguments, output), f"aten::{name}")
         return output
+
+
+_COMPOSITES: dict[Any, tuple[str, tuple[str, ...]]] = {
+    F.rms_norm: ("rms_norm", ("input", "normalized_shape", "weight", "eps")),
+    torch.rms_norm: ("rms_norm", ("input", "normalized_shape", "weight", "eps")),
+    F.batch_norm: ("batch_norm", ("input", "running_mean", "running_var", "weight", "bias", "training")),
+}
+
+
+def _fits(arguments: Mapping[str, Any]) -> bool:
+    """Whether a batch norm has what it takes; where not, torch itself shall say so."""
+    own = [arguments[name] for name in ("running_mean", "running_var", "weight", "bias")]
+    width = arguments["input"].shape[1]
+    return not arguments["training"] and all(tensor is None or tensor.numel() == width for tensor in own)
 
 
 def _connected(spans: Sequence[tuple[int, ...]]) -> list[list[int]]:
@@ -368,15 +387,19 @@ def _used_outputs(module: nn.Module, output: Any) -> list[Tensor]:
 @contextmanager
 def _paths(network: nn.Module, path: list[str]) -> Iterator[None]:
     """While open, ``path`` holds the names of the modules at work, innermost last."""
-    handles = []
+    names = {module: name for name, module in network.named_modules()}
 
-    def leave(*_: Any) -> None:
-        path.pop()
+    def enter(module: nn.Module, _: Any) -> None:
+        if module in names:
+            path.append(names[module])
 
+    def leave(module: nn.Module, *_: Any) -> None:
+        if module in names:
+            path.pop()
+
+    # Two hooks for all modules: one pair for each would take longer than the trace.
+    handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
     try:
-        for name, module in network.named_modules():
-            handles.append(module.register_forward_pre_hook(lambda *_, name=name: path.append(name)))
-            handles.append(module.register_forward_hook(leave))
         yield
     finally:
         for handle in handles:

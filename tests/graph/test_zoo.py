@@ -78,3 +78,13 @@ def test_share_of_prunable_channels() -> None:
     assert set(graph.frozen) == outputs
     assert prunable_share(network, graph, besides={*outputs, "model.22.dfl.conv"}) == 1.0
     assert random_removal(graph)
+
+
+def test_a_network_that_ran_before_is_as_prunable() -> None:
+    network = yolo("yolov8n.yaml").eval()
+    before = ChannelGraph.trace(network, torch.zeros(1, 3, 64, 64))
+    # The head now holds anchors of the shapes that it saw.
+    network(torch.zeros(1, 3, 64, 64))
+    after = ChannelGraph.trace(network, torch.zeros(1, 3, 64, 64))
+    assert after.frozen == before.frozen
+    assert [(group.name, group.size) for group in after.groups] == [(g.name, g.size) for g in before.groups]

@@ -8,6 +8,7 @@ from lit_prune.graph.values import Block
 
 
 @register_rule(
+    "batch_norm",
     "native_batch_norm",
     "native_batch_norm_legit",
     "native_batch_norm_legit_no_training",
