@@ -14,9 +14,13 @@ Indices: TypeAlias = npt.NDArray[np.int64]
 Embedding = Literal["tsne", "pca", "none"]
 
 _PERPLEXITY = 10.0
+# The fast end of the range in which t-SNE's result hardly depends on how coarsely far points are summed up.
+_ANGLE = 0.8
 # Up to this many channels k-medoids is started afresh so often that the best of all clusterings is found.
 _FEW = 32
 _RESTARTS = 16
+# Above this many channels a second pair of sweeps costs more than it finds.
+_MANY = 256
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ def embed(separability: Matrix, method: Embedding = "tsne", seed: int = 0) -> Ma
         points = PCA(2, svd_solver="full").fit_transform(wide)
     else:
         perplexity = min(_PERPLEXITY, (channels - 1) / 3)
-        points = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(wide)
+        points = TSNE(perplexity=perplexity, init="pca", angle=_ANGLE, random_state=seed).fit_transform(wide)
     return np.asarray(points, dtype=np.float64)
 
 
@@ -115,7 +119,7 @@ def cluster_all(distances: Matrix, seed: int = 0) -> list[Clustering]:
     """k-medoids for every k from 2 to C−1; each number starts from the medoids of its neighbours.
 
     Sweeps go up, adding the channel that saves most, and down, dropping the medoid that costs least; of all that they
-    find, the cheapest clustering is taken. Few channels are started afresh as well.
+    find, the cheapest clustering is taken. Few channels are started afresh as well, and many swept only once.
 
     Args:
         distances: ``(C, C)``, symmetric.
@@ -133,10 +137,11 @@ def cluster_all(distances: Matrix, seed: int = 0) -> list[Clustering]:
     for index in reversed(range(last)):
         down = sweep.one_less(down)
         found[index] = _cheaper(found[index], down)
-    for index in range(1, last):
-        found[index] = _cheaper(found[index], sweep.one_more(found[index - 1]))
-    for index in reversed(range(last)):
-        found[index] = _cheaper(found[index], sweep.one_less(found[index + 1]))
+    if number <= _MANY:
+        for index in range(1, last):
+            found[index] = _cheaper(found[index], sweep.one_more(found[index - 1]))
+        for index in reversed(range(last)):
+            found[index] = _cheaper(found[index], sweep.one_less(found[index + 1]))
     if number <= _FEW:
         found = [_cheaper(known, cluster(distances, k, seed)) for k, known in enumerate(found, 2)]
     return found
