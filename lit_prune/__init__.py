@@ -17,12 +17,3 @@ __all__ = [
     "prune_",
     "shrink_",
 ]
-    "ChannelGraph",
-    "ChannelPruning",
-    "PruningPlan",
-    "accept_pruned",
-    "load_pruned",
-    "mask_",
-    "prune_",
-    "shrink_",
-]
