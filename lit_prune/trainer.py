@@ -161,7 +161,17 @@ def forget_shapes(trainer: Trainer) -> None:
         # The old wrapper's hooks must be gone before the new ones come.
         strategy.model = strategy.lightning_module
         strategy._pl_static_graph_delay_done = False
+        _start_anew(getattr(strategy, "_ddp_comm_state", None))
         strategy.configure_ddp()
+
+
+def _start_anew(state: Any) -> None:
+    """PowerSGD remembers errors by bucket, and has to wait again until the new wrapper's buckets are settled."""
+    for name in ("error_dict", "p_memory_dict", "q_memory_dict"):
+        memory = getattr(state, name, None)
+        if isinstance(memory, dict):
+            memory.clear()
+            state.iter = 0
 
 
 def print_above_progress(trainer: Trainer, table: Table) -> None:

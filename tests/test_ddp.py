@@ -46,6 +46,7 @@ OPTIONS = {
         "ddp": {"gradient_as_bucket_view": True, "static_graph": True},
     },
     "spawn": {"strategy": "ddp_spawn", "optimizer": "adam", "accept": True},
+    "fork": {"strategy": "ddp_fork", "accept": True},
     "bf16": {
         "trainer": {"precision": "bf16-mixed", "accumulate_grad_batches": 2},
         "ddp": {"find_unused_parameters": True},
