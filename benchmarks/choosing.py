@@ -72,7 +72,7 @@ def steps(evidence: Evidence) -> Counter[str]:
             timed("k-medoids, one k", cluster, distances, max(1, group.size // 2))
             found = timed("k-medoids, all k", cluster_all, distances)
             curve = timed("silhouettes", simplified_silhouettes, distances, found)
-            timed("knee", find_knee, np.arange(2, 2 + len(found)), curve)
+            timed("knee", find_knee, np.array([len(each.medoids) for each in found]), curve)
     return spent
 
 

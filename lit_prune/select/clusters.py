@@ -18,13 +18,15 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from lit_prune.activations.calibration import Calibration
 from lit_prune.activations.clusters import Embedding, Matrix
 from lit_prune.activations.decisions import Decision, Method, decide, survey_channels
-from lit_prune.activations.moments import jeffries_matusita
+from lit_prune.activations.moments import Moments, jeffries_matusita
 from lit_prune.criteria import Evidence
 from lit_prune.graph import ChannelGroup
 from lit_prune.graph.recording import Slot
 from lit_prune.select.base import Scores, Selection, SelectionError, Target, units
 
 Unit = tuple[ChannelGroup, ...]
+
+_MOST_CLASSES = 100
 
 
 class ClusterSelection(Selection):
@@ -167,13 +169,16 @@ class ClusterSelection(Selection):
 
 
 def separability_of(group: ChannelGroup, evidence: Evidence, modules: Mapping[str, nn.Module]) -> Matrix:
-    """``(size, layers × pairs of classes)`` the distances of a group's channels in all layers that make them."""
+    """``(size, layers × pairs of classes)`` the distances of a group's channels in all layers that make them.
+
+    Of more than 100 classes, those with the most objects are compared: a thousand would make half a million pairs.
+    """
     blocks = []
     for layer in group.layers:
         slot = output_slot(group, layer, modules)
         if slot is None or layer not in evidence.moments:
             continue
-        distances = jeffries_matusita(evidence.moments[layer]).numpy()
+        distances = jeffries_matusita(_most_frequent(evidence.moments[layer])).numpy()
         # Pairs of which a class was not seen are 0 for all: they tell nothing, and would only fill memory.
         distances = distances[:, (distances != 0).any(0)]
         members = group.members[slot]
@@ -183,6 +188,14 @@ def separability_of(group: ChannelGroup, evidence: Evidence, modules: Mapping[st
         places = np.bincount(members.channels, minlength=group.size)
         blocks.append(total / np.maximum(places, 1)[:, None])
     return np.concatenate(blocks, axis=1)
+
+
+def _most_frequent(moments: Moments) -> Moments:
+    if len(moments.count) <= _MOST_CLASSES:
+        return moments
+    # Of equally frequent ones the first, on every machine.
+    classes = torch.argsort(moments.count, descending=True, stable=True)[:_MOST_CLASSES].sort().values
+    return Moments(moments.count[classes], moments.mean[classes], moments.var[classes])
 
 
 def weight_norms(group: ChannelGroup, evidence: Evidence, modules: Mapping[str, nn.Module]) -> Matrix:

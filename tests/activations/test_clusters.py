@@ -114,6 +114,16 @@ def test_clusterings_are_what_they_say(copies):
     assert len(np.unique(cluster(np.zeros((5, 5)), 3).medoids)) == 3
 
 
+@pytest.mark.parametrize("channels", [60, 61, 62])
+def test_of_many_channels_some_numbers_are_left_out(channels, monkeypatch):
+    monkeypatch.setattr("lit_prune.activations.clusters._MOST_COUNTS", 20)
+    distances = pairwise_distances(points(channels))
+    found = cluster_all(distances)
+    assert [len(clustering.medoids) for clustering in found] == list(range(2, channels, 3))
+    for clustering in found:
+        assert clustering.cost <= cluster(distances, len(clustering.medoids)).cost * 1.01
+
+
 def test_the_same_seed_gives_the_same_clusters():
     distances = pairwise_distances(points(60))
     for first, second in zip(cluster_all(distances, 5), cluster_all(distances.copy(), 5), strict=True):

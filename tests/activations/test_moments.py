@@ -173,6 +173,26 @@ def _on_a_rank(rank, world, port, directory):
     dist.destroy_process_group()
 
 
+def test_shares_of_ranks_are_merged():
+    values, labels = samples("large means")
+    shares = [streamed(values[rows], labels[rows], 5, 29) for rows in (labels < 2, labels == 3, labels >= 2)]
+    metric = ClassMoments(
+        7,
+        5,
+        distributed_available_fn=lambda: True,
+        dist_sync_fn=lambda state, group: [share.packed for share in shares],
+    )
+    metric.update(torch.zeros(0, 7), torch.zeros(0, dtype=torch.long))
+    twice = labels == 3
+    everything, classes = np.concatenate([values, values[twice]]), np.concatenate([labels, labels[twice]])
+    count, mean, var = reference_moments(everything, classes, 5)
+    found = metric.compute()
+    assert found.count.tolist() == count.tolist()
+    np.testing.assert_allclose(found.mean, mean, rtol=1e-13)
+    np.testing.assert_allclose(found.var, var, rtol=1e-9)
+
+
+@pytest.mark.slow
 def test_ranks_are_merged(tmp_path, free_port):
     mp.spawn(_on_a_rank, (2, free_port, str(tmp_path)), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))

@@ -95,6 +95,20 @@ def test_halves_have_the_rows_of_their_part(seen):
         assert set(members.indices) == set(range(16 * number, 16 * number + 16))
 
 
+def test_of_many_classes_the_most_frequent_are_compared(seen):
+    found = evidence(seen)
+    group = found.graph["side"]
+    generator = torch.Generator().manual_seed(0)
+    count = torch.randint(1, 9, (150,), generator=generator)
+    many = Moments(count, torch.rand(150, 24, generator=generator), torch.rand(150, 24, generator=generator))
+    rows = separability_of(group, Evidence(found.network, found.graph, (group,), {"side": many}), modules_of(found))
+    chosen = sorted(sorted(range(150), key=lambda k: -int(count[k]))[:100])
+    expected = jeffries_matusita(Moments(count[chosen], many.mean[chosen], many.var[chosen])).numpy()
+    members = group.members["side.weight", 0]
+    assert rows.shape == (24, 4950)
+    np.testing.assert_allclose(rows[members.channels], expected[members.indices])
+
+
 def test_a_channel_in_several_places_has_their_mean(seen):
     found = evidence(seen)
     group = found.graph["side"]
@@ -196,6 +210,15 @@ def test_the_same_seed_gives_the_same_channels_on_any_number_of_threads(seen, mo
         assert torch.equal(first[name], second[name])
         assert torch.equal(first[name], third[name])
     assert threading.active_count() < 4
+
+
+def test_threads_of_torch_and_numpy_are_as_before(seen):
+    from threadpoolctl import threadpool_info
+
+    before = torch.get_num_threads(), [pool["num_threads"] for pool in threadpool_info()]
+    choose(evidence(seen), 0.5, ClusterSelection("medoid", "tsne"))
+    pools = [pool["num_threads"] for pool in threadpool_info()]
+    assert (torch.get_num_threads(), pools[: len(before[1])]) == before
 
 
 def test_groups_that_the_criterion_leaves_out_stay(seen):
