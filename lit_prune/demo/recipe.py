@@ -26,8 +26,8 @@ class Recipe:
 
     model: str = "yolov8n.yaml"
     epochs: int = 24
-    prune_at: tuple[int, ...] = (8, 11, 14)
-    amount: float = 0.47
+    prune_at: tuple[int, ...] = (5, 7, 9)
+    amount: float = 0.46
     selection: str = "macs"
     round_to: int = 4
     scenes: int = 2000
