@@ -43,9 +43,12 @@ class Recipe:
         Raises:
             ValueError: If the run is too short for all events.
         """
-        events = tuple(max(1, round(event * epochs / self.epochs)) for event in self.prune_at)
-        if len(set(events)) < len(events) or events[-1] >= epochs:
+        events: list[int] = []
+        for event in self.prune_at:
+            events.append(max(events[-1] + 1 if events else 1, round(event * epochs / self.epochs)))
+        if events[-1] >= epochs:
             raise ValueError(
-                f"The demo prunes {len(events)} times and needs at least {2 * len(events)} epochs, but got {epochs}."
+                f"The demo prunes {len(events)} times, with an epoch before, between and after, so it needs at least "
+                f"{len(events) + 1} epochs, but got {epochs}."
             )
-        return replace(self, epochs=epochs, prune_at=events)
+        return replace(self, epochs=epochs, prune_at=tuple(events))
