@@ -25,15 +25,15 @@ class Recipe:
     """
 
     model: str = "yolov8n.yaml"
-    epochs: int = 24
+    epochs: int = 20
     prune_at: tuple[int, ...] = (5, 7, 9)
     amount: float = 0.46
     selection: str = "macs"
     round_to: int = 4
     scenes: int = 2000
     image_size: int = 96
-    batch_size: int = 32
-    lr: float = 2e-3
+    batch_size: int = 16
+    lr: float = 1.5e-3
     warmup: float = 0.3
     seed: int = 0
 
