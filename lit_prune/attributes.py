@@ -132,3 +132,16 @@ def _ultralytics_area_attention(module: Any) -> None:
     # The forward computes the scale from the width of a head, so that heads go whole.
     module.all_head_dim = module.proj.conv.in_channels
     module.num_heads = module.all_head_dim // module.head_dim
+
+
+@register_attributes("timm.models.cspnet.CrossStage")
+@register_attributes("timm.models.cspnet.CrossStage3")
+def _timm_cross_stage(module: Any) -> None:
+    module.expand_chs = module.conv_exp.conv.out_channels
+
+
+@register_attributes("timm.layers.attention.Attention")
+def _timm_attention(module: Any) -> None:
+    # A fused attention takes its scale from the width of a head, so that heads go whole.
+    module.attn_dim = module.proj.in_features
+    module.num_heads = module.attn_dim // module.head_dim

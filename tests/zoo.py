@@ -99,7 +99,7 @@ def _build_ultralytics(name: str) -> Case:
     from ultralytics.nn import tasks
 
     config = tasks.yaml_model_load(name)
-    task = tasks.guess_model_task(config)
+    task = "detect" if "rtdetr" in name else tasks.guess_model_task(config)
     classes = {
         "classify": "ClassificationModel",
         "detect": "DetectionModel",
