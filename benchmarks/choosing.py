@@ -56,7 +56,6 @@ def gather(model: str) -> Evidence:
 def steps(evidence: Evidence) -> Counter[str]:
     """Seconds of each step over all groups, one after the other on one core."""
     spent: Counter[str] = Counter()
-    modules = dict(evidence.network.named_modules())
 
     def timed(name: str, step: Any, *arguments: Any) -> Any:
         start = time.perf_counter()
@@ -66,7 +65,7 @@ def steps(evidence: Evidence) -> Counter[str]:
 
     with threadpool_limits(1):
         for group in evidence.groups:
-            rows = timed("separability", separability_of, group, evidence, modules)
+            rows = timed("separability", separability_of, group, evidence)
             points = timed("t-SNE", embed, np.round(rows, 6))
             distances = timed("distances", pairwise_distances, points)
             timed("k-medoids, one k", cluster, distances, max(1, group.size // 2))

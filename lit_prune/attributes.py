@@ -65,9 +65,12 @@ def _convolution(module: Any) -> None:
     first, second = module.weight.shape[:2]
     transposed = isinstance(module, _ConvTransposeNd)
     if module.groups > 1 and module.groups == module.in_channels:
-        # One input a group (depthwise): the groups go with the channels. Otherwise their number stays.
-        before = module.in_channels if transposed else module.out_channels
-        module.groups = first * module.groups // before
+        # Depthwise, of so many outputs a group. Noted, for one of a single group left looks like any convolution.
+        module._lit_prune_multiplier = module.out_channels // module.groups
+    multiplier = getattr(module, "_lit_prune_multiplier", 0)
+    if multiplier and (transposed or second == 1):
+        # The groups go with the channels. Otherwise their number stays.
+        module.groups = first if transposed else first // multiplier
     if transposed:
         module.in_channels, module.out_channels = first, second * module.groups
     else:

@@ -1,6 +1,7 @@
 """Trainings as other projects write them, with one callback added and nothing else."""
 
 import copy
+import threading
 
 import lightning.pytorch as pl
 import pytest
@@ -266,3 +267,16 @@ def test_trackers_get_the_table_in_the_way_that_each_takes():
     assert mlflow[0][0] == "run"
     assert mlflow[0][2] == "pruning/step_3.txt"
     assert "net.2.0" in comet[0][0]
+
+
+def test_a_module_that_holds_what_cannot_be_copied():
+    class Holder(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.lock, self.stream = threading.Lock(), {"numbers": (number for number in range(3))}
+            self.data = loader().dataset
+
+    module = Holder()
+    trainer(ChannelPruning(0.5, 1, verbose=False), max_epochs=2).fit(module, loader())
+    assert widths(module)["net.2.0.weight"] == (16, 8, 3, 3)
+    assert list(module.stream["numbers"]) == [0, 1, 2]

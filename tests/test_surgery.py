@@ -180,13 +180,14 @@ def test_another_architecture_is_refused_and_nothing_changes() -> None:
     assert net[0].weight.shape[0] == net[0].out_channels == 8
 
 
-def test_depthwise_convolutions_grow_back() -> None:
+@pytest.mark.parametrize("left", [5, 1])
+def test_depthwise_convolutions_grow_back(left: int) -> None:
     def net() -> nn.Sequential:
         return nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 12, 3, groups=6), nn.Conv2d(12, 4, 1))
 
     graph = ChannelGraph.trace(net(), IMAGES)
-    pruned = shrink_(net(), graph.plan({"0": [2]}))
-    assert (pruned[1].groups, pruned[1].in_channels, pruned[1].out_channels) == (5, 5, 10)
+    pruned = shrink_(net(), graph.plan({"0": range(left, 6)}))
+    assert (pruned[1].groups, pruned[1].in_channels, pruned[1].out_channels) == (left, left, 2 * left)
     adopt_shapes_(pruned, net().state_dict())
     assert (pruned[1].groups, pruned[1].in_channels, pruned[1].out_channels) == (6, 6, 12)
 

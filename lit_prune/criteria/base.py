@@ -39,6 +39,11 @@ class Evidence:
         """Parameters by name; a shared one under each of its names."""
         return dict(self.network.named_parameters(remove_duplicate=False))
 
+    @cached_property
+    def modules(self) -> dict[str, nn.Module]:
+        """Modules by name; a shared one under each of its names."""
+        return dict(self.network.named_modules(remove_duplicate=False))
+
     def slots_of(self, group: ChannelGroup) -> Iterator[tuple[Slot, Tensor]]:
         """The slots of a group that lie in parameters, each with its tensor, detached."""
         for slot in group.slots:

@@ -25,15 +25,15 @@ class Recipe:
     """
 
     model: str = "yolov8n.yaml"
-    epochs: int = 24
-    prune_at: tuple[int, ...] = (8, 11, 14)
-    amount: float = 0.47
+    epochs: int = 20
+    prune_at: tuple[int, ...] = (5, 7, 9)
+    amount: float = 0.46
     selection: str = "macs"
     round_to: int = 4
     scenes: int = 2000
     image_size: int = 96
-    batch_size: int = 32
-    lr: float = 2e-3
+    batch_size: int = 16
+    lr: float = 1.5e-3
     warmup: float = 0.3
     seed: int = 0
 
@@ -43,9 +43,12 @@ class Recipe:
         Raises:
             ValueError: If the run is too short for all events.
         """
-        events = tuple(max(1, round(event * epochs / self.epochs)) for event in self.prune_at)
-        if len(set(events)) < len(events) or events[-1] >= epochs:
+        events: list[int] = []
+        for event in self.prune_at:
+            events.append(max(events[-1] + 1 if events else 1, round(event * epochs / self.epochs)))
+        if events[-1] >= epochs:
             raise ValueError(
-                f"The demo prunes {len(events)} times and needs at least {2 * len(events)} epochs, but got {epochs}."
+                f"The demo prunes {len(events)} times, with an epoch before, between and after, so it needs at least "
+                f"{len(events) + 1} epochs, but got {epochs}."
             )
-        return replace(self, epochs=epochs, prune_at=events)
+        return replace(self, epochs=epochs, prune_at=tuple(events))

@@ -82,17 +82,17 @@ def train(
     callbacks: list[Callback] = [watch, *([pruning] if prune else [])]
     if console is not None:
         callbacks.append(RichProgressBar(leave=False))
-    trainer = Trainer(
-        max_epochs=recipe.epochs,
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=console is not None,
-        num_sanity_val_steps=0,
-        callbacks=callbacks,
-    )
     with _quiet_lightning():
+        trainer = Trainer(
+            max_epochs=recipe.epochs,
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=console is not None,
+            num_sanity_val_steps=0,
+            callbacks=callbacks,
+        )
         trainer.fit(detector, data, ckpt_path=start)
     return Run(detector, watch.epochs, pruning.events, time.perf_counter() - started)
 

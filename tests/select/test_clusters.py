@@ -7,9 +7,9 @@ from torch import nn
 
 from lit_prune import ChannelGraph
 from lit_prune.activations import Moments, collect_moments, jeffries_matusita, read_batch
-from lit_prune.criteria import Evidence, Magnitude
+from lit_prune.criteria import Evidence, Magnitude, batch_norm_scales
 from lit_prune.select import ClusterSelection, SelectionError, Target
-from lit_prune.select.clusters import batch_norm_scales, output_slot, separability_of, weight_norms
+from lit_prune.select.clusters import output_slot, separability_of, weight_norms
 
 
 class Coupled(nn.Module):
@@ -69,15 +69,11 @@ def choose(found, share, selection=None, **options):
     return selection(found, Magnitude()(found), target(found, share, **options))
 
 
-def modules_of(found):
-    return dict(found.network.named_modules())
-
-
 def test_coupled_layers_are_judged_side_by_side(seen):
     found = evidence(seen)
     group = found.graph["stem.0"]
     assert group.layers == ("stem.0", "branch.0")
-    rows = separability_of(group, found, modules_of(found))
+    rows = separability_of(group, found)
     expected = torch.cat([jeffries_matusita(found.moments[layer]) for layer in group.layers], dim=1)
     order = group.members["stem.0.weight", 0]
     np.testing.assert_allclose(rows[order.channels], expected[order.indices].numpy())
@@ -90,7 +86,7 @@ def test_halves_have_the_rows_of_their_part(seen):
     expected = jeffries_matusita(found.moments["split"]).numpy()
     for number, group in enumerate(halves):
         members = group.members["split.weight", 0]
-        rows = separability_of(group, found, modules_of(found))
+        rows = separability_of(group, found)
         np.testing.assert_allclose(rows[members.channels], expected[members.indices])
         assert set(members.indices) == set(range(16 * number, 16 * number + 16))
 
@@ -101,7 +97,7 @@ def test_of_many_classes_the_most_frequent_are_compared(seen):
     generator = torch.Generator().manual_seed(0)
     count = torch.randint(1, 9, (150,), generator=generator)
     many = Moments(count, torch.rand(150, 24, generator=generator), torch.rand(150, 24, generator=generator))
-    rows = separability_of(group, Evidence(found.network, found.graph, (group,), {"side": many}), modules_of(found))
+    rows = separability_of(group, Evidence(found.network, found.graph, (group,), {"side": many}))
     chosen = sorted(sorted(range(150), key=lambda k: -int(count[k]))[:100])
     expected = jeffries_matusita(Moments(count[chosen], many.mean[chosen], many.var[chosen])).numpy()
     members = group.members["side.weight", 0]
@@ -115,24 +111,24 @@ def test_a_channel_in_several_places_has_their_mean(seen):
     members = group.members["side.weight", 0]
     folded = type(members)(members.channels // 2, members.indices)
     half = type(group)(group.name, group.size // 2, group.slots, group.layers, (), {("side.weight", 0): folded})
-    rows = separability_of(half, Evidence(found.network, found.graph, (half,), found.moments), modules_of(found))
+    rows = separability_of(half, Evidence(found.network, found.graph, (half,), found.moments))
     expected = jeffries_matusita(found.moments["side"]).numpy()
     np.testing.assert_allclose(rows, expected.reshape(12, 2, -1).mean(1))
 
 
 def test_strengths_are_norms_of_the_weights_that_make_a_channel(seen):
     found = evidence(seen)
-    network, modules = found.network, modules_of(found)
-    stem = weight_norms(found.graph["stem.0"], found, modules)
+    network = found.network
+    stem = weight_norms(found.graph["stem.0"], found)
     filters = sum(
         w.detach().double().square().flatten(1).sum(1) for w in (network.stem[0].weight, network.branch[0].weight)
     )
     members = found.graph["stem.0"].members["stem.0.weight", 0]
     np.testing.assert_allclose(stem[members.channels], filters.sqrt().numpy()[members.indices])
-    up = weight_norms(found.graph["up"], found, modules)
+    up = weight_norms(found.graph["up"], found)
     np.testing.assert_allclose(up, network.up.weight.detach().double().square().sum((0, 2, 3)).sqrt().numpy())
-    assert output_slot(found.graph["up"], "up", modules) == ("up.weight", 1)
-    scales = batch_norm_scales(found.graph["stem.0"], found, modules)
+    assert output_slot(found.graph["up"], "up", found) == ("up.weight", 1)
+    scales = batch_norm_scales(found.graph["stem.0"], found)
     expected = (network.stem[1].weight.abs() + network.branch[1].weight.abs()).detach().double() / 2
     np.testing.assert_allclose(scales[members.channels], expected.numpy()[members.indices])
 

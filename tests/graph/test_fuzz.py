@@ -1,0 +1,79 @@
+"""Random networks, random plans: a shrunk network computes what its masked twin does."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lit_prune import ChannelGraph, mask_, shrink_
+from lit_prune.surgery import adopt_shapes_
+from tests.networks import difference, randomise_
+from tests.strategies import SPACE, Program, programs
+
+TOLERANCE = 1e-4
+QUICK, MANY = 200, 5000
+
+
+def _removal(graph: ChannelGraph, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Any number of channels of each group, but not all; balanced groups lose equally many."""
+    counts: dict[str, int] = {}
+    for group in graph.groups:
+        if group.name not in counts:
+            together = group.balanced or (group.name,)
+            counts.update(dict.fromkeys(together, int(rng.integers(min(graph[name].size for name in together)))))
+    return {group.name: rng.permutation(group.size)[: counts[group.name]] for group in graph.groups}
+
+
+def holds(network: Program, seed: int) -> None:
+    """The invariant, twice; composition; costs; and shapes that are adopted both ways.
+
+    Raises:
+        AssertionError: If one does not hold.
+    """
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    network = randomise_(network.double().eval(), seed)
+    images = torch.randn(2, 3, SPACE, SPACE, dtype=torch.float64)
+    graph = ChannelGraph.trace(network, images)
+    assert not graph.unsupported
+
+    removal = _removal(graph, rng)
+    plan = graph.plan(removal)
+    shrunk = shrink_(copy.deepcopy(network), plan)
+    assert difference(shrunk(images), mask_(copy.deepcopy(network), plan)(images)) < TOLERANCE
+    again = ChannelGraph.trace(shrunk, images)
+    assert graph.macs_without(removal) == again.macs
+
+    second = again.plan(_removal(again, rng))
+    twice = shrink_(copy.deepcopy(shrunk), second)
+    assert difference(twice(images), mask_(copy.deepcopy(shrunk), second)(images)) < TOLERANCE
+    both = shrink_(copy.deepcopy(network), plan.then(second))
+    assert difference(both(images), twice(images)) == 0
+
+    dense = copy.deepcopy(network)
+    adopt_shapes_(dense, shrunk.state_dict())
+    dense.load_state_dict(shrunk.state_dict())
+    assert difference(dense(images), shrunk(images)) == 0
+    adopt_shapes_(dense, network.state_dict())
+    dense.load_state_dict(network.state_dict())
+    assert difference(dense(images), network(images)) == 0
+
+
+@settings(max_examples=QUICK, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(programs(), st.integers(0, 2**16))
+def test_random_networks(network: Program, seed: int) -> None:
+    with torch.no_grad():
+        holds(network, seed)
+
+
+@pytest.mark.slow
+@settings(max_examples=MANY, deadline=None, suppress_health_check=list(HealthCheck))
+@given(programs(most=16), st.integers(0, 2**16))
+def test_many_random_networks(network: Program, seed: int) -> None:
+    with torch.no_grad():
+        holds(network, seed)
