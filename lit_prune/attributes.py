@@ -11,6 +11,9 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 AttributeUpdate = Callable[[Any], None]
 
+# What a convolution in groups carries once it was cut: outputs a group where it was depthwise before, 0 where not.
+MULTIPLIER = "_lit_prune_multiplier"
+
 _ATTRIBUTES: dict[type[nn.Module] | str, AttributeUpdate] = {}
 
 
@@ -64,11 +67,11 @@ def _updates(cls: type[nn.Module]) -> Iterator[AttributeUpdate]:
 def _convolution(module: Any) -> None:
     first, second = module.weight.shape[:2]
     transposed = isinstance(module, _ConvTransposeNd)
-    if module.groups > 1 and module.groups == module.in_channels:
-        # Depthwise, of so many outputs a group. Noted, for one of a single group left looks like any convolution.
-        module._lit_prune_multiplier = module.out_channels // module.groups
-    multiplier = getattr(module, "_lit_prune_multiplier", 0)
-    if multiplier and (transposed or second == 1):
+    if module.groups > 1 and not hasattr(module, MULTIPLIER):
+        # Noted once: of one group left, a depthwise one looks like any; of one input a group, a grouped one like it.
+        depthwise = module.groups == module.in_channels
+        setattr(module, MULTIPLIER, module.out_channels // module.groups if depthwise else 0)
+    if multiplier := getattr(module, MULTIPLIER, 0):
         # The groups go with the channels. Otherwise their number stays.
         module.groups = first if transposed else first // multiplier
     if transposed:

@@ -14,7 +14,7 @@ from torch import nn
 
 from lit_prune.graph.groups import ChannelGroup, Grouping, build_groups, plan_without
 from lit_prune.graph.labels import Components, Row
-from lit_prune.graph.recording import Call, Constant, Recording, TraceError
+from lit_prune.graph.recording import Call, Constant, Recording, Slot, TraceError
 from lit_prune.graph.rules import RULES
 from lit_prune.graph.skeleton import on_meta, replica, skeleton, twin
 from lit_prune.graph.ties import tie_widths
@@ -125,33 +125,57 @@ class _Probe:
 
     def failing(self, units: Sequence[Unit]) -> list[tuple[Unit, str]]:
         """The groups that can't lose a channel."""
-        sound, suspects = list(units), []
+        sound = list(units)
+        set_aside: list[tuple[list[Unit], TraceError]] = []
         while sound and (failure := self.error(sound)) is not None:
-            near = [unit for unit in sound if _touches(unit, failure.layer)]
-            if not near or len(near) == len(sound):
-                suspects.append((sound, failure))
-                break
-            # Set aside what lies in the layer that failed: mostly it is the cause, and the rest then passes.
-            suspects.append((near, failure))
+            # Set aside what lies in layers like the one that failed: mostly it is the cause, and the rest then passes.
+            near = [unit for unit in sound if any(_touches(unit, layer) for layer in self._alike(failure.layer))]
+            near = near or list(sound)
+            set_aside.append((near, failure))
             sound = [unit for unit in sound if unit not in near]
-        found: list[tuple[Unit, str]] = []
-        for near, failure in suspects:
-            found.extend(self._search(near, failure))
-        if suspects and not found:
-            # Alone each passes; it takes several to fail. Which one does is not known.
-            found = [(unit, f"can't be narrowed together: {failure}") for near, failure in suspects for unit in near]
+        found = [item for near, _ in set_aside for item in self._search(near)]
+        if set_aside and not found:
+            # Alone each passes; it takes several to fail. Which ones is not known.
+            found = [(unit, f"can't be narrowed together: {failure}") for near, failure in set_aside for unit in near]
         return found
 
-    def _search(self, tried: Sequence[Unit], failure: TraceError) -> list[tuple[Unit, str]]:
-        """By halving, those that fail alone."""
-        alone = self.error(tried)
-        if alone is None:
+    def _search(self, tried: Sequence[Unit]) -> list[tuple[Unit, str]]:
+        """Those that fail, one after the other by halving; what lies likewise in a like layer fails alike."""
+        found: list[tuple[Unit, str]] = []
+        pending = list(tried)
+        while pending and (failure := self.error(pending)) is not None:
+            failing = pending
+            while len(failing) > 1:
+                half = len(failing) // 2
+                failed = next(
+                    ((part, cause) for part in (failing[:half], failing[half:]) if (cause := self.error(part))), None
+                )
+                if failed is None:
+                    # It takes both halves to fail.
+                    return [*found, *((unit, f"can't be narrowed together: {failure}") for unit in pending)]
+                failing, failure = failed
+            place = _place(failing[0], failure.layer)
+            like = self._alike(failure.layer) if place else []
+            alike = [unit for unit in pending if any(_place(unit, layer) == place for layer in like)]
+            for unit in alike or failing:
+                found.append((unit, f"can't be narrowed: {failure}"))
+            pending = [unit for unit in pending if unit not in alike and unit is not failing[0]]
+        return found
+
+    def _alike(self, layer: str) -> list[str]:
+        """The modules of the class of ``layer``; of a container only itself."""
+        if not layer:
             return []
-        if len(tried) == 1:
-            return [(tried[0], f"can't be narrowed: {alone}")]
-        half = len(tried) // 2
-        found = [item for part in (tried[:half], tried[half:]) for item in self._search(part, alone)]
-        return found or [(unit, f"can't be narrowed together: {failure}") for unit in tried]
+        kind = type(self._network.get_submodule(layer))
+        if kind.__module__.startswith("torch.nn."):
+            return [layer]
+        return [name for name, module in self._network.named_modules() if type(module) is kind]
+
+
+def _place(unit: Unit, layer: str) -> frozenset[Slot]:
+    """Where in a layer the groups lie."""
+    slots = (slot for group in unit for slot in group.slots)
+    return frozenset((name[len(layer) + 1 :], dim) for name, dim in slots if name.startswith(f"{layer}."))
 
 
 def _touches(unit: Unit, layer: str) -> bool:

@@ -82,12 +82,13 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     row is ``None`` where a dimension is not tracked.
     """
 
-    def __init__(self, names: Mapping[int, str], recording: Recording, rules: Mapping[str, Rule]) -> None:
+    def __init__(self, network: nn.Module, recording: Recording, rules: Mapping[str, Rule]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.network = network
         self.recording = recording
         self.labels = recording.labels
         self.path: list[str] = []
-        self._names = names
+        self._names = {id(tensor): name for name, tensor in (*network.named_parameters(), *network.named_buffers())}
         self._rules = rules
         # The tensors are held so that their ids stay theirs until the end of the trace.
         self._values: dict[int, tuple[Tensor, list[Block]]] = {}
@@ -274,11 +275,14 @@ class _Composites(TorchFunctionMode):
             return func(*args, **kwargs)
         name, places = known
         arguments = {**dict.fromkeys(places), **dict(zip(places, args, strict=False)), **kwargs}
-        source = arguments["input"]
-        if name == "batch_norm" and not (source.is_meta and _fits(arguments)):
+        source = arguments[places[0]]
+        if name != "rms_norm" and not (source.is_meta and _fits(name, arguments)):
             return func(*args, **kwargs)
         with _disable_current_modes():
-            output = torch.empty_like(source) if source.is_meta else func(*args, **kwargs)
+            if name == "scaled_dot_product_attention":
+                output = source.new_empty((*source.shape[:-1], arguments["value"].shape[-1]))
+            else:
+                output = torch.empty_like(source) if source.is_meta else func(*args, **kwargs)
         self._tracer.apply(Operation(name, arguments, output), f"aten::{name}")
         return output
 
@@ -286,15 +290,26 @@ class _Composites(TorchFunctionMode):
 _COMPOSITES: dict[Any, tuple[str, tuple[str, ...]]] = {
     F.rms_norm: ("rms_norm", ("input", "normalized_shape", "weight", "eps")),
     torch.rms_norm: ("rms_norm", ("input", "normalized_shape", "weight", "eps")),
+    F.scaled_dot_product_attention: (
+        "scaled_dot_product_attention",
+        ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale"),
+    ),
     F.batch_norm: ("batch_norm", ("input", "running_mean", "running_var", "weight", "bias", "training")),
 }
 
 
-def _fits(arguments: Mapping[str, Any]) -> bool:
-    """Whether a batch norm has what it takes; where not, torch itself shall say so."""
-    own = [arguments[name] for name in ("running_mean", "running_var", "weight", "bias")]
-    width = arguments["input"].shape[1]
-    return not arguments["training"] and all(tensor is None or tensor.numel() == width for tensor in own)
+def _fits(name: str, arguments: Mapping[str, Any]) -> bool:
+    """Whether an operation has what it takes; where not, torch itself shall say so."""
+    if name == "batch_norm":
+        own = [arguments[key] for key in ("running_mean", "running_var", "weight", "bias")]
+        width = arguments["input"].shape[1]
+        return not arguments["training"] and all(tensor is None or tensor.numel() == width for tensor in own)
+    query, key, value, mask = (arguments[part] for part in ("query", "key", "value", "attn_mask"))
+    if not query.dim() == key.dim() == value.dim() == 4 or arguments["is_causal"]:
+        return False
+    shape = (*query.shape[:3], key.shape[2])
+    fitting = mask is None or all(size in (1, want) for size, want in zip(mask.shape[::-1], shape[::-1], strict=False))
+    return query.shape[:2] == key.shape[:2] == value.shape[:2] and query.shape[3] == key.shape[3] and fitting
 
 
 def _connected(spans: Sequence[tuple[int, ...]]) -> list[list[int]]:
@@ -318,19 +333,21 @@ def record(network: nn.Module, calls: Sequence[Call], rules: Mapping[str, Rule])
         TraceError: If the forward fails, naming the layer.
     """
     recording = Recording()
-    names = {id(tensor): name for name, tensor in (*network.named_parameters(), *network.named_buffers())}
-    tracer = Tracer(names, recording, rules)
+    tracer = Tracer(network, recording, rules)
     network.eval()
     with torch.no_grad(), _plain_attention():
         _run(network, calls, tracer)
         seen = {name for name, _ in recording.slots}
         if any(name not in seen and parameter.numel() > 1 for name, parameter in network.named_parameters()):
+            # What it costs is what it costs to use.
+            products = list(recording.products)
             network.train()
             for module in network.modules():
                 # In train mode they would refuse a single value a channel; the labels are the same.
                 if isinstance(module, _NormBase):
                     module.eval()
             _run(network, calls, tracer)
+            recording.products = products
     return recording
 
 

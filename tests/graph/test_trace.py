@@ -149,6 +149,8 @@ def test_what_only_training_runs_is_traced_too() -> None:
     graph = ChannelGraph.trace(Auxiliary(), torch.zeros(1, 3, 3, 3))
     assert ("aux.0.weight", 1) in graph["stem.0"].slots
     assert graph["aux.0"].size == 6
+    # Only what a prediction takes is counted.
+    assert graph.macs == 27 * 8 + 8 * 4
 
 
 def test_shared_modules_are_one_layer() -> None:

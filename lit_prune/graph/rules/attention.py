@@ -22,15 +22,19 @@ from lit_prune.graph.values import Block
 )
 def _attention(trace: Tracer, op: Operation) -> None:
     query, key, value = op["query"], op["key"], op["value"]
-    for name in ("attn_mask", "attn_bias"):
-        trace.freeze([block.labels for block in trace.blocks(op.get(name))], "is an attention mask")
+    mask = op.get("attn_mask", op.get("attn_bias"))
+    if mask is not None:
+        trace.freeze([trace.row(mask, dim) for dim in range(mask.dim()) if dim != mask.dim() - 3], "is a mask")
     for tensor in (query, key, value):
         trace.freeze([trace.row(tensor, dim) for dim in (0, 2) if tensor.dim() == 4], "is a batch or a token")
     width = join_contracted(trace, [piece(trace, side, 1, 3) for side in (query, key)], ((1, 3), (1, 3)))
     leaving = piece(trace, value, 1, 3)
     heads = None
     if query.shape[1] > 1:
-        heads = trace.unite([trace.heads(side, 1) for side in (query, key, value)], "is a head on one side only")
+        sides = [trace.heads(side, 1) for side in (query, key, value)]
+        if mask is not None and mask.dim() > 2 and mask.shape[-3] > 1:
+            sides.append(trace.heads(mask, mask.dim() - 3))
+        heads = trace.unite(sides, "is a head on one side only")
     if width is not None and op.get("scale") is None:
         # The scale follows from the width of a head, so that heads go whole.
         if width.ndim > 1 and len(width) > 1:

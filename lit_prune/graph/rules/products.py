@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
+from lit_prune.attributes import MULTIPLIER
 from lit_prune.graph.labels import Row
 from lit_prune.graph.rules.table import register_rule
 from lit_prune.graph.trace import Operation, Product, Rows, Tracer
@@ -24,12 +25,13 @@ def _convolution(trace: Tracer, op: Operation) -> None:
     if groups == 1:
         leaving, used = (w[1], w[0]) if transposed else (w[0], w[1])
         trace.unite([entering, used] if image.shape[1] > 1 else [], "has an input that is not tracked")
-    elif weight.shape[1 if not transposed else 0] == (1 if not transposed else groups):
+    elif image.shape[1] == groups and getattr(trace.network.get_submodule(trace.layer), MULTIPLIER, 1):
         leaving = _depthwise(trace, entering, w, weight, groups, transposed)
     else:
         leaving = _grouped(trace, entering, w, groups, transposed)
-    if leaving is not None:
+    if bias is not None:
         trace.unite([leaving, *trace.rows(bias)], "has an untracked bias")
+    if leaving is not None:
         trace.recording.produced.append(leaving)
     trace.assign(op.output, [None, leaving, *[None] * (image.dim() - 2)])
     positions = image[:, 0].numel() if transposed else op.output[:, 0].numel()
