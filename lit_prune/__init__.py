@@ -1,8 +1,19 @@
 """Remove the channels of a network while it trains."""
 
 from lit_prune.callback import ChannelPruning
+from lit_prune.checkpoint import load_pruned
 from lit_prune.graph import ChannelGraph
 from lit_prune.plan import PruningPlan
 from lit_prune.surgery import accept_pruned, mask_, shrink_
+from lit_prune.trainer import prune_
 
-__all__ = ["ChannelGraph", "ChannelPruning", "PruningPlan", "accept_pruned", "mask_", "shrink_"]
+__all__ = [
+    "ChannelGraph",
+    "ChannelPruning",
+    "PruningPlan",
+    "accept_pruned",
+    "load_pruned",
+    "mask_",
+    "prune_",
+    "shrink_",
+]

@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-import time
-from functools import partial
+import math
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lit_prune.activations.trainer_data import calibrate
-from lit_prune.cost import count_parameters
+from lit_prune.checkpoint import RECORD, check_record, check_same_network, plan_of
 from lit_prune.criteria import CRITERIA, Criterion
-from lit_prune.event import Dense, Recipe
-from lit_prune.graph import Call, ChannelGraph, TraceError
-from lit_prune.inputs import CallRecorder, call_of_example, calls_from_state, calls_to_state
+from lit_prune.event import Recipe
+from lit_prune.inputs import CallRecorder, call_of_example
 from lit_prune.plan import PruningPlan
+from lit_prune.pruner import Pruner, PruningError
+from lit_prune.record import Record
+from lit_prune.recovery import Recovery
 from lit_prune.registry import resolve
 from lit_prune.report import event_table
 from lit_prune.schedule import AtEpochs, Schedule
 from lit_prune.scope import Scope
 from lit_prune.select import SELECTIONS, Selection
 from lit_prune.surgery import accepts_pruned, adopt_shapes_hook, is_cut_to
-from lit_prune.trainer import (
-    averaged_copies,
-    check_launcher,
-    check_optimizer,
-    check_strategy,
-    print_above_progress,
-    prune_,
-    renew_wrapper,
-)
-
-
-class PruningError(RuntimeError):
-    """A pruning could not be carried out; the network is as it was."""
+from lit_prune.trainer import check_launcher, check_optimizer, check_strategy, print_above_progress, tell_loggers
 
 
 class ChannelPruning(Callback):
@@ -52,7 +39,8 @@ class ChannelPruning(Callback):
         amount: The share that is gone after the last event, in (0, 1): of each layer's channels (``"uniform"``,
             ``"clusters"``), of all channels (``"global"``) or of the dense network's multiply-adds (``"macs"``).
             ``None`` lets a selection decide that can (``"clusters"``).
-        epochs: At the start of which epochs to prune, counted from 0: one, several, or a :class:`Schedule`.
+        epochs: At the start of which epochs to prune, counted from 0: one, several, or a :class:`Schedule` (``AtSteps``
+            counts optimizer steps).
         blocks: Which layers: integers are children of the network's main ``nn.Sequential`` (Ultralytics:
             ``model.model[i]``), strings are :mod:`fnmatch` patterns of layer names. ``None`` is all of them.
         criterion: How important a channel is: ``"magnitude"``, ``"batchnorm"``, ``"random"`` or a
@@ -64,13 +52,16 @@ class ChannelPruning(Callback):
         min_channels: The least that a layer keeps.
         layers_per_event: Prune only so many layers an event, each to the full amount: those with the most channels
             first, and none that shares a tensor with another of the same event.
+        recovery: What follows an event: scores of other callbacks that start anew (the default), a learning rate that
+            rises again.
+        before_wrap: Prune once, before the strategy wraps the model, so that any strategy will do, FSDP and DeepSpeed
+            as well. Takes ``epochs=0`` and an ``example_input_array``.
         on_error: ``"raise"`` ends the training with the old network when an event fails; ``"continue"`` warns and
             goes on with it.
         verbose: Print a table at each event.
 
     Attributes:
-        plan: What was kept so far, against the dense LightningModule.
-        events: One record an event, as plain data.
+        record: What was pruned so far.
 
     Raises:
         ValueError: If an argument is out of range or a name unknown; the message has the nearest.
@@ -95,11 +86,13 @@ class ChannelPruning(Callback):
         round_to: int | None = None,
         min_channels: int = 1,
         layers_per_event: int | None = None,
+        recovery: Recovery | None = None,
+        before_wrap: bool = False,
         on_error: Literal["raise", "continue"] = "raise",
         verbose: bool = True,
     ) -> None:
         super().__init__()
-        self.recipe = Recipe(
+        recipe = Recipe(
             scope=Scope(blocks, exclude or []),
             criterion=resolve("criterion", criterion, Criterion, CRITERIA),
             selection=resolve("selection", selection, Selection, SELECTIONS),
@@ -107,216 +100,192 @@ class ChannelPruning(Callback):
             min_channels=min_channels,
             layers_per_event=layers_per_event,
         )
-        self.amount = _checked_amount(amount, self.recipe.selection)
+        self.pruner = Pruner(recipe, recovery or Recovery(), amount)
         self.schedule = epochs if isinstance(epochs, Schedule) else AtEpochs(epochs)
         if on_error not in ("raise", "continue"):
             raise ValueError(f"on_error must be 'raise' or 'continue', but got {on_error!r}.")
+        if before_wrap and self.schedule.events(None) != {0: 1.0}:
+            raise ValueError("before_wrap prunes once, before the first epoch: it takes epochs=0.")
+        self.before_wrap = before_wrap
         self.on_error = on_error
         self.verbose = verbose
-
-        self.plan = PruningPlan({})
-        self.events: list[dict[str, Any]] = []
-        self._dense: Dense | None = None
-        self._done: list[int] = []
-        self._pruned: list[str] = []
-        self._inputs: list[dict[str, Any]] | None = None
-        self._calls: list[Call] = []
-        self._graph: ChannelGraph | None = None
         self._recorder: CallRecorder | None = None
+        self._shapes: dict[str, tuple[int, ...]] = {}
         self._hook: Any = None
 
-    # --- hooks ----------------------------------------------------------------------------------------------------
+    @property
+    def record(self) -> Record:
+        """What was pruned so far."""
+        return self.pruner.record
+
+    @property
+    def plan(self) -> PruningPlan:
+        """What was kept so far, against the dense LightningModule."""
+        return self.record.plan
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """One record an event, as plain data."""
+        return self.record.events
+
+    @property
+    def state_key(self) -> str:
+        """Where a checkpoint has the record; subclasses share it."""
+        return RECORD
+
+    # --- before and after -----------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the arguments against the Trainer and the network, and let checkpoints of other shapes load."""
         if stage == "fit":
-            check_strategy(trainer)
+            if not self.before_wrap:
+                check_strategy(trainer)
             check_launcher(trainer, pl_module)
-            self.schedule.events(_max_epochs(trainer))
-            self.recipe.scope.check(pl_module)
+            self.schedule.events(self._length(trainer))
+            self.pruner.recipe.scope.check(pl_module)
             if not is_cut_to(pl_module, self.plan):
                 # The record of an earlier fit, of another network.
-                self._forget()
+                self.pruner.forget()
+            if self.before_wrap:
+                self._prune_before_wrap(trainer, pl_module)
+        self._shapes = _shapes(pl_module)
         if not accepts_pruned(pl_module):
             self._hook = pl_module.register_load_state_dict_pre_hook(adopt_shapes_hook)  # type: ignore[no-untyped-call]
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave no hook behind."""
-        self._stop_recording()
-        self._inputs = None
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint whose tensors are not those of its record, or whose network is another one."""
+        plan, shapes = plan_of(checkpoint), _shapes(pl_module)
+        check_record(plan, shapes, str(trainer.ckpt_path))
+        check_same_network(self._shapes, self.plan, shapes, plan)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The record of what was pruned, and what it takes to go on from here, as plain data."""
+        return self.pruner.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the record of a checkpoint."""
+        self.pruner.load_state_dict(state_dict)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See the network as it is, if an example of its inputs is at hand."""
+        if self.before_wrap:
+            # The strategy has wrapped the parameters; what can be told of the network was seen before.
+            return
+        for optimizer in trainer.optimizers:
+            check_optimizer(optimizer)
+        if not self.pruner.see_again(pl_module) and pl_module.example_input_array is not None:
+            self._see_example(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave no hook behind: after an error nobody calls :meth:`teardown`."""
         self.teardown(trainer, pl_module, "fit")
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See the network as it is, if an example of its inputs is at hand; else watch for the first batch."""
-        for optimizer in trainer.optimizers:
-            check_optimizer(optimizer)
-        example = pl_module.example_input_array
-        self._graph = None
-        if self._inputs is not None:
-            # Those of the run that is resumed: to prune at the same moment as it did.
-            self._see(pl_module, calls_from_state(self._inputs, pl_module.device))
-        elif example is not None:
-            example = trainer.precision_plugin.convert_input(example)
-            self._see(pl_module, [call_of_example(example, pl_module.device)])
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave no hook behind."""
+        self.pruner.close()
+        if self._recorder is not None:
+            self._recorder.close()
+        if self._hook is not None:
+            self._hook.remove()
+        self._recorder = self._hook = None
+
+    # --- while it trains ------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Record the calls of the first batch."""
-        if self._graph is None:
+        """Watch for the first batch where the network's inputs are not known."""
+        if self.schedule.unit == "steps" and not math.isinf(steps := trainer.estimated_stepping_batches):
+            # How many steps an epoch has is known only now.
+            self.schedule.events(int(steps))
+        if not self.pruner.sees:
             self._recorder = CallRecorder(pl_module)
+        self.pruner.rewarm_again(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune where an event is due, and log what the network costs now."""
-        if self._graph is not None:
+        if self.pruner.sees:
             self._prune_if_due(trainer, pl_module)
             self._log(pl_module)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Prune where events are counted in steps."""
+        if self.schedule.unit == "steps" and self.pruner.sees:
+            self._prune_if_due(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """After the first batch, which has shown the network's inputs, catch up on what waited for them."""
         if self._recorder is not None:
-            self._see(pl_module, self._stop_recording())
+            recorder, self._recorder = self._recorder, None
+            self.pruner.see(pl_module, recorder.close())
             self._prune_if_due(trainer, pl_module)
             self._log(pl_module)
 
-    def state_dict(self) -> dict[str, Any]:
-        """What was pruned, as plain data: read without lit_prune, and under ``weights_only=True``."""
-        return {
-            "plan": self.plan.state_dict(),
-            "events": self.events,
-            "dense": None if self._dense is None else self._dense.state_dict(),
-            "done": self._done,
-            "pruned": self._pruned,
-            "inputs": self._inputs,
-        }
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the monitored metric before a checkpoint is written."""
+        self.pruner.note_score(trainer)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the record of a checkpoint."""
-        self.plan = PruningPlan.from_state_dict(state_dict["plan"])
-        self.events = list(state_dict["events"])
-        self._dense = None if state_dict["dense"] is None else Dense(**state_dict["dense"])
-        self._done = list(state_dict["done"])
-        self._pruned = list(state_dict["pruned"])
-        self._inputs = state_dict["inputs"]
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the monitored metric before a checkpoint is written."""
+        self.pruner.note_score(trainer)
 
-    # --- an event -------------------------------------------------------------------------------------------------
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Judge the last event, too."""
+        self.pruner.end_trial(trainer, pl_module)
+
+    def _prune_before_wrap(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if pl_module.example_input_array is None:
+            raise ValueError(
+                f"before_wrap prunes before a batch is seen: give {type(pl_module).__name__} an `example_input_array`."
+            )
+        if self.pruner.recipe.calibration is not None:
+            raise ValueError(
+                "before_wrap prunes before there is data: take a criterion and selection that go by weights."
+            )
+        self._see_example(trainer, pl_module)
+        self._prune_if_due(trainer, pl_module)
+
+    def _see_example(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        example = trainer.precision_plugin.convert_input(pl_module.example_input_array)
+        self.pruner.see(pl_module, [call_of_example(example, pl_module.device)])
 
     def _prune_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        events = self.schedule.events(_max_epochs(trainer))
-        # Epochs that a resumed run has skipped are made up for at once.
-        due = [epoch for epoch in events if epoch <= trainer.current_epoch and epoch not in self._done]
+        events = self.schedule.events(None if self.schedule.unit == "steps" else self._length(trainer))
+        now = trainer.global_step if self.schedule.unit == "steps" else trainer.current_epoch
+        # What a resumed run has missed is made up for at once.
+        due = [moment for moment in events if moment <= now and moment not in self.record.done]
         if not due:
             return
+        self.pruner.end_trial(trainer, pl_module)
         try:
-            record = self._prune(trainer, pl_module, events[due[-1]])
+            event = self.pruner.prune(trainer, pl_module, events[due[-1]])
         except Exception as error:
             message = f"Pruning at epoch {trainer.current_epoch} failed, and the network is as it was. {error}"
             if self.on_error == "raise":
                 raise PruningError(message) from error
-            record = None
+            self.record.done.extend(due)
             rank_zero_warn(message)
-        self._done.extend(due)
-        if record is not None:
-            self._report(trainer, record)
-
-    def _prune(self, trainer: Trainer, pl_module: LightningModule, part: float) -> dict[str, Any]:
-        """One event: whole, or an error and nothing changed."""
-        started = time.perf_counter()
-        share = None if self.amount is None else self.amount * (1.0 if self.recipe.layers_per_event else part)
-        decision = self.recipe.decide(
-            pl_module,
-            self._calls,
-            share,
-            self._dense,
-            self._pruned,
-            partial(calibrate, trainer, pl_module),
-        )
-        params = count_parameters(pl_module)
-        prune_(pl_module, decision.plan, trainer.optimizers, averaged_copies(trainer))
-        renew_wrapper(trainer)
-        # Compiled code and cast copies of weights have the old shapes.
-        torch.compiler.reset()
-        torch.clear_autocast_cache()
-
-        self.plan = self.plan.then(decision.plan)
-        self._graph = decision.after
-        self._pruned.extend(group.name for group in decision.groups)
-        return decision.record(
-            epoch=trainer.current_epoch,
-            step=trainer.global_step,
-            share=part if share is None else share,
-            params=[params, count_parameters(pl_module)],
-            seconds=time.perf_counter() - started,
-        )
-
-    def _report(self, trainer: Trainer, record: dict[str, Any]) -> None:
-        self.events.append(record)
-        if record["channels"] and record["params"][0] == record["params"][1]:
+            return
+        self.record.done.extend(due)
+        self.pruner.recover(trainer)
+        if event["channels"] and event["params"][0] == event["params"][1]:
             rank_zero_warn(
                 f"The pruning at epoch {trainer.current_epoch} removed nothing: no layer is wide enough to lose "
-                f"{self.recipe.round_to or 8} channels (`round_to`) yet. A larger `amount` or a smaller `round_to` would."
+                f"{self.pruner.recipe.round_to or 8} channels (`round_to`) yet. Raise `amount`, or lower `round_to`."
             )
-        if self.verbose and trainer.is_global_zero:
-            print_above_progress(trainer, event_table(record))
+        if trainer.is_global_zero:
+            tell_loggers(trainer, event_table(event), event["step"])
+            if self.verbose:
+                print_above_progress(trainer, event_table(event))
 
-    # --- seeing the network ---------------------------------------------------------------------------------------
-
-    def _see(self, pl_module: LightningModule, calls: list[Call]) -> None:
-        """Trace the network as it is, and check that something of it can be pruned as the arguments say."""
-        if not calls:
-            raise PruningError(
-                f"No layer of {type(pl_module).__name__} was called in the first batch, so its channels can't be "
-                "traced. Set `example_input_array` on the LightningModule."
-            )
-        try:
-            graph = ChannelGraph.trace_calls(pl_module, calls)
-        except TraceError as error:
-            raise PruningError(
-                f"The network can't be run on {[call.module or 'its example inputs' for call in calls]}: {error}. Give "
-                "the LightningModule an `example_input_array` that its forward takes."
-            ) from error
-        self.recipe.check(pl_module, graph)
-        self._graph, self._calls, self._inputs = graph, calls, calls_to_state(calls)
-        if self._dense is None:
-            self._dense = Dense.of(pl_module, graph)
-
-    def _stop_recording(self) -> list[Call]:
-        recorder, self._recorder = self._recorder, None
-        return [] if recorder is None else recorder.close()
+    def _length(self, trainer: Trainer) -> int | None:
+        length = trainer.max_steps if self.schedule.unit == "steps" else trainer.max_epochs
+        return None if length is None or length < 0 else length
 
     def _log(self, pl_module: LightningModule) -> None:
-        if self._graph is None:
-            return
-        figures = {
-            "pruning/params": float(count_parameters(pl_module)),
-            "pruning/macs": float(self._graph.macs),
-            "pruning/channels": float(sum(group.size for group in self._graph.groups)),
-        }
+        figures = {f"pruning/{name}": value for name, value in self.pruner.costs(pl_module).items()}
         pl_module.log_dict(figures, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
 
-    def _forget(self) -> None:
-        self.plan = PruningPlan({})
-        self.events, self._dense, self._done, self._pruned = [], None, [], []
 
-
-def _checked_amount(amount: float | None, selection: Selection) -> float | None:
-    if amount is None:
-        if selection.needs_share:
-            raise ValueError(
-                f"amount=None needs a selection that finds it out itself ('clusters'), but {type(selection).__name__} "
-                "does not. Give a share in (0, 1)."
-            )
-        return None
-    if isinstance(amount, bool) or not 0 < amount < 1:
-        raise ValueError(f"amount must be a share in (0, 1), such as 0.5, but got {amount!r}.")
-    return float(amount)
-
-
-def _max_epochs(trainer: Trainer) -> int | None:
-    return trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else None
+def _shapes(module: LightningModule) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}

@@ -1,1 +1,201 @@
-"""`lit-prune`."""
+"""The command `lit-prune`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+_TRAINER_COMMANDS = {
+    "fit": "train a model; add ChannelPruning to --trainer.callbacks and it shrinks meanwhile",
+    "validate": "measure a checkpoint on the validation data",
+    "test": "measure a checkpoint on the test data",
+    "predict": "run a checkpoint on data",
+}
+_EPILOG = """\
+commands of the Trainer (each has its own --help, and reads YAML by --config):
+{trainer}
+
+examples:
+  lit-prune demo --out demo
+  lit-prune inspect yolov8n.yaml
+  lit-prune fit --trainer.max_epochs 24 --trainer.callbacks+=lit_prune.ChannelPruning \\
+      --trainer.callbacks.amount 0.3 --trainer.callbacks.epochs "[6, 9, 12]"
+  lit-prune export lightning_logs/version_0/checkpoints/last.ckpt --format onnx --out pruned.onnx
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `lit-prune` and return its exit status: 0, or 2 where the user has to change something.
+
+    Args:
+        arguments: Those of the command line, without the program's name; by default this process's.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if arguments and arguments[0] in _TRAINER_COMMANDS:
+            run_trainer(arguments)
+        else:
+            options = _parser().parse_args(arguments)
+            command: Callable[[argparse.Namespace], None] = options.command
+            command(options)
+    except Exception as error:
+        mistake = _mistake(error)
+        if mistake is None:
+            raise
+        Console(stderr=True).print(f"[bold red]error:[/] {_text(mistake)}", highlight=False, soft_wrap=True)
+        return 2
+    return 0
+
+
+def run_trainer(arguments: Sequence[str]) -> Any:
+    """Hand `fit`, `validate`, `test` or `predict` to Lightning's command line.
+
+    The model is `LitYOLO` and the data `DigitScenes` unless `--model` and `--data` name other classes.
+    """
+    from lightning.pytorch import LightningDataModule, LightningModule
+    from lightning.pytorch.cli import LightningCLI
+
+    # What is imported is known to the command line by its short name.
+    import lit_prune.data
+    import lit_prune.yolo  # noqa: F401
+
+    class PruneCLI(LightningCLI):
+        def add_arguments_to_parser(self, parser: Any) -> None:
+            parser.set_defaults(
+                {
+                    "model": {"class_path": "lit_prune.yolo.LitYOLO", "init_args": {"num_classes": 10}},
+                    "data": {"class_path": "lit_prune.data.DigitScenesDataModule"},
+                }
+            )
+
+    # LightningCLI reads the process's arguments, and warns when others are given beside them.
+    before, sys.argv = sys.argv, ["lit-prune", *arguments]
+    try:
+        return PruneCLI(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={name: {"default_env": False} for name in _TRAINER_COMMANDS},
+        )
+    finally:
+        sys.argv = before
+
+
+def run_demo(options: argparse.Namespace) -> None:
+    """Run the demo."""
+    from lit_prune.demo import Recipe, run_demo
+
+    recipe = Recipe(model=options.model, scenes=options.scenes, amount=options.amount, seed=options.seed)
+    run_demo(options.out, recipe.scaled_to(options.epochs))
+
+
+def run_inspect(options: argparse.Namespace) -> None:
+    """Print what of a network can be pruned."""
+    from lit_prune.graph import ChannelGraph
+    from lit_prune.inspection import inspection, load_network
+
+    network, images = load_network(options.model, options.image_size)
+    console = Console()
+    with console.status(f"tracing {options.model}"):
+        graph = ChannelGraph.trace(network, images)
+    size = "×".join(str(side) for side in images.shape[2:])
+    console.print(inspection(graph, network, f"{options.model} at {size}"))
+
+
+def run_export(options: argparse.Namespace) -> None:
+    """Write the network of a checkpoint to a file of another format."""
+    from lit_prune.yolo.export import export_detector, load_detector
+
+    network = load_detector(options.checkpoint)
+    path = export_detector(network, options.out, options.format, options.image_size)
+    Console().print(f"Written: {path} ({options.format})", highlight=False, soft_wrap=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    width = max(len(name) for name in _TRAINER_COMMANDS) + 2
+    trainer = "\n".join(f"  {name:<{width}}{text}" for name, text in _TRAINER_COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="lit-prune",
+        description="Remove the channels of a network while it trains.",
+        epilog=_EPILOG.format(trainer=trainer),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_demo(commands)
+    _add_inspect(commands)
+    _add_export(commands)
+    return parser
+
+
+def _add_demo(commands: Any) -> None:
+    demo = _add(commands, "demo", run_demo, "train, prune and compare on data that comes with the package; minutes")
+    demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="where report and figures go")
+    demo.add_argument("--model", default="yolov8n.yaml", help="configuration of an Ultralytics detection network")
+    demo.add_argument("--epochs", type=int, default=20, help="length of the run, and of its dense twin")
+    demo.add_argument("--scenes", type=int, default=2000, help="number of training scenes")
+    demo.add_argument("--amount", type=float, default=0.46, help="share of the dense network's MACs that goes")
+    demo.add_argument("--seed", type=int, default=0, help="of weights, order and scenes")
+
+
+def _add_inspect(commands: Any) -> None:
+    inspect = _add(commands, "inspect", run_inspect, "tell which channels can be pruned, and why others cannot")
+    inspect.add_argument(
+        "model", metavar="MODEL", help="yolov8n.yaml, a .pt file of Ultralytics, torchvision:NAME or timm:NAME"
+    )
+    inspect.add_argument(
+        "--image-size",
+        type=int,
+        metavar="PIXELS",
+        help="height and width of the example images; by default 640 for Ultralytics, else what the model is made for",
+    )
+
+
+def _add_export(commands: Any) -> None:
+    export = _add(commands, "export", run_export, "write a detector for use without lit_prune")
+    export.add_argument("checkpoint", metavar="CKPT", help="a checkpoint of LitYOLO (.ckpt), or a .pt file")
+    export.add_argument(
+        "--format", default="pt", metavar="F", help="pt, onnx, torchscript, or another of Ultralytics' exporter"
+    )
+    export.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write")
+    export.add_argument(
+        "--image-size", type=int, default=640, metavar="PIXELS", help="height and width that the export takes"
+    )
+
+
+def _add(commands: Any, name: str, command: Callable[[argparse.Namespace], None], text: str) -> Any:
+    parser = commands.add_parser(
+        name,
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _mistake(error: BaseException | None) -> BaseException | None:
+    """The error that lit_prune itself raised, if any: its message says what to do, and a traceback would hide it."""
+    package = os.path.dirname(os.path.abspath(__file__)) + os.sep
+    while error is not None:
+        frames = traceback.extract_tb(error.__traceback__)
+        if frames and os.path.abspath(frames[-1].filename).startswith(package):
+            return error
+        # Lightning's command line wraps what the classes that it builds raise.
+        error = error.__cause__
+    return None
+
+
+def _text(error: BaseException) -> str:
+    from rich.markup import escape
+
+    # A KeyError shows its message in quotation marks.
+    return escape(str(error.args[0] if isinstance(error, KeyError) and error.args else error))

@@ -2,46 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from lit_prune.activations import Calibration, Moments
-from lit_prune.cost import count_parameters
 from lit_prune.criteria import Criterion, Evidence
 from lit_prune.graph import Call, ChannelGraph, ChannelGroup
 from lit_prune.plan import PruningPlan
 from lit_prune.ranks import check_same, from_rank_zero, together
+from lit_prune.record import Dense, Record
 from lit_prune.scope import Scope, largest_independent
 from lit_prune.select import MacsBudget, Selection, Target
 
 Measure = Callable[[list[str], Calibration], Mapping[str, Moments]]
-
-
-@dataclass(frozen=True)
-class Dense:
-    """The network before its first pruning: what shares are counted against.
-
-    Attributes:
-        widths: Group name to channels.
-        macs: Multiply-adds of one example.
-        params: Number of parameters.
-    """
-
-    widths: Mapping[str, int]
-    macs: int
-    params: int
-
-    @classmethod
-    def of(cls, network: nn.Module, graph: ChannelGraph) -> Dense:
-        """The sizes of a network that is dense now."""
-        return cls({group.name: group.size for group in graph.groups}, graph.macs, count_parameters(network))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain data for a checkpoint."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -100,6 +76,11 @@ class Recipe:
         if self.layers_per_event is not None and isinstance(self.selection, MacsBudget):
             raise ValueError("layers_per_event prunes each layer to the full amount, so it can't meet a MACs budget.")
 
+    @property
+    def calibration(self) -> Calibration | None:
+        """How much data a decision looks at; ``None`` where it goes by weights alone."""
+        return self.criterion.calibration or self.selection.calibration
+
     def check(self, network: nn.Module, graph: ChannelGraph) -> None:
         """Raise unless something of this network can be pruned in this way.
 
@@ -119,8 +100,7 @@ class Recipe:
         network: nn.Module,
         calls: Sequence[Call],
         share: float | None,
-        dense: Dense | None = None,
-        pruned: Collection[str] = (),
+        record: Record,
         measure: Measure = lambda layers, calibration: {},
     ) -> Decision:
         """Choose the channels of one event; on several ranks, those that rank 0 chooses.
@@ -128,9 +108,8 @@ class Recipe:
         Args:
             network: The live network; it is not changed.
             calls: How it is entered.
-            share: The share that is to be gone afterwards, against ``dense``; ``None`` lets the selection decide.
-            dense: The network before its first pruning; ``None``: this is it.
-            pruned: Groups that have had their turn, where ``layers_per_event`` lets them take turns.
+            share: The share that is to be gone afterwards, of the dense network; ``None`` lets the selection decide.
+            record: What was pruned before, and what it may not be.
             measure: Statistics of the activations of some layers, for a criterion or selection that asks for them.
 
         Raises:
@@ -140,15 +119,17 @@ class Recipe:
         """
         graph = ChannelGraph.trace_calls(network, calls)
         groups, skipped = self.scope.pick(network, graph)
+        skipped |= dict.fromkeys(record.barred, "was taken back before")
+        groups = tuple(group for group in groups if group.name not in record.barred)
         if self.layers_per_event is not None:
-            groups = largest_independent([group for group in groups if group.name not in pruned], self.layers_per_event)
+            waiting = [group for group in groups if group.name not in record.pruned]
+            groups = largest_independent(waiting, self.layers_per_event)
         moments: Mapping[str, Moments] = {}
-        calibration = self.criterion.calibration or self.selection.calibration
-        if groups and calibration is not None:
+        if groups and self.calibration is not None:
             layers = dict.fromkeys(layer for group in groups for layer in group.layers)
-            moments = measure(list(layers), calibration)
+            moments = measure(list(layers), self.calibration)
         evidence = Evidence(network, graph, groups, moments)
-        dense = dense or Dense.of(network, graph)
+        dense = record.dense or Dense.of(network, graph)
         target = Target(share, dense.widths, dense.macs, self.round_to, self.min_channels)
         plan = from_rank_zero(together(lambda: self._choose(evidence, target, skipped)))
         after = together(lambda: graph.rehearse(plan))

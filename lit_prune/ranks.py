@@ -60,6 +60,15 @@ def check_same(digest: str) -> None:
         )
 
 
+def any_rank(here: bool) -> bool:
+    """Whether it is so on any rank: what all have to do together, if one has to."""
+    if not is_distributed():
+        return here
+    answers = [False] * dist.get_world_size()
+    dist.all_gather_object(answers, here)
+    return any(answers)
+
+
 def is_distributed() -> bool:
     """Whether several processes train together."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

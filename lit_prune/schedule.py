@@ -1,4 +1,4 @@
-"""Which epochs, and how much has gone after each."""
+"""Which epochs or steps, and how much has gone after each."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 Curve = Literal["linear", "cubic"]
+Unit = Literal["epochs", "steps"]
 
 
 class Schedule(ABC):
@@ -14,21 +15,24 @@ class Schedule(ABC):
 
     Example:
         >>> class EveryTenth(Schedule):
-        ...     def events(self, max_epochs):
-        ...         return {epoch: (epoch + 1) / max_epochs for epoch in range(9, max_epochs, 10)}
+        ...     def events(self, length):
+        ...         return {epoch: (epoch + 1) / length for epoch in range(9, length, 10)}
         >>> EveryTenth().events(20)
         {9: 0.5, 19: 1.0}
     """
 
+    unit: Unit = "epochs"
+    """What events are counted in: epochs, or optimizer steps (``trainer.global_step``)."""
+
     @abstractmethod
-    def events(self, max_epochs: int | None) -> dict[int, float]:
-        """Epoch (from 0, as Lightning counts) to the part of the whole amount that is gone once it has begun.
+    def events(self, length: int | None) -> dict[int, float]:
+        """Epoch or step (from 0, as Lightning counts) to the part of the whole amount that is gone once it has begun.
 
         Args:
-            max_epochs: The length of the run, ``None`` where it has no set end.
+            length: The length of the run in this unit, ``None`` where it has no set end or is not known yet.
 
         Returns:
-            Epochs in rising order; parts in (0, 1], rising.
+            Moments in rising order; parts in (0, 1], rising.
 
         Raises:
             ValueError: If an event lies beyond the run.
@@ -55,24 +59,36 @@ class AtEpochs(Schedule):
     """
 
     def __init__(self, epochs: int | list[int], curve: Curve = "linear") -> None:
-        given = [epochs] if isinstance(epochs, int) else list(epochs)
-        if not given:
-            raise ValueError("epochs is empty: name at least one epoch at whose start to prune.")
-        wrong = [epoch for epoch in given if not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 0]
-        if wrong:
-            raise ValueError(f"epochs must be whole numbers from 0 on, but has {wrong[0]!r}.")
-        if len(set(given)) < len(given):
-            raise ValueError(f"epochs must differ from each other, but are {given}.")
-        if curve not in get_args(Curve):
-            raise ValueError(f"curve must be one of {', '.join(map(repr, get_args(Curve)))}, but got {curve!r}.")
-        self.epochs = sorted(given)
-        self.curve = curve
+        self.moments = _checked_moments("epochs", epochs)
+        self.curve = _checked_curve(curve)
 
-    def events(self, max_epochs: int | None) -> dict[int, float]:
-        """One event an epoch given."""
-        check_within(self.epochs, max_epochs)
-        number = len(self.epochs)
-        return {epoch: _part((index + 1) / number, self.curve) for index, epoch in enumerate(self.epochs)}
+    def events(self, length: int | None) -> dict[int, float]:
+        """One event for each moment given."""
+        check_within(self.moments, length, self.unit)
+        number = len(self.moments)
+        return {moment: _part((index + 1) / number, self.curve) for index, moment in enumerate(self.moments)}
+
+
+class AtSteps(AtEpochs):
+    """Prunes before the given optimizer steps, within an epoch if need be.
+
+    Args:
+        steps: One step or several, counted from 0.
+        curve: As for :class:`AtEpochs`.
+
+    Raises:
+        ValueError: If there are no steps, or one is negative or given twice.
+
+    Example:
+        >>> AtSteps([500, 1000]).events(2000)
+        {500: 0.5, 1000: 1.0}
+    """
+
+    unit: Unit = "steps"
+
+    def __init__(self, steps: int | list[int], curve: Curve = "linear") -> None:
+        self.moments = _checked_moments("steps", steps)
+        self.curve = _checked_curve(curve)
 
 
 class Every(AtEpochs):
@@ -98,19 +114,37 @@ class Every(AtEpochs):
         super().__init__([first + every * index for index in range(times)], curve)
 
 
-def check_within(epochs: Sequence[int], max_epochs: int | None) -> None:
+def check_within(moments: Sequence[int], length: int | None, unit: Unit = "epochs") -> None:
     """Raise a ValueError if an event would never come.
 
     Example:
-        >>> check_within([3, 12], max_epochs=10)
+        >>> check_within([3, 12], length=10)
         Traceback (most recent call last):
-        ValueError: epochs=[3, 12] goes beyond the run: with max_epochs=10 the last epoch is 9, ...
+        ValueError: epochs=[3, 12] goes beyond the run: with max_epochs=10 the last one is 9, ...
     """
-    if max_epochs is not None and any(epoch >= max_epochs for epoch in epochs):
+    if length is not None and any(moment >= length for moment in moments):
         raise ValueError(
-            f"epochs={list(epochs)} goes beyond the run: with max_epochs={max_epochs} the last epoch is "
-            f"{max_epochs - 1}, and some should be left for fine-tuning. Prune earlier or train longer."
+            f"{unit}={list(moments)} goes beyond the run: with max_{unit}={length} the last one is {length - 1}, and "
+            "some should be left for fine-tuning. Prune earlier or train longer."
         )
+
+
+def _checked_moments(name: str, given: int | list[int]) -> list[int]:
+    moments = [given] if isinstance(given, int) else list(given)
+    if not moments:
+        raise ValueError(f"{name} is empty: name at least one of the {name} at whose start to prune.")
+    wrong = [moment for moment in moments if not isinstance(moment, int) or isinstance(moment, bool) or moment < 0]
+    if wrong:
+        raise ValueError(f"{name} must be whole numbers from 0 on, but has {wrong[0]!r}.")
+    if len(set(moments)) < len(moments):
+        raise ValueError(f"{name} must differ from each other, but are {moments}.")
+    return sorted(moments)
+
+
+def _checked_curve(curve: Curve) -> Curve:
+    if curve not in get_args(Curve):
+        raise ValueError(f"curve must be one of {', '.join(map(repr, get_args(Curve)))}, but got {curve!r}.")
+    return curve
 
 
 def _part(time: float, curve: Curve) -> float:

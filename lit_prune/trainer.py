@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from io import StringIO
 from typing import TYPE_CHECKING, Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -58,6 +60,7 @@ def prune_(
         ValueError: If the plan does not fit; then nothing has changed.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1))
         >>> adam = torch.optim.AdamW(net.parameters())
         >>> net(torch.rand(1, 3, 4, 4)).sum().backward()
@@ -111,7 +114,7 @@ def check_optimizer(optimizer: Optimizer) -> None:
         if name in _CANNOT_OPTIMIZERS:
             raise UnsupportedError(
                 f"ChannelPruning can't prune under {name}, for {_CANNOT_OPTIMIZERS[name]}. Use SGD, Adam, AdamW or "
-                "Adafactor, or prune before training."
+                "Adafactor, or prune once with ChannelPruning(epochs=0, before_wrap=True)."
             )
 
 
@@ -121,7 +124,7 @@ def check_strategy(trainer: Trainer) -> None:
         if name in _CANNOT_STRATEGIES:
             raise UnsupportedError(
                 f"ChannelPruning can't prune during training under {name}, for {_CANNOT_STRATEGIES[name]}. Use "
-                "strategy='ddp' or a single device; or prune the network before the Trainer wraps it."
+                "strategy='ddp' or a single device; or prune once with ChannelPruning(epochs=0, before_wrap=True)."
             )
 
 
@@ -149,14 +152,26 @@ def averaged_copies(trainer: Trainer) -> list[nn.Module]:
     return copies
 
 
-def renew_wrapper(trainer: Trainer) -> None:
-    """Build the DDP wrapper anew: its buckets have the old shapes."""
+def forget_shapes(trainer: Trainer) -> None:
+    """Renew what was made for the old shapes: DDP's buckets, compiled code, cast copies of weights."""
+    torch.compiler.reset()
+    torch.clear_autocast_cache()
     strategy: Any = trainer.strategy
     if isinstance(strategy.model, nn.parallel.DistributedDataParallel):
         # The old wrapper's hooks must be gone before the new ones come.
         strategy.model = strategy.lightning_module
         strategy._pl_static_graph_delay_done = False
+        _start_anew(getattr(strategy, "_ddp_comm_state", None))
         strategy.configure_ddp()
+
+
+def _start_anew(state: Any) -> None:
+    """PowerSGD remembers errors by bucket, and has to wait again until the new wrapper's buckets are settled."""
+    for name in ("error_dict", "p_memory_dict", "q_memory_dict"):
+        memory = getattr(state, name, None)
+        if isinstance(memory, dict):
+            memory.clear()
+            state.iter = 0
 
 
 def print_above_progress(trainer: Trainer, table: Table) -> None:
@@ -164,3 +179,20 @@ def print_above_progress(trainer: Trainer, table: Table) -> None:
     progress: Any = getattr(trainer.progress_bar_callback, "progress", None)
     console = getattr(progress, "console", None) or Console()
     console.print(table)
+
+
+def tell_loggers(trainer: Trainer, table: Table, step: int) -> None:
+    """Give the table of an event to the loggers that take text: TensorBoard, Weights & Biases, MLflow, Comet."""
+    text = StringIO()
+    Console(file=text, width=100, no_color=True).print(table)
+    for logger in trainer.loggers:
+        known = {base.__name__ for base in type(logger).__mro__}
+        target: Any = logger
+        if "TensorBoardLogger" in known:
+            target.experiment.add_text("pruning", f"```\n{text.getvalue()}```", step)
+        elif "WandbLogger" in known:
+            target.log_text("pruning", columns=["step", "event"], data=[[step, text.getvalue()]])
+        elif "MLFlowLogger" in known:
+            target.experiment.log_text(target.run_id, text.getvalue(), f"pruning/step_{step}.txt")
+        elif "CometLogger" in known:
+            target.experiment.log_text(text.getvalue(), step=step)

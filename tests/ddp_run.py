@@ -12,8 +12,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from lit_prune import ChannelPruning, accept_pruned
@@ -38,6 +40,14 @@ class FailsOnOne(Criterion):
         if torch.distributed.get_rank() == torch.distributed.get_world_size() - 1:
             raise ValueError("this rank cannot score")
         return Magnitude()(evidence)
+
+
+class Sharded(Classifier):
+    """Wrapped by FSDP2, as its users write it."""
+
+    def configure_model(self) -> None:
+        if not isinstance(next(self.parameters()), DTensor):
+            fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
 
 
 class Dump(pl.Callback):
@@ -69,20 +79,28 @@ def main(out: Path, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     criterion = {"rank": RankDependent, "fails": FailsOnOne}.get(options.get("criterion", ""), Magnitude)()
     callback = ChannelPruning(
-        0.6, options.get("epochs", [1, 2, 3]), criterion=criterion, verbose=False, round_to=options.get("round_to")
+        0.6,
+        options.get("epochs", [1, 2, 3]),
+        criterion=criterion,
+        verbose=False,
+        before_wrap=options.get("before_wrap", False),
     )
-    module = Classifier(optimizer=options.get("optimizer", "adamw"))
+    sharded = options.get("strategy") == "fsdp2"
+    module = (Sharded if sharded else Classifier)(optimizer=options.get("optimizer", "adamw"))
     if options.get("example"):
         module.example_input_array = torch.zeros(2, 3, 8, 8)
     ranks = options.get("ranks", 2)
     strategy: Any = "auto"
     if ranks > 1:
         strategy = options.get("strategy") or DDPStrategy(**options.get("ddp", {}))
+    if sharded:
+        strategy = ModelParallelStrategy(data_parallel_size=ranks, tensor_parallel_size=1)
     run = trainer(
         callback,
         Dump(out, callback),
         max_epochs=5,
-        devices=ranks,
+        devices=ranks // options.get("nodes", 1),
+        num_nodes=options.get("nodes", 1),
         strategy=strategy,
         **options.get("trainer", {}),
     )

@@ -7,9 +7,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from lit_prune import ChannelGraph, ChannelPruning
-from lit_prune.callback import PruningError
 from lit_prune.criteria import Criterion
-from lit_prune.schedule import AtEpochs
+from lit_prune.pruner import PruningError
+from lit_prune.schedule import AtEpochs, AtSteps
 from lit_prune.trainer import UnsupportedError
 from tests.toys import Classifier, loader, optimizers, trainer, widths
 
@@ -133,6 +133,27 @@ def test_weights_of_any_stage_load_into_any_network(tmp_path):
     assert widths(fresh)["net.2.0.weight"] == (16, 8, 3, 3)
 
 
+@pytest.mark.parametrize("example", [None, torch.zeros(1, 3, 8, 8)], ids=["first batch", "example_input_array"])
+def test_events_within_an_epoch(example):
+    module, callback, seen = Classifier(), pruning(0.5, AtSteps([2, 7])), []
+    module.example_input_array = example
+
+    class Watch(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            seen.append(widths(pl_module)["net.2.0.weight"][0])
+
+    trainer(callback, Watch()).fit(module, loader())
+    assert seen == [32] * 2 + [24] * 5 + [16] * 5
+    assert [(event["epoch"], event["step"]) for event in callback.events] == [(0, 2), (2, 7)]
+
+
+def test_steps_beyond_the_run_are_refused_before_the_first():
+    module = Classifier()
+    with pytest.raises(ValueError, match="with max_steps=12 the last one is 11"):
+        trainer(pruning(0.5, AtSteps([2, 12]))).fit(module, loader())
+    assert module.losses == []
+
+
 def test_the_record_of_another_network_is_dropped():
     callback = pruning(0.5, 1)
     for _ in range(2):
@@ -230,6 +251,35 @@ def test_what_does_not_fit_is_refused_before_training_and_changes_nothing(module
         trainer(pruning(**options)).fit(module, loader())
     assert module.losses == []
     assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("options", "example", "message"),
+    [
+        ({"epochs": [0, 1]}, True, "it takes epochs=0"),
+        ({"epochs": 0}, False, "give Classifier an `example_input_array`"),
+        (
+            {"epochs": 0, "amount": None, "selection": "clusters"},
+            True,
+            "selection that go by weights",
+        ),
+    ],
+)
+def test_before_wrap_takes_what_it_can_know(options, example, message):
+    module = Classifier()
+    if example:
+        module.example_input_array = torch.zeros(1, 3, 8, 8)
+    with pytest.raises(ValueError, match=message):
+        trainer(pruning(before_wrap=True, **options)).fit(module, loader())
+    assert widths(module) == widths(Classifier())
+
+
+def test_pruned_before_it_is_wrapped_with_an_optimizer_that_cannot_follow():
+    module, callback = Classifier(optimizer="lbfgs"), pruning(epochs=0, before_wrap=True)
+    module.example_input_array = torch.zeros(1, 3, 8, 8)
+    trainer(callback, max_epochs=2).fit(module, loader())
+    assert widths(module)["net.2.0.weight"] == (16, 8, 3, 3)
+    assert len(callback.events) == 1
 
 
 class FailsAtTwo(Criterion):

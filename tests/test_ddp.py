@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,11 @@ import torch
 ROOT = Path(__file__).parents[1]
 
 
-def start(out, ranks=2, **options):
+def start(out, ranks=2, launcher=(), **options):
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "COV"))}
     environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
     done = subprocess.run(
-        [sys.executable, ROOT / "tests" / "ddp_run.py", out, json.dumps({"ranks": ranks, **options})],
+        [sys.executable, *launcher, ROOT / "tests" / "ddp_run.py", out, json.dumps({"ranks": ranks, **options})],
         env=environment,
         capture_output=True,
         text=True,
@@ -45,6 +46,7 @@ OPTIONS = {
         "ddp": {"gradient_as_bucket_view": True, "static_graph": True},
     },
     "spawn": {"strategy": "ddp_spawn", "optimizer": "adam", "accept": True},
+    "fork": {"strategy": "ddp_fork", "accept": True},
     "bf16": {
         "trainer": {"precision": "bf16-mixed", "accumulate_grad_batches": 2},
         "ddp": {"find_unused_parameters": True},
@@ -72,6 +74,26 @@ def test_two_ranks_stay_equal_to_the_bit(tmp_path, options):
     if "strategy" in options:
         # The main process takes over the shrunk weights.
         assert torch.load(tmp_path / "main0.pt")["net.2.0.weight"] == (16, 8, 3, 3)
+
+
+@pytest.mark.slow
+def test_two_nodes_started_by_torchrun(tmp_path):
+    nodes = []
+    for node in range(2):
+        launcher = [
+            "-m",
+            "torch.distributed.run",
+            "--nnodes=2",
+            f"--node-rank={node}",
+            "--nproc-per-node=1",
+            "--master-addr=127.0.0.1",
+            "--master-port=29731",
+        ]
+        nodes.append(ThreadPool(1).apply_async(start, (tmp_path, 2, launcher), {"nodes": 2}))
+    for node in nodes:
+        code, output = node.get(240)
+        assert code == 0, output
+    assert_equal(*ranks_of(tmp_path))
 
 
 @pytest.mark.slow
@@ -105,3 +127,20 @@ def test_one_process_and_two_choose_the_same_channels(tmp_path):
         assert code == 0, output
         kept.append(ranks_of(tmp_path / str(ranks))[0]["kept"])
     torch.testing.assert_close(kept[0], kept[1], rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_pruned_before_the_strategy_wraps_it_a_network_trains_under_fsdp(tmp_path):
+    code, output = start(tmp_path, strategy="fsdp2", example=True, epochs=0, before_wrap=True)
+    assert code == 0, output
+    first, second = ranks_of(tmp_path)
+    assert first["digest"] == second["digest"]
+    assert first["widths"]["net.2.0.weight"] == (16, 8, 3, 3)
+
+
+@pytest.mark.slow
+def test_during_training_fsdp_is_refused_and_told_what_to_do(tmp_path):
+    code, output = start(tmp_path, strategy="fsdp2", example=True)
+    assert code != 0
+    assert "can't prune during training under ModelParallelStrategy" in output
+    assert "before_wrap=True" in output

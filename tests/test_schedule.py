@@ -1,6 +1,6 @@
 import pytest
 
-from lit_prune.schedule import AtEpochs, Every
+from lit_prune.schedule import AtEpochs, AtSteps, Every
 
 
 def test_linear_and_cubic_end_with_all_and_rise():
@@ -21,7 +21,7 @@ def test_epochs_are_put_in_order():
 @pytest.mark.parametrize(
     ("epochs", "message"),
     [
-        ([], "at least one epoch"),
+        ([], "at least one of the epochs"),
         ([-1], "from 0 on, but has -1"),
         ([1.5], "whole numbers"),
         ([True], "whole numbers"),
@@ -42,6 +42,14 @@ def test_bad_curve_and_counts():
 
 @pytest.mark.parametrize("schedule", [AtEpochs([3, 10]), Every(5, first=5, times=2)])
 def test_an_event_beyond_the_run_is_refused(schedule):
-    with pytest.raises(ValueError, match="beyond the run: with max_epochs=10 the last epoch is 9"):
+    with pytest.raises(ValueError, match="beyond the run: with max_epochs=10 the last one is 9"):
         schedule.events(10)
     schedule.events(None)
+
+
+def test_steps_are_checked_in_their_own_words():
+    with pytest.raises(ValueError, match=r"steps=\[40\] goes beyond the run: with max_steps=30"):
+        AtSteps(40).events(30)
+    with pytest.raises(ValueError, match="steps must be whole numbers"):
+        AtSteps([-3])
+    assert AtSteps([9, 3]).events(None) == {3: 0.5, 9: 1.0}

@@ -4,11 +4,20 @@ import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
 from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import LBFGS
 
 from lit_prune import ChannelGraph, ChannelPruning, shrink_
-from lit_prune.trainer import UnsupportedError, averaged_copies, check_optimizer, check_strategy, prune_
+from lit_prune.trainer import (
+    UnsupportedError,
+    averaged_copies,
+    check_optimizer,
+    check_strategy,
+    forget_shapes,
+    prune_,
+)
 from tests.toys import Classifier, loader, network, optimizers, trainer, widths
 
 KINDS = {
@@ -151,3 +160,17 @@ def test_averaged_copies_shrink_with_the_same_plan(average):
     assert {epoch for epoch, _ in seen} >= {1, 2, 3}
     assert all(same for _, same in seen)
     assert widths(module)["net.0.0.weight"] == (8, 3, 3, 3)
+
+
+def test_powersgd_forgets_the_buckets_of_the_old_wrapper():
+    # Lightning registers communication hooks on CUDA alone, so here the state is all that can be seen.
+    state = PowerSGDState(None, start_powerSGD_iter=4)
+    state.iter, state.error_dict[0], state.p_memory_dict[0] = 9, torch.zeros(7), torch.zeros(2)
+    run = trainer()
+    run.strategy._ddp_comm_state = state
+    run.strategy.model = DistributedDataParallel.__new__(DistributedDataParallel)
+    run.strategy.configure_ddp = lambda: None
+    forget_shapes(run)
+    assert state.iter == 0
+    assert not state.error_dict
+    assert not state.p_memory_dict

@@ -72,7 +72,7 @@ def collect_moments(
             [0, 1). ``None`` takes every object, and the forward may stop after the last layer.
 
     Returns:
-        Layer name to moments, on the CPU.
+        Layer name to moments, on the CPU; without layers that do not run in eval mode.
 
     Raises:
         ValueError: If there is no such layer, ``match_iou`` is out of range or can't be had of this network, or
@@ -123,7 +123,9 @@ class _Tally:
         def reduce(layer: str, output: Tensor) -> Tensor:
             return observe(self.modules[layer], output, batch)
 
-        with ActivationExtractor(self.network, self.modules, stop_early=iou is None, reduce=reduce) as extract:
+        # The first batch shows which layers run outside of training.
+        strict = self.metric is not None
+        with ActivationExtractor(self.network, self.modules, iou is None, reduce, strict) as extract:
             if iou is None:
                 values, labels = extract(*batch.inputs), batch.labels
             else:
@@ -131,18 +133,24 @@ class _Tally:
                 counted = matched(batch, found, iou)
                 values = {layer: part[counted] for layer, part in values.items()}
                 labels = batch.labels[counted]
+        if not values:
+            raise CalibrationError(f"The network runs none of {', '.join(self.modules)} in eval mode.")
+        self.modules = {layer: self.modules[layer] for layer in values}
         self._update(values, labels)
 
     def result(self, failure: Exception | None) -> dict[str, Moments]:
         """Merge with the other ranks; all of them raise where one has failed."""
         classes = self.metric.num_classes if self.metric is not None else 1
-        shares = _gather((None if failure is None else str(failure), self.widths, classes, self.seen))
+        layers = dict(zip(self.modules, self.widths, strict=False))
+        shares = _gather((None if failure is None else str(failure), layers, classes, self.seen))
         if failure is not None:
             raise failure
         for rank, (message, *_) in enumerate(shares):
             if message is not None:
                 raise CalibrationError(f"Rank {rank} could not calibrate: {message}")
-        self.widths = next((widths for _, widths, _, _ in shares if widths), [])
+        # A rank without data has not seen which layers run.
+        layers = next((layers for _, layers, _, _ in shares if layers), {})
+        self.modules, self.widths = {layer: self.modules[layer] for layer in layers}, list(layers.values())
         seen = sum(share[3] for share in shares)
         if not seen:
             raise CalibrationError("The calibration batches hold no labelled object, so there are no statistics.")

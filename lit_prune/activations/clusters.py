@@ -14,9 +14,15 @@ Indices: TypeAlias = npt.NDArray[np.int64]
 Embedding = Literal["tsne", "pca", "none"]
 
 _PERPLEXITY = 10.0
+# The fast end of the range in which t-SNE's result hardly depends on how coarsely far points are summed up.
+_ANGLE = 0.8
 # Up to this many channels k-medoids is started afresh so often that the best of all clusterings is found.
 _FEW = 32
 _RESTARTS = 16
+# Above this many channels more sweeps and starts cost more than they find.
+_MANY = 256
+# So many numbers of clusters are tried at most.
+_MOST_COUNTS = 511
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ def embed(separability: Matrix, method: Embedding = "tsne", seed: int = 0) -> Ma
         points = PCA(2, svd_solver="full").fit_transform(wide)
     else:
         perplexity = min(_PERPLEXITY, (channels - 1) / 3)
-        points = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(wide)
+        points = TSNE(perplexity=perplexity, init="pca", angle=_ANGLE, random_state=seed).fit_transform(wide)
     return np.asarray(points, dtype=np.float64)
 
 
@@ -105,17 +111,22 @@ def cluster(distances: Matrix, k: int, seed: int = 0) -> Clustering:
         raise ValueError(f"k must be from 1 to {len(distances)}, the number of channels, but got {k}.")
     if k == len(distances):
         return Clustering(np.arange(k), np.arange(k), 0.0)
-    starts = [_fasterpam(distances, k, "build", seed)]
-    # BUILD takes k times a pass over all distances, a random start one.
-    starts += [_fasterpam(distances, k, "random", seed + again) for again in range(_RESTARTS)]
+    many = len(distances) > _MANY
+    starts = [
+        _fasterpam(distances, k, "random", seed + again) for again in range(_RESTARTS // 4 if many else _RESTARTS)
+    ]
+    # BUILD takes k passes over all distances, a random start a few.
+    if not many:
+        starts.append(_fasterpam(distances, k, "build", seed))
     return min(starts, key=lambda found: found.cost)
 
 
 def cluster_all(distances: Matrix, seed: int = 0) -> list[Clustering]:
     """k-medoids for every k from 2 to C−1; each number starts from the medoids of its neighbours.
 
-    One sweep goes up, adding the channel that saves most; one goes down, dropping the medoid that costs least; of
-    both, the cheaper clustering is taken. Few channels are started afresh as well.
+    Sweeps go up, adding the channel that saves most, and down, dropping the medoid that costs least; of all that they
+    find, the cheapest clustering is taken. Few channels are started afresh as well, and many swept only once. Of more
+    than 513 channels only every second k (or third, and so on) is tried, for the work grows with their cube.
 
     Args:
         distances: ``(C, C)``, symmetric.
@@ -124,16 +135,23 @@ def cluster_all(distances: Matrix, seed: int = 0) -> list[Clustering]:
     number = len(distances)
     if number < 3:
         return []
-    sweep = _Sweep(distances)
+    step = -(-(number - 2) // _MOST_COUNTS)
+    sweep = _Sweep(distances, step)
     found = [_fasterpam(distances, 2, "build", seed)]
-    for _ in range(3, number):
-        found.append(sweep.one_more(found[-1]))
-    down = found[-1]
-    for index in reversed(range(len(found) - 1)):
-        down = sweep.one_less(down)
-        found[index] = min(found[index], down, key=lambda clustering: clustering.cost)
+    for _ in range(2 + step, number, step):
+        found.append(sweep.more(found[-1]))
+    last = len(found) - 1
+    down = found[last]
+    for index in reversed(range(last)):
+        down = sweep.less(down)
+        found[index] = _cheaper(found[index], down)
+    if number <= _MANY:
+        for index in range(1, last):
+            found[index] = _cheaper(found[index], sweep.more(found[index - 1]))
+        for index in reversed(range(last)):
+            found[index] = _cheaper(found[index], sweep.less(found[index + 1]))
     if number <= _FEW:
-        found = [min(known, cluster(distances, k, seed), key=lambda c: c.cost) for k, known in enumerate(found, 2)]
+        found = [_cheaper(known, cluster(distances, len(known.medoids), seed)) for known in found]
     return found
 
 
@@ -200,33 +218,41 @@ def find_knee(counts: Indices, silhouettes: Matrix) -> int | None:
         interp_method="polynomial",
         polynomial_degree=2,
     )
-    return None if located.knee is None else int(located.knee)
+    # On a curve that never bends this way, Kneedle answers with its beginning.
+    return None if located.knee is None or located.knee == counts[0] else int(located.knee)
 
 
 class _Sweep:
     """Neighbouring numbers of clusters from each other; the room for its matrices is claimed once."""
 
-    def __init__(self, distances: Matrix) -> None:
+    def __init__(self, distances: Matrix, step: int) -> None:
         self._distances = distances
+        self._step = step
         self._rows = np.arange(len(distances))
         self._scratch = np.empty_like(distances)
 
-    def one_more(self, known: Clustering) -> Clustering:
-        """Start from the medoids of ``known`` and the channel that lowers the cost most."""
+    def more(self, known: Clustering) -> Clustering:
+        """Start from the medoids of ``known`` and the channels that lower the cost most."""
         nearest = self._distances[self._rows, known.medoids[known.labels]]
         left = np.minimum(self._distances, nearest[:, None], out=self._scratch).sum(0)
         # A medoid lowers nothing; but where all channels are in one place, nothing else does either.
         left[known.medoids] = np.inf
-        return _fasterpam(self._distances, np.append(known.medoids, left.argmin()))
+        added = np.argsort(left, kind="stable")[: self._step]
+        return _fasterpam(self._distances, np.append(known.medoids, added))
 
-    def one_less(self, known: Clustering) -> Clustering:
-        """Start from the medoids of ``known`` without the one that is missed least."""
+    def less(self, known: Clustering) -> Clustering:
+        """Start from the medoids of ``known`` without those that are missed least."""
         k = len(known.medoids)
         nearest = self._distances[self._rows, known.medoids[known.labels]]
         others = np.take(self._distances, known.medoids, axis=0, out=self._scratch[:k])
         others[known.labels, self._rows] = np.inf
         missed = np.bincount(known.labels, others.min(0) - nearest, minlength=k)
-        return _fasterpam(self._distances, np.delete(known.medoids, missed.argmin()))
+        dropped = np.argsort(missed, kind="stable")[: self._step]
+        return _fasterpam(self._distances, np.delete(known.medoids, dropped))
+
+
+def _cheaper(first: Clustering, second: Clustering) -> Clustering:
+    return second if second.cost < first.cost else first
 
 
 def _fasterpam(distances: Matrix, start: int | Indices, init: str = "", seed: int | None = None) -> Clustering:
@@ -236,6 +262,11 @@ def _fasterpam(distances: Matrix, start: int | Indices, init: str = "", seed: in
     found = kmedoids.fasterpam(distances, start, init=init, random_state=seed, n_cpu=1)
     medoids = np.asarray(found.medoids, dtype=np.int64)
     labels = np.asarray(found.labels, dtype=np.int64)
+    missing = (start if isinstance(start, int) else len(start)) - len(medoids)
+    if missing:
+        # With fewer places than clusters BUILD ends early; the rest are copies, and any of them will do.
+        spare = np.setdiff1d(np.arange(len(distances)), medoids)[:missing]
+        medoids = np.concatenate([medoids, spare])
     # Of channels in one place, each medoid is its own: no cluster is empty.
     labels[medoids] = np.arange(len(medoids))
     return Clustering(medoids, labels, float(found.loss))

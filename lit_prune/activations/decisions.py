@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -30,7 +30,7 @@ class Survey:
     Attributes:
         points: ``(C, D)`` the channels, embedded, or their separabilities.
         distances: ``(C, C)`` between these points.
-        clusterings: For each number of clusters from 2 to C−1; empty where no curve was asked for.
+        clusterings: In the order of their number of clusters; empty where no curve was asked for.
         silhouettes: ``(len(clusterings),)`` mean simplified silhouette of each.
         knee: Number of clusters at that curve's knee; ``None`` where there is none.
     """
@@ -44,7 +44,7 @@ class Survey:
     @property
     def counts(self) -> Indices:
         """``(len(clusterings),)`` the numbers of clusters."""
-        return np.arange(2, 2 + len(self.clusterings))
+        return np.array([len(clustering.medoids) for clustering in self.clusterings], dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,8 @@ def survey_channels(separability: Matrix, embedding: Embedding = "tsne", seed: i
     if not curve:
         return Survey(points, distances)
     clusterings = tuple(cluster_all(distances, seed))
-    silhouettes = simplified_silhouettes(distances, clusterings)
-    knee = find_knee(np.arange(2, 2 + len(clusterings)), silhouettes)
-    return Survey(points, distances, clusterings, silhouettes, knee)
+    curved = Survey(points, distances, clusterings, simplified_silhouettes(distances, clusterings))
+    return replace(curved, knee=find_knee(curved.counts, curved.silhouettes))
 
 
 def decide(
@@ -121,8 +120,8 @@ def decide(
         keep = survey.knee or channels
     if method == "gamma" and strength is not None:
         return Decision(np.sort(np.argsort(-strength, kind="stable")[:keep]), survey)
-    known = 2 <= keep < 2 + len(survey.clusterings)
-    clustering = survey.clusterings[keep - 2] if known else cluster(survey.distances, keep, seed)
+    known = {len(clustering.medoids): clustering for clustering in survey.clusterings}
+    clustering = known.get(keep) or cluster(survey.distances, keep, seed)
     return Decision(representatives(clustering, method, strength), survey, clustering)
 
 

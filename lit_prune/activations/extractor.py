@@ -29,6 +29,7 @@ class ActivationExtractor:
         stop_early: Stop the forward once every layer has run: nothing later is needed.
         reduce: Called with a layer's name and output as soon as the layer has run; what it returns is kept in
             place of the output. So statistics of a large batch need no room for its maps.
+        strict: Raise where a layer does not run (a branch for training only); otherwise it is left out.
 
     Raises:
         ValueError: If no layer is given, or there is none of a name; the message has the nearest names.
@@ -43,12 +44,18 @@ class ActivationExtractor:
     """
 
     def __init__(
-        self, model: nn.Module, layers: Iterable[str], stop_early: bool = True, reduce: Reduction | None = None
+        self,
+        model: nn.Module,
+        layers: Iterable[str],
+        stop_early: bool = True,
+        reduce: Reduction | None = None,
+        strict: bool = True,
     ) -> None:
         self.model = model
         self.layers: tuple[str, ...] = tuple(dict.fromkeys(layers))
         self.stop_early = stop_early
         self._reduce = reduce
+        self._strict = strict
         self._modules = find_layers(model, self.layers)
         self._handles: list[RemovableHandle] = []
         self._caught: dict[str, Tensor] | None = None
@@ -106,12 +113,12 @@ class ActivationExtractor:
         finally:
             self._caught = None
         missing = [layer for layer in self.layers if layer not in caught]
-        if missing:
+        if missing and self._strict:
             raise RuntimeError(
                 f"The forward did not run {', '.join(missing)} on these inputs, so there are no activations of it. "
                 "Leave it out of `layers`, or give inputs (or a mode) with which it runs."
             )
-        return {layer: caught[layer] for layer in self.layers}, result
+        return {layer: caught[layer] for layer in self.layers if layer in caught}, result
 
     def _hook(self, layer: str) -> Callable[[nn.Module, Any, Any], None]:
         def catch(module: nn.Module, inputs: Any, output: Any) -> None:

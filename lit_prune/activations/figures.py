@@ -32,7 +32,7 @@ def draw_decision(decision: Decision, title: str = "") -> Figure:
         >>> rows = np.random.default_rng(0).random((24, 10))
         >>> figure = draw_decision(decide(survey_channels(rows, "pca"), keep=8, method="medoid"), "model.1.conv")
         >>> [axes.get_xlabel() for axes in figure.axes]
-        ['embedding, first axis']
+        ['embedding, first axis', 'clusters']
     """
     from matplotlib.figure import Figure
 
@@ -83,7 +83,7 @@ def _draw_curve(axes: Any, decision: Decision) -> None:
             continue
         axes.axvline(count, color=colour, linewidth=1.3, linestyle=style, zorder=1, label=f"{name}: {count}")
         if survey.counts[0] <= count <= survey.counts[-1]:
-            height = survey.silhouettes[count - survey.counts[0]]
+            height = np.interp(count, survey.counts, survey.silhouettes)
             axes.scatter([count], [height], s=46, color=colour, edgecolors="white", linewidths=1.2, zorder=3)
     axes.set_xlabel("clusters", color=_MUTED)
     axes.set_ylabel("mean simplified silhouette", color=_MUTED)

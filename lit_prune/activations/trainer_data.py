@@ -47,7 +47,7 @@ def calibrate(
         calibration: How much data, and which objects count.
 
     Returns:
-        Layer name to moments, on the CPU, the same on every rank.
+        Layer name to moments, on the CPU, the same on every rank; without layers that do not run in eval mode.
 
     Raises:
         CalibrationError: If there is no single DataLoader to take data from, or no object in it.

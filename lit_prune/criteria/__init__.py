@@ -1,7 +1,7 @@
 """How important is a channel: criteria by name, and the base class for your own."""
 
 from lit_prune.criteria.base import Criterion, Evidence
-from lit_prune.criteria.magnitude import BatchNormScale, Magnitude, Random
+from lit_prune.criteria.magnitude import BatchNormScale, Magnitude, Random, batch_norm_scales, power_sums
 
 CRITERIA: dict[str, type[Criterion]] = {
     "magnitude": Magnitude,
@@ -9,4 +9,13 @@ CRITERIA: dict[str, type[Criterion]] = {
     "random": Random,
 }
 
-__all__ = ["CRITERIA", "BatchNormScale", "Criterion", "Evidence", "Magnitude", "Random"]
+__all__ = [
+    "CRITERIA",
+    "BatchNormScale",
+    "Criterion",
+    "Evidence",
+    "Magnitude",
+    "Random",
+    "batch_norm_scales",
+    "power_sums",
+]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from lit_prune.graph import ChannelGraph, ChannelGroup
-from lit_prune.graph.trace import Slot
+from lit_prune.graph.recording import Slot
 
 if TYPE_CHECKING:
     from lit_prune.activations import Calibration, Moments
@@ -38,6 +38,11 @@ class Evidence:
     def parameters(self) -> dict[str, nn.Parameter]:
         """Parameters by name; a shared one under each of its names."""
         return dict(self.network.named_parameters(remove_duplicate=False))
+
+    @cached_property
+    def modules(self) -> dict[str, nn.Module]:
+        """Modules by name; a shared one under each of its names."""
+        return dict(self.network.named_modules(remove_duplicate=False))
 
     def slots_of(self, group: ChannelGroup) -> Iterator[tuple[Slot, Tensor]]:
         """The slots of a group that lie in parameters, each with its tensor, detached."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
 from lit_prune.criteria.base import Criterion, Evidence
 from lit_prune.graph import ChannelGroup
-from lit_prune.graph.trace import Slot
+from lit_prune.graph.recording import Slot
 
 
 class Magnitude(Criterion):
@@ -40,11 +40,7 @@ class Magnitude(Criterion):
     def _of(self, evidence: Evidence, group: ChannelGroup) -> Tensor:
         total = torch.zeros(group.size, dtype=torch.float64)
         for slot, tensor in evidence.slots_of(group):
-            dim = slot[1]
-            # On the CPU and in double precision every device decides alike.
-            powers = tensor.to("cpu", torch.float64).abs().pow(self.p)
-            others = [other for other in range(tensor.dim()) if other != dim]
-            total += per_channel(group, slot, powers.sum(others) if others else powers)
+            total += power_sums(group, slot, tensor, self.p)
         return total.pow(1 / self.p).float()
 
 
@@ -59,17 +55,8 @@ class BatchNormScale(Criterion):
 
     def __call__(self, evidence: Evidence) -> dict[str, Tensor]:
         """Score each channel by its mean |γ|."""
-        modules = dict(evidence.network.named_modules(remove_duplicate=False))
-        scores = {}
-        for group in evidence.groups:
-            scales = [
-                per_channel(group, slot, tensor.abs())
-                for slot, tensor in evidence.slots_of(group)
-                if _is_scale(modules, slot[0])
-            ]
-            if scales:
-                scores[group.name] = torch.stack(scales).mean(0).float()
-        return scores
+        scores = {group.name: batch_norm_scales(group, evidence) for group in evidence.groups}
+        return {name: score.float() for name, score in scores.items() if score is not None}
 
 
 class Random(Criterion):
@@ -88,6 +75,14 @@ class Random(Criterion):
         return {group.name: torch.rand(group.size, generator=generator) for group in evidence.groups}
 
 
+def power_sums(group: ChannelGroup, slot: Slot, tensor: Tensor, p: float) -> Tensor:
+    """``(size,)`` sum of |w|^p over all weights of one slot that go with each channel."""
+    # On the CPU and in double precision every device decides alike.
+    powers = tensor.detach().to("cpu", torch.float64).abs().pow(p)
+    others = [other for other in range(tensor.dim()) if other != slot[1]]
+    return per_channel(group, slot, powers.sum(others) if others else powers)
+
+
 def per_channel(group: ChannelGroup, slot: Slot, values: Tensor) -> Tensor:
     """Sum ``values`` (one an index of the slot's dimension) over the indices of each channel.
 
@@ -100,6 +95,12 @@ def per_channel(group: ChannelGroup, slot: Slot, values: Tensor) -> Tensor:
     return total.index_add_(0, torch.from_numpy(members.channels), picked)
 
 
-def _is_scale(modules: dict[str, nn.Module], tensor_name: str) -> bool:
-    layer, _, leaf = tensor_name.rpartition(".")
-    return leaf == "weight" and isinstance(modules.get(layer), _NormBase)
+def batch_norm_scales(group: ChannelGroup, evidence: Evidence) -> Tensor | None:
+    """``(size,)`` mean |γ| of the BatchNorms that each channel passes through; ``None`` where there is none."""
+    scales = []
+    for slot, tensor in evidence.slots_of(group):
+        layer, _, leaf = slot[0].rpartition(".")
+        if leaf == "weight" and isinstance(evidence.modules.get(layer), _NormBase):
+            places = per_channel(group, slot, torch.ones(len(tensor)))
+            scales.append(per_channel(group, slot, tensor.abs()) / places.clamp(min=1))
+    return torch.stack(scales).mean(0) if scales else None

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils.data import DataLoader, Dataset
 
 from lit_prune.graph.recording import Call
 
@@ -91,4 +92,28 @@ def _copy(network: nn.Module, memo: dict[int, Any]) -> nn.Module:
             # A hook of a callback or a tracker would be copied with all that it refers to, and run.
             kept = {key: hook for key, hook in hooks.items() if type(hook).__module__.startswith("torch.nn.utils")}
             memo[id(hooks)] = type(hooks)(kept)
-    return copy.deepcopy(network, memo)
+    _share_data(network, memo)
+    try:
+        return copy.deepcopy(network, dict(memo))
+    except Exception:
+        _share_uncopyable(network, memo)
+        return copy.deepcopy(network, memo)
+
+
+def _share_data(network: nn.Module, memo: dict[int, Any]) -> None:
+    """Data sets that a module holds are no part of the network, and may be large."""
+    for module in network.modules():
+        for value in vars(module).values():
+            if isinstance(value, (Dataset, DataLoader)):
+                memo[id(value)] = value
+
+
+def _share_uncopyable(network: nn.Module, memo: dict[int, Any]) -> None:
+    """What can't be copied (locks, open files, generators) is shared with the copy."""
+    for module in network.modules():
+        for name, value in vars(module).items():
+            if name not in ("_parameters", "_buffers", "_modules") and id(value) not in memo:
+                try:
+                    copy.deepcopy(value, dict(memo))
+                except Exception:
+                    memo[id(value)] = value

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import get_args
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch import Tensor
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from lit_prune.activations.calibration import Calibration
 from lit_prune.activations.clusters import Embedding, Matrix
 from lit_prune.activations.decisions import Decision, Method, decide, survey_channels
-from lit_prune.activations.moments import jeffries_matusita
-from lit_prune.criteria import Evidence
+from lit_prune.activations.moments import Moments, jeffries_matusita
+from lit_prune.criteria import Evidence, batch_norm_scales, power_sums
 from lit_prune.graph import ChannelGroup
-from lit_prune.graph.trace import Slot
+from lit_prune.graph.recording import Slot
 from lit_prune.select.base import Scores, Selection, SelectionError, Target, units
 
 Unit = tuple[ChannelGroup, ...]
+
+_MOST_CLASSES = 100
 
 
 class ClusterSelection(Selection):
@@ -86,19 +88,18 @@ class ClusterSelection(Selection):
         """Keep one channel of each cluster, in all groups that may lose channels.
 
         Raises:
-            SelectionError: If activations of a group are missing, fewer than two classes were seen, or a method needs
+            SelectionError: If there are no activations at all, fewer than two classes were seen, or a method needs
                 BatchNorm scales and a group has none.
         """
-        modules = dict(evidence.network.named_modules(remove_duplicate=False))
-        members = units(evidence.groups, scores)
         self._check_classes(evidence)
+        members = [unit for unit in units(evidence.groups, scores) if _is_observed(unit, evidence)]
         # The largest first, so that no core is left alone with one of them at the end.
         work = [
             partial(
                 self._settle,
                 unit,
-                [separability_of(group, evidence, modules) for group in unit],
-                [self._strength(group, evidence, modules) for group in unit],
+                [separability_of(group, evidence) for group in unit],
+                [self._strength(group, evidence) for group in unit],
                 target,
             )
             for unit in sorted(members, key=lambda unit: -unit[0].size)
@@ -136,43 +137,46 @@ class ClusterSelection(Selection):
             for group, survey, strength in zip(unit, surveys, strengths, strict=True)
         }
 
-    def _strength(self, group: ChannelGroup, evidence: Evidence, modules: Mapping[str, nn.Module]) -> Matrix | None:
+    def _strength(self, group: ChannelGroup, evidence: Evidence) -> Matrix | None:
         if self.method == "medoid":
             return None
         if self.method == "max_weight":
-            return weight_norms(group, evidence, modules)
-        scales = batch_norm_scales(group, evidence, modules)
+            return weight_norms(group, evidence)
+        scales = batch_norm_scales(group, evidence)
         if scales is None:
             raise SelectionError(
                 f"method={self.method!r} goes by BatchNorm scales, but the channels of {group.name} pass through no "
                 "BatchNorm. Use method='max_weight' or 'medoid', or leave the layer out by `exclude`."
             )
-        return scales
+        return scales.numpy()
 
     @staticmethod
     def _check_classes(evidence: Evidence) -> None:
-        for moments in evidence.moments.values():
-            seen = int((moments.count > 0).sum())
-            if seen < 2:
-                raise SelectionError(
-                    f"Objects of {seen} class were seen, but separability is between two. Calibrate on more batches, "
-                    "or use another selection for a data set of one class."
-                )
-            break
+        moments = next(iter(evidence.moments.values()), None)
+        if moments is None:
+            raise SelectionError(
+                "ClusterSelection goes by activations, but there are none: fill `Evidence.moments`, as ChannelPruning "
+                "does from `calibration`."
+            )
+        seen = int((moments.count > 0).sum())
+        if seen < 2:
+            raise SelectionError(
+                f"Objects of {seen} class were seen, but separability is between two. Calibrate on more batches, or "
+                "use another selection for a data set of one class."
+            )
 
 
-def separability_of(group: ChannelGroup, evidence: Evidence, modules: Mapping[str, nn.Module]) -> Matrix:
+def separability_of(group: ChannelGroup, evidence: Evidence) -> Matrix:
     """``(size, layers × pairs of classes)`` the distances of a group's channels in all layers that make them.
 
-    Raises:
-        SelectionError: If there are no activations of any of these layers.
+    Of more than 100 classes, those with the most objects are compared: a thousand would make half a million pairs.
     """
     blocks = []
     for layer in group.layers:
-        slot = output_slot(group, layer, modules)
+        slot = output_slot(group, layer, evidence)
         if slot is None or layer not in evidence.moments:
             continue
-        distances = jeffries_matusita(evidence.moments[layer]).numpy()
+        distances = jeffries_matusita(_most_frequent(evidence.moments[layer])).numpy()
         # Pairs of which a class was not seen are 0 for all: they tell nothing, and would only fill memory.
         distances = distances[:, (distances != 0).any(0)]
         members = group.members[slot]
@@ -181,50 +185,46 @@ def separability_of(group: ChannelGroup, evidence: Evidence, modules: Mapping[st
         # A channel that takes up several places of a layer has the mean of what is seen there.
         places = np.bincount(members.channels, minlength=group.size)
         blocks.append(total / np.maximum(places, 1)[:, None])
-    if not blocks:
-        raise SelectionError(
-            f"There are no activations of {group.name}: none of {', '.join(group.layers)} was run on calibration data. "
-            "Leave it out by `exclude`."
-        )
     return np.concatenate(blocks, axis=1)
 
 
-def weight_norms(group: ChannelGroup, evidence: Evidence, modules: Mapping[str, nn.Module]) -> Matrix:
+def _most_frequent(moments: Moments) -> Moments:
+    if len(moments.count) <= _MOST_CLASSES:
+        return moments
+    # Of equally frequent ones the first, on every machine.
+    classes = torch.argsort(moments.count, descending=True, stable=True)[:_MOST_CLASSES].sort().values
+    return Moments(moments.count[classes], moments.mean[classes], moments.var[classes])
+
+
+def weight_norms(group: ChannelGroup, evidence: Evidence) -> Matrix:
     """``(size,)`` L2 norm of the weights that make each channel, over all layers that do."""
-    total = np.zeros(group.size)
+    total = torch.zeros(group.size, dtype=torch.float64)
     for layer in group.layers:
-        slot = output_slot(group, layer, modules)
-        weight = evidence.parameters.get(f"{layer}.weight")
-        if slot is None or weight is None:
-            continue
-        dim = slot[1]
-        powers = weight.detach().to("cpu", torch.float64).square()
-        others = [other for other in range(powers.dim()) if other != dim]
-        filters = (powers.sum(others) if others else powers).numpy()
-        members = group.members[slot]
-        np.add.at(total, members.channels, filters[members.indices])
-    return np.asarray(np.sqrt(total))
+        slot, weight = output_slot(group, layer, evidence), evidence.parameters.get(f"{layer}.weight")
+        if slot is not None and weight is not None:
+            total += power_sums(group, slot, weight, p=2)
+    return total.sqrt().numpy()
 
 
-def batch_norm_scales(group: ChannelGroup, evidence: Evidence, modules: Mapping[str, nn.Module]) -> Matrix | None:
-    """``(size,)`` mean |γ| of the BatchNorms that each channel passes through; ``None`` where there is none."""
-    scales = []
-    for slot, tensor in evidence.slots_of(group):
-        layer, _, leaf = slot[0].rpartition(".")
-        if leaf == "weight" and isinstance(modules.get(layer), _NormBase):
-            members = group.members[slot]
-            total = np.zeros(group.size)
-            np.add.at(total, members.channels, tensor.abs().to("cpu", torch.float64).numpy()[members.indices])
-            scales.append(total / np.maximum(np.bincount(members.channels, minlength=group.size), 1))
-    return np.mean(scales, axis=0) if scales else None
-
-
-def output_slot(group: ChannelGroup, layer: str, modules: Mapping[str, nn.Module]) -> Slot | None:
+def output_slot(group: ChannelGroup, layer: str, evidence: Evidence) -> Slot | None:
     """The slot of ``layer``'s weight whose indices are the layer's output channels; ``None`` if not in the group."""
-    module = modules.get(layer)
+    module = evidence.modules.get(layer)
     transposed = isinstance(module, _ConvTransposeNd) and module.groups == 1
     slot = (f"{layer}.weight", 1 if transposed else 0)
     return slot if slot in group.members else None
+
+
+def _is_observed(unit: Unit, evidence: Evidence) -> bool:
+    """Whether there are activations of all groups of a unit; says so where there are none."""
+    for group in unit:
+        if not any(layer in evidence.moments for layer in group.layers):
+            warnings.warn(
+                f"{group.name} stays as it is: no layer that makes its channels ({', '.join(group.layers)}) runs in "
+                "eval mode, so there are no activations to go by.",
+                stacklevel=3,
+            )
+            return False
+    return True
 
 
 def _in_threads(tasks: Sequence[Callable[[], dict[str, Decision]]]) -> list[dict[str, Decision]]:

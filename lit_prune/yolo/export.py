@@ -1,6 +1,7 @@
-"""A detector for use without lit_prune: a plain Ultralytics file, ONNX, TorchScript and what else Ultralytics writes."""
+"""A detector for use without lit_prune: a plain Ultralytics file, ONNX, TorchScript, what else Ultralytics writes."""
 
 import importlib.util
+import pickle
 import shutil
 import tempfile
 import warnings
@@ -10,7 +11,8 @@ from typing import Any
 
 import torch
 
-from lit_prune.yolo.networks import quiet_ultralytics
+from lit_prune.yolo.module import LitYOLO
+from lit_prune.yolo.networks import build_detector, quiet_ultralytics
 
 _NEEDS = {"onnx": ("onnx",), "openvino": ("openvino",), "ncnn": ("ncnn",), "mnn": ("MNN",), "engine": ("tensorrt",)}
 
@@ -61,6 +63,29 @@ def export_detector(network: Any, path: str | Path, format: str = "pt", image_si
             shutil.rmtree(path)
         shutil.move(written, path)
     return path
+
+
+def load_detector(path: str | Path) -> Any:
+    """Load the network of a checkpoint: of a `.ckpt` that a Trainer with LitYOLO saved, or of a `.pt` file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no checkpoint of a LitYOLO.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"There is no file {str(path)!r}.")
+    if path.suffix == ".pt":
+        return build_detector(str(path)).eval()
+    try:
+        detector = LitYOLO.load_from_checkpoint(path, map_location="cpu")
+    except (KeyError, RuntimeError, TypeError, pickle.UnpicklingError, EOFError) as error:
+        # What follows in torch's message is advice to load files of unknown origin without its safeguards.
+        reason = str(error).partition(". ")[0]
+        raise ValueError(
+            f"{str(path)!r} is no checkpoint that a Trainer saved of a LitYOLO ({type(error).__name__}: {reason})."
+        ) from error
+    return detector.model.eval()
 
 
 def export_formats() -> tuple[str, ...]:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from lit_prune.yolo.batches import Detections
 
@@ -94,6 +93,8 @@ def match_objects(found: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> t
         >>> match_objects(twice, {"boxes": box, "labels": torch.tensor([1])})
         (tensor([ True, False]), tensor([True]))
     """
+    from torchvision.ops import box_iou
+
     overlap = box_iou(found["boxes"].float(), truth["boxes"].float())
     overlap[found["labels"][:, None] != truth["labels"][None]] = 0
     right = torch.zeros(len(found["labels"]), dtype=torch.bool)

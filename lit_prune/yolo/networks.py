@@ -44,8 +44,43 @@ def build_detector(model: str | dict[str, Any], num_classes: int | None = None) 
     return network
 
 
+def build_network(model: str) -> Any:
+    """Build an Ultralytics network of any task, in eval mode: from a configuration, or with the weights of a file.
+
+    Args:
+        model: A configuration that Ultralytics knows (`"yolov8n-seg.yaml"`), or a `.pt` file.
+
+    Raises:
+        ImportError: If Ultralytics is missing.
+        FileNotFoundError: If there is no such configuration or file; near names are listed.
+        ValueError: If the file cannot be read.
+    """
+    _require_ultralytics()
+    from ultralytics import RTDETR, YOLO
+
+    with quiet_ultralytics():
+        if Path(model).suffix == ".pt":
+            network = _load_weights(model)
+        else:
+            _configuration(model)
+            network = (RTDETR if "rtdetr" in Path(model).stem else YOLO)(model).model
+    return network.eval()
+
+
+def _configuration(model: str) -> dict[str, Any]:
+    from ultralytics.nn.tasks import yaml_model_load
+
+    try:
+        config: dict[str, Any] = yaml_model_load(model)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"Ultralytics has no configuration {model!r}, and there is no such file.{_near(model)}"
+        ) from None
+    return config
+
+
 def _from_configuration(model: str | dict[str, Any], num_classes: int | None) -> Any:
-    from ultralytics.nn.tasks import DetectionModel, yaml_model_load
+    from ultralytics.nn.tasks import DetectionModel
 
     with quiet_ultralytics():
         if isinstance(model, dict):
@@ -53,12 +88,7 @@ def _from_configuration(model: str | dict[str, Any], num_classes: int | None) ->
         else:
             if Path(model).suffix not in {".yaml", ".yml"}:
                 raise ValueError(f"model must end in .yaml or .pt, but got {model!r}.{_near(model)}")
-            try:
-                config = yaml_model_load(model)
-            except FileNotFoundError:
-                raise FileNotFoundError(
-                    f"Ultralytics has no configuration {model!r}, and there is no such file.{_near(model)}"
-                ) from None
+            config = _configuration(model)
         head = config["head"][-1][2]
         if head not in _HEADS:
             raise ValueError(

@@ -1,0 +1,86 @@
+"""What two runs came to: costs, accuracy and latency side by side, as plain data, a table and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from lit_prune.cost import Cost, Latency, measure_latency
+from lit_prune.data import DigitScenes, collate_detection
+from lit_prune.demo.recipe import Recipe
+from lit_prune.demo.training import Run
+from lit_prune.report import channels_figure, history_figure, human
+from lit_prune.yolo import draw_detections
+from lit_prune.yolo.batches import box_targets
+
+_BATCHES = (1, 32)  # batch sizes at which latency is measured
+_SHOWN = 6  # scenes in the figure of detections
+
+
+def compare(recipe: Recipe, runs: Mapping[str, Run]) -> dict[str, Any]:
+    """Measure the networks of several runs side by side, and put all that is known of them into plain data."""
+    networks = {name: run.detector.model.cpu().eval() for name, run in runs.items()}
+    shape = (3, recipe.image_size, recipe.image_size)
+    measured: dict[str, list[Latency]] = {name: [] for name in runs}
+    for batch in _BATCHES:
+        for name, latency in measure_latency(networks, torch.rand(batch, *shape)).items():
+            measured[name].append(latency)
+    report: dict[str, Any] = {}
+    for name, run in runs.items():
+        cost = Cost.of(networks[name], torch.zeros(1, *shape))
+        report[name] = {
+            **cost.to_dict(),
+            "map": run.epochs[-1]["map"],
+            "map_50": run.epochs[-1]["map_50"],
+            "latency_ms": measured[name][0].median_ms,
+            "latency": [latency.to_dict() for latency in measured[name]],
+            "training_seconds": run.seconds,
+        }
+    report["events"] = [event for run in runs.values() for event in run.events]
+    report["history"] = {name: run.epochs for name, run in runs.items()}
+    report["recipe"] = asdict(recipe)
+    report["torch"] = torch.__version__
+    return report
+
+
+def comparison_table(report: Mapping[str, Any]) -> Table:
+    """The dense and the pruned network of a report as a table."""
+    dense, pruned = report["dense"], report["pruned"]
+    table = Table(title="Before and after", title_style="bold", header_style="bold", caption_justify="left")
+    table.add_column("")
+    for heading in ("dense", "pruned", "change"):
+        table.add_column(heading, justify="right")
+    for title, key in (("parameters", "params"), ("multiply-adds", "macs")):
+        table.add_row(title, human(dense[key]), human(pruned[key]), f"{pruned[key] / dense[key] - 1:+.0%}")
+    for title, key in (("mAP50-95", "map"), ("mAP50", "map_50")):
+        table.add_row(title, f"{dense[key]:.3f}", f"{pruned[key]:.3f}", f"{pruned[key] - dense[key]:+.3f}")
+    for before, after in zip(dense["latency"], pruned["latency"], strict=True):
+        old, new = before["median_ms"], after["median_ms"]
+        title = f"latency, batch {before['batch_size']}"
+        table.add_row(title, f"{old:.1f} ms", f"{new:.1f} ms", f"{old / new:.2f}× faster")
+    first = dense["latency"][0]
+    threads = f", {first['threads']} threads" if first["device"] == "cpu" else ""
+    height, width = first["image_size"]
+    table.caption = f"latency: {height}×{width}, {first['device']}{threads}, median of {first['repeats']}, side by side"
+    return table
+
+
+def save_figures(out: Path, recipe: Recipe, dense: Run, pruned: Run) -> None:
+    """Write ``detections.png``, ``channels.png`` and ``history.png``."""
+    scenes = DigitScenes("val", 100, recipe.image_size, recipe.seed)
+    # Scenes with much to find say more.
+    chosen = [scene for scene in (scenes[k] for k in range(100)) if len(scene["cls"]) >= 3][:_SHOWN]
+    batch = collate_detection(chosen)
+    rows = {}
+    for name, run in (("dense", dense), ("pruned", pruned)):
+        title = f"{name} · {human(run.epochs[-1]['macs'])} MACs"
+        rows[title] = run.detector.cpu().detect(batch["img"])
+    draw_detections(batch["img"], rows, box_targets(batch)).savefig(out / "detections.png")
+    channels_figure(pruned.events).savefig(out / "channels.png")
+    history = {"dense": dense.epochs, "pruned": pruned.epochs}
+    history_figure(history, pruned.events).savefig(out / "history.png")

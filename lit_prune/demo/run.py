@@ -1,0 +1,76 @@
+"""The demo from end to end."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from lit_prune.demo.comparison import compare, comparison_table, save_figures
+from lit_prune.demo.recipe import Recipe
+from lit_prune.demo.training import train
+from lit_prune.report import save_json
+from lit_prune.yolo.export import export_detector
+
+
+def run_demo(out: str | Path, recipe: Recipe | None = None, console: Console | None = None) -> dict[str, Any]:
+    """Train a network that is pruned meanwhile, and its dense twin; compare them, and write what came out.
+
+    Written are ``report.json``, the figures ``detections.png``, ``channels.png`` and ``history.png``, ``pruned.ckpt``
+    (for Lightning) and ``pruned.pt`` (for Ultralytics, without lit_prune).
+
+    Args:
+        out: The folder; it is made if need be.
+        recipe: How to train and prune.
+        console: Where to print.
+
+    Returns:
+        What ``report.json`` holds.
+
+    Raises:
+        ImportError: If Ultralytics is missing.
+        ValueError: If the recipe cannot be carried out.
+    """
+    recipe = recipe or Recipe()
+    console = console or Console()
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    console.rule("[bold]lit_prune demo")
+    console.print(
+        f"{recipe.model} learns from scratch to find handwritten digits: {recipe.scenes:,} scenes of "
+        f"{recipe.image_size}×{recipe.image_size}, {recipe.epochs} epochs. Meanwhile it loses channels, "
+        f"{len(recipe.prune_at)} times. Its dense twin shares the epochs before the first, and keeps all channels.\n"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        fork = Path(folder) / "before.ckpt"
+        console.rule("1 of 3: a run with ChannelPruning", style="dim")
+        pruned = train(recipe, prune=True, snapshot=fork, console=console)
+        console.rule("2 of 3: its dense twin", style="dim")
+        dense = train(recipe, prune=False, start=fork, console=console)
+    dense = replace(dense, epochs=pruned.epochs[: recipe.prune_at[0]] + dense.epochs)
+    console.rule("3 of 3: what it costs now", style="dim")
+    report = compare(recipe, {"dense": dense, "pruned": pruned})
+    save_json(report, out / "report.json")
+    save_figures(out, recipe, dense, pruned)
+    pruned.detector.trainer.save_checkpoint(out / "pruned.ckpt")
+    export_detector(pruned.detector.model, out / "pruned.pt")
+    console.print(comparison_table(report))
+    console.print(_closing(out, recipe), highlight=False, soft_wrap=True)
+    return report
+
+
+def _closing(out: Path, recipe: Recipe) -> str:
+    load = (
+        "from lit_prune.yolo import LitYOLO; from lit_prune.data import DigitScenes; "
+        f"print(LitYOLO.load_from_checkpoint('{out}/pruned.ckpt', map_location='cpu')"
+        f".detect(DigitScenes('val', 1, {recipe.image_size})[0]['img'][None]))"
+    )
+    return (
+        f"\nFigures: {out}/detections.png, {out}/channels.png, {out}/history.png. Numbers: {out}/report.json.\n"
+        f"Load the pruned network in a fresh process and predict:\n\n"
+        f'  python -c "{load}"\n\n'
+        f"Or without lit_prune: yolo predict model={out}/pruned.pt imgsz={recipe.image_size} source=IMAGE"
+    )

@@ -1,0 +1,242 @@
+"""A network under pruning: what is known of it, its events, and what a Trainer holds beside it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lit_prune.activations.trainer_data import calibrate
+from lit_prune.cost import count_parameters
+from lit_prune.event import Recipe
+from lit_prune.graph import Call, ChannelGraph, TraceError
+from lit_prune.inputs import calls_from_state, calls_to_state
+from lit_prune.plan import PruningPlan
+from lit_prune.ranks import any_rank
+from lit_prune.record import Dense, Record
+from lit_prune.recovery import Recovery, Rewarming, reset_scores
+from lit_prune.registry import nearest
+from lit_prune.rollback import Trial
+from lit_prune.select import Selection
+from lit_prune.trainer import averaged_copies, forget_shapes, prune_
+
+
+class PruningError(RuntimeError):
+    """A pruning could not be carried out; the network is as it was."""
+
+
+class Pruner:
+    """Prunes one network inside of a Trainer, as often as it is told to.
+
+    Args:
+        recipe: How channels are chosen.
+        recovery: What follows an event.
+        amount: The share that is gone after the last event, in (0, 1); ``None`` lets the selection decide.
+
+    Attributes:
+        record: What was pruned so far.
+
+    Raises:
+        ValueError: If the amount is out of range, or missing and needed.
+    """
+
+    def __init__(self, recipe: Recipe, recovery: Recovery, amount: float | None) -> None:
+        self.recipe = recipe
+        self.recovery = recovery
+        self.amount = _checked_amount(amount, recipe.selection)
+        self.record = Record()
+        self._calls: Sequence[Call] = ()
+        self._graph: ChannelGraph | None = None
+        self._trial: Trial | None = None
+        self._noted: float | None = None
+        self._rewarming: Rewarming | None = None
+        # Of a run that is resumed: the calls of its network, and how far the learning rate had risen.
+        self._inputs: list[dict[str, Any]] | None = None
+        self._rewarmed: list[int] | None = None
+
+    @property
+    def sees(self) -> bool:
+        """Whether the network's inputs are known, and so its channels."""
+        return self._graph is not None
+
+    def see(self, network: LightningModule, calls: Sequence[Call]) -> None:
+        """Trace the network as it is; the first time, check that it can be pruned as the recipe says.
+
+        Raises:
+            PruningError: If there is no call, or the network can't be run on one.
+            ValueError: If nothing can be pruned in this way.
+        """
+        if not calls:
+            raise PruningError(
+                f"No layer of {type(network).__name__} was called in the first batch, so its channels can't be traced. "
+                "Set `example_input_array` on the LightningModule."
+            )
+        try:
+            graph = ChannelGraph.trace_calls(network, calls)
+        except TraceError as error:
+            raise PruningError(
+                f"The network can't be run on {[call.module or 'its example inputs' for call in calls]}: {error}. Give "
+                "the LightningModule an `example_input_array` that its forward takes."
+            ) from error
+        if self.record.dense is None:
+            self.recipe.check(network, graph)
+            self.record.dense = Dense.of(network, graph)
+        self._graph, self._calls, self._inputs = graph, calls, calls_to_state(calls)
+
+    def see_again(self, network: LightningModule) -> bool:
+        """See the network by the calls of a resumed run, to prune when it would have; False if there is none."""
+        self._graph = None
+        if self._inputs is not None:
+            self.see(network, calls_from_state(self._inputs, network.device))
+        return self.sees
+
+    def costs(self, network: LightningModule) -> dict[str, float]:
+        """What the network costs now."""
+        if self._graph is None:
+            return {}
+        return {
+            "params": float(count_parameters(network)),
+            "macs": float(self._graph.macs),
+            "channels": float(sum(group.size for group in self._graph.groups)),
+        }
+
+    def prune(self, trainer: Trainer, network: LightningModule, part: float) -> dict[str, Any]:
+        """One event: whole, or an error and nothing changed.
+
+        Args:
+            trainer: In ``fit``.
+            network: Its module.
+            part: The part of the amount that is to be gone afterwards.
+
+        Returns:
+            The event's record.
+        """
+        started = time.perf_counter()
+        share = None if self.amount is None else self.amount * (1.0 if self.recipe.layers_per_event else part)
+        measure = partial(calibrate, trainer, network)
+        decision = self.recipe.decide(network, self._calls, share, self.record, measure)
+        params, copies = count_parameters(network), averaged_copies(trainer)
+        groups = [group.name for group in decision.groups]
+        trial = None
+        if self.recovery.max_drop is not None:
+            plan = self.record.plan.state_dict()
+            trial = Trial.begin(self._known_score(trainer), groups, plan, network, trainer.optimizers, copies)
+        prune_(network, decision.plan, trainer.optimizers, copies)
+        forget_shapes(trainer)
+
+        self._graph, self._trial = decision.after, trial
+        self.record.plan = self.record.plan.then(decision.plan)
+        self.record.pruned.extend(groups)
+        event = decision.record(
+            epoch=trainer.current_epoch,
+            step=trainer.global_step,
+            share=part if share is None else share,
+            params=[params, count_parameters(network)],
+            seconds=time.perf_counter() - started,
+        )
+        self.record.events.append(event)
+        return event
+
+    def recover(self, trainer: Trainer) -> None:
+        """After an event: scores start anew, the learning rate rises again."""
+        if self.recovery.reset_scores:
+            reset_scores(trainer)
+        self._rewarm(trainer)
+
+    def rewarm_again(self, trainer: Trainer) -> None:
+        """Go on with the rise that a resumed run was in the middle of."""
+        if self._rewarmed is not None:
+            self._rewarm(trainer, self._rewarmed)
+
+    def note_score(self, trainer: Trainer) -> None:
+        """Remember the monitored metric: a resumed run has none until its first validation."""
+        value = trainer.callback_metrics.get(self.recovery.monitor or "")
+        if value is not None:
+            self._noted = float(value)
+
+    def end_trial(self, trainer: Trainer, network: LightningModule) -> None:
+        """Take the last event back, if the network has not got over it by now."""
+        trial, self._trial = self._trial, None
+        if trial is None or self.recovery.max_drop is None:
+            return
+        score = self._score(trainer)
+        if not any_rank(trial.has_failed(score, self.recovery.mode, self.recovery.max_drop)):
+            return
+        trial.roll_back_(network, trainer.optimizers, averaged_copies(trainer))
+        forget_shapes(trainer)
+        self._graph = ChannelGraph.trace_calls(network, self._calls)
+        self.record.plan = PruningPlan.from_state_dict(trial.plan)
+        self.record.barred.extend(trial.groups)
+        event = self.record.events[-1]
+        event["taken_back"] = True
+        rank_zero_warn(
+            f"The pruning at epoch {event['epoch']} was taken back: {self.recovery.monitor} went from {trial.score:g} "
+            f"to {score:g}, and max_drop={self.recovery.max_drop:g}. Its {len(trial.groups)} groups are left "
+            "alone from now on."
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The record, and what it takes to go on from here, as plain data."""
+        return {
+            **self.record.state_dict(),
+            "inputs": self._inputs,
+            "trial": None if self._trial is None else self._trial.state_dict(),
+            "score": self._noted,
+            "rewarmed": None if self._rewarming is None else self._rewarming.taken,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state_dict` wrote."""
+        self.record = Record.from_state_dict(state)
+        self._inputs = state["inputs"]
+        self._trial = None if state["trial"] is None else Trial(**state["trial"])
+        self._noted = state["score"]
+        self._rewarmed = state["rewarmed"]
+
+    def forget(self) -> None:
+        """Start anew, with another network."""
+        self.record = Record()
+        self._trial = self._noted = None
+
+    def close(self) -> None:
+        """Leave the Trainer alone; the record stays."""
+        self._inputs = self._rewarmed = None
+        if self._rewarming is not None:
+            self._rewarming.close()
+            self._rewarming = None
+
+    def _rewarm(self, trainer: Trainer, taken: list[int] | None = None) -> None:
+        if self._rewarming is not None:
+            self._rewarming.close()
+        if self.recovery.rewarm_steps:
+            self._rewarming = Rewarming(trainer.optimizers, self.recovery.rewarm_steps, taken)
+
+    def _known_score(self, trainer: Trainer) -> float | None:
+        """The score before an event; before anything was logged there is none."""
+        score, logged = self._score(trainer), list(trainer.callback_metrics)
+        if score is None and any(not name.startswith("pruning/") for name in logged):
+            raise ValueError(
+                f"monitor={self.recovery.monitor!r} is not logged. {nearest(self.recovery.monitor or '', logged)}"
+            )
+        return score
+
+    def _score(self, trainer: Trainer) -> float | None:
+        self.note_score(trainer)
+        return self._noted
+
+
+def _checked_amount(amount: float | None, selection: Selection) -> float | None:
+    if amount is None:
+        if selection.needs_share:
+            raise ValueError(
+                f"amount=None needs a selection that finds it out itself ('clusters'), but {type(selection).__name__} "
+                "does not. Give a share in (0, 1)."
+            )
+        return None
+    if isinstance(amount, bool) or not 0 < amount < 1:
+        raise ValueError(f"amount must be a share in (0, 1), such as 0.5, but got {amount!r}.")
+    return float(amount)

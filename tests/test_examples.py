@@ -1,0 +1,48 @@
+"""The examples run, on less data."""
+
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+
+
+def example(name):
+    return runpy.run_path(str(ROOT / "examples" / f"{name}.py"))["main"]
+
+
+def test_a_classifier_of_torchvision():
+    pruning = example("classifier")(examples=160, max_epochs=4)
+    assert pruning.events[-1]["macs"][1] <= 0.5 * pruning.events[0]["macs"][0]
+
+
+def test_parts_of_ones_own():
+    pruning = example("own_criterion")(scenes=32, max_epochs=2)
+    assert [event["epoch"] for event in pruning.events] == [1]
+    assert pruning.events[0]["macs"][1] <= 0.6 * pruning.events[0]["macs"][0]
+
+
+@pytest.mark.parametrize("name", ["plain_loop", "fabric"])
+def test_without_a_trainer(name):
+    network = example(name)(steps=4)
+    assert isinstance(network[0], torch.nn.Conv2d)
+    assert network[0].out_channels == 16 or network[3].out_channels == 40
+
+
+@pytest.mark.slow
+def test_two_processes():
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / "multi_gpu.py", "--cpu", "2", "--scenes", "64"],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("Pruned at epoch") == 2

@@ -1,0 +1,104 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from lit_prune import ChannelGraph, shrink_
+from lit_prune.yolo import LitYOLO, build_detector
+from lit_prune.yolo.export import export_detector, export_formats, load_detector
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    network = build_detector("yolov8n.yaml", num_classes=3)
+    with torch.no_grad():
+        for _ in range(30):
+            network(torch.rand(2, 3, 64, 64))  # normalizations that do something
+    graph = ChannelGraph.trace(network.eval(), torch.zeros(1, 3, 64, 64))
+    return shrink_(network, graph.plan({group.name: list(range(group.size // 4)) for group in graph.groups})).eval()
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.rand(1, 3, 64, 64)
+
+
+def _answer(network, images):
+    with torch.no_grad():
+        return network(images)[0]
+
+
+def test_a_plain_file_opens_without_lit_prune(network, images, tmp_path):
+    network.criterion = network.init_criterion()
+    path = export_detector(network, tmp_path / "deep" / "net.pt")
+    torch.save(images, tmp_path / "images")
+    code = f"""
+import sys, torch
+sys.modules["lit_prune"] = None  # importing it would fail
+from ultralytics import YOLO
+yolo = YOLO({str(path)!r})
+images = torch.load({str(tmp_path / "images")!r})
+with torch.no_grad():
+    torch.save(yolo.model(images)[0], {str(tmp_path / "answer")!r})
+assert yolo(images, imgsz=64, conf=0.0, verbose=False)[0].boxes is not None
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+    assert torch.equal(torch.load(tmp_path / "answer"), _answer(network, images))
+    assert hasattr(network, "criterion")
+
+
+def test_a_plain_file_trains_on(network, tmp_path):
+    path = export_detector(network, tmp_path / "net.pt")
+    assert LitYOLO(str(path)).model.model[0].conv.out_channels == network.model[0].conv.out_channels
+
+
+def test_onnx_computes_the_same(network, images, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="the export extra is not installed")
+    path = export_detector(network, tmp_path / "net.onnx", "onnx", image_size=64)
+
+    (answer,) = onnxruntime.InferenceSession(path).run(None, {"images": images.numpy()})
+
+    torch.testing.assert_close(torch.from_numpy(answer), _answer(network, images), atol=1e-3, rtol=1e-4)
+
+
+def test_torchscript_computes_the_same(network, images, tmp_path):
+    path = export_detector(network, tmp_path / "net.torchscript", "torchscript", image_size=64)
+
+    torch.testing.assert_close(torch.jit.load(path)(images), _answer(network, images), atol=1e-3, rtol=1e-4)
+    assert network.training is False
+
+
+def test_loading_what_a_trainer_saved(tmp_path):
+    detector = LitYOLO("yolov8n.yaml", num_classes=3)
+    import lightning
+
+    trainer = lightning.Trainer(accelerator="cpu", logger=False, barebones=True)
+    trainer.strategy.connect(detector)
+    trainer.save_checkpoint(tmp_path / "net.ckpt")
+
+    loaded = load_detector(tmp_path / "net.ckpt")
+
+    assert not loaded.training
+    assert torch.equal(loaded.model[0].conv.weight, detector.model.model[0].conv.weight)
+
+
+def test_wrong_arguments(network, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"format must be one of pt, torchscript, onnx, .* but got 'onxx'"):
+        export_detector(network, tmp_path / "net.onxx", "onxx")
+    with pytest.raises(FileNotFoundError, match="There is no file"):
+        load_detector(tmp_path / "missing.ckpt")
+    (tmp_path / "text.ckpt").write_text("not a checkpoint")
+    with pytest.raises(ValueError, match="is no checkpoint that a Trainer saved of a LitYOLO") as error:
+        load_detector(tmp_path / "text.ckpt")
+    assert "weights_only" not in str(error.value)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="pip install onnx"):
+        export_detector(network, tmp_path / "net.onnx", "onnx")
+
+
+def test_formats_begin_with_the_plain_file():
+    assert export_formats()[0] == "pt"
+    assert {"onnx", "torchscript"} <= set(export_formats())
