@@ -3,9 +3,10 @@
     python -m benchmarks.zoo [NAME ...] [--limit SECONDS]
 
 Each model runs in a process of its own, so that one that takes too long or too much memory is a row and not the end.
-Where Torch-Pruning can be imported (``PYTHONPATH``), the time of its dependency graph on the same model is beside ours.
-Writes ``zoo.json`` beside this file. Names are those of ``tests/zoo.py``, or a source: ``ultralytics``, ``torchvision``,
-``timm``.
+Where Torch-Pruning can be imported (``PYTHONPATH``), the time of its dependency graph on the same model is beside
+ours.
+Writes ``zoo.json`` beside this file. Names are those of ``tests/zoo.py``, or a source: ``ultralytics``,
+``torchvision``, ``timm``.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ def main() -> None:
 
     beside = importlib.util.find_spec("torch_pruning") is not None
     rows = []
-    for name in [model for name in arguments.names for model in (names(name) if name in SOURCES else [name])]:
+    for name in [model for given in arguments.names for model in (names(given) if given in SOURCES else [given])]:
         row = {"model": name, **in_a_process(name, "lit_prune", arguments.limit)}
         if beside:
             row["torch_pruning"] = in_a_process(name, "torch_pruning", arguments.limit)

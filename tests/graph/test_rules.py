@@ -250,6 +250,19 @@ def test_instance_norm() -> None:
     assert _sizes(_exact(net)) == {"0": 8}
 
 
+def test_a_standardised_weight_keeps_its_inputs() -> None:
+    class Standardised(nn.Conv2d):
+        """Its weight is normalised over all inputs: the statistics would change with one of them gone."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            weight = F.batch_norm(self.weight.reshape(1, self.out_channels, -1), None, None, training=True)
+            return F.conv2d(x, weight.reshape_as(self.weight), self.bias)
+
+    graph = _exact(nn.Sequential(nn.Conv2d(3, 8, 1), Standardised(8, 6, 1), nn.Conv2d(6, 4, 1)))
+    assert _sizes(graph) == {"1": 6}
+    assert "is normalised over" in graph.frozen["0"]
+
+
 def test_prelu() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.PReLU(8), nn.Conv2d(8, 6, 1), nn.PReLU(), nn.Conv2d(6, 4, 1))
     graph = _exact(net)

@@ -20,6 +20,9 @@ from lit_prune.graph.values import Block
 def _batch_norm(trace: Tracer, op: Operation) -> None:
     rows = trace.rows(op["input"])
     own = [row for name in ("weight", "bias", "running_mean", "running_var") for row in trace.rows(op.get(name))]
+    if op.get("training") or op.get("running_mean") is None:
+        # The statistics are of these very values (a weight that is standardised): they would change.
+        trace.freeze([row for dim, row in enumerate(rows) if dim != 1], "is normalised over")
     if op["input"].shape[1] > 1:
         rows[1] = trace.unite([rows[1], *own], "is normalised with what is not tracked")
     trace.assign(op.outputs()[0], rows)
