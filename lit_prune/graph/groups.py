@@ -52,8 +52,10 @@ class ChannelGroup:
 
     def indices(self, slot: Slot, channels: Row) -> Row:
         """The sorted indices that ``channels`` occupy in ``slot``."""
+        chosen = np.zeros(self.size, dtype=np.bool_)
+        chosen[channels] = True
         members = self.members[slot]
-        return np.sort(members.indices[np.isin(members.channels, channels)])
+        return np.sort(members.indices[chosen[members.channels]])
 
     def width_under(self, plan: PruningPlan) -> int:
         """How many of these channels a plan keeps."""
@@ -89,10 +91,11 @@ def build_groups(recording: Recording) -> Grouping:
     order = np.argsort(keys, kind="stable")
     order = order[~components.frozen[order]]
     bounds = np.flatnonzero(np.diff(keys[order])) + 1
+    holdings = _Holdings(index, components)
     drafts = []
     single = np.zeros(len(components.reason), dtype=np.bool_)
     for channels in np.split(order, bounds) if len(order) else []:
-        draft = _draft(channels, components, index, producing)
+        draft = _draft(channels, holdings, index, producing)
         if draft is None:
             single[channels] = len(channels) == 1
         else:
@@ -139,7 +142,8 @@ class _SlotIndex:
         counts = np.array([len(place) for place in places], dtype=np.int64)
         numbers = np.repeat(np.arange(len(places), dtype=np.int64) + len(self.slots), counts)
         total = len(self.slots) + len(places)
-        incidence = np.unique(components.of[labels] * total + np.concatenate([self.owner[owned], numbers]))
+        incidence = np.sort(components.of[labels] * total + np.concatenate([self.owner[owned], numbers]))
+        incidence = incidence[np.diff(incidence, prepend=-1) > 0]
         # Sets as sums of random 64-bit words; two different sets collide with a chance of 2^-64 a pair.
         words = np.random.default_rng(0).integers(0, 2**64, size=total, dtype=np.uint64)
         keys = np.zeros(len(components.reason), dtype=np.uint64)
@@ -156,25 +160,50 @@ class _Draft:
     labels: Row
 
 
-def _draft(channels: Row, components: Components, index: _SlotIndex, producing: npt.NDArray[np.bool_]) -> _Draft | None:
-    place = np.full(len(components.reason), -1, dtype=np.int64)
-    place[channels] = np.arange(len(channels))
-    labels = np.flatnonzero((place[components.of] >= 0) & (index.owner >= 0))
-    slots = np.unique(index.owner[labels])
-    makers = [slot for slot in slots if producing[slot]]
-    if not makers or len(channels) < 2:
-        # Nothing makes these channels (a bare parameter), or the only one must stay.
+class _Holdings:
+    """The labels that each component holds, found without a look at all the others."""
+
+    def __init__(self, index: _SlotIndex, components: Components) -> None:
+        owned = np.flatnonzero(index.owner >= 0)
+        self._labels = owned[np.argsort(components.of[owned], kind="stable")]
+        self._bounds = np.searchsorted(components.of[self._labels], np.arange(len(components.reason) + 1))
+
+    def of(self, channels: Row) -> tuple[Row, Row]:
+        """The rising labels of some components, and for each the position of its component in ``channels``."""
+        starts = self._bounds[channels]
+        counts = self._bounds[channels + 1] - starts
+        before = np.cumsum(counts) - counts
+        labels = self._labels[np.repeat(starts - before, counts) + np.arange(counts.sum())]
+        order = np.argsort(labels)
+        return labels[order], np.repeat(np.arange(len(channels)), counts)[order]
+
+
+def _draft(channels: Row, holdings: _Holdings, index: _SlotIndex, producing: npt.NDArray[np.bool_]) -> _Draft | None:
+    if len(channels) < 2:
+        # The only one must stay.
+        return None
+    labels, channel = holdings.of(channels)
+    if not len(labels):
+        # Values that are no parameter's: nothing of them can be cut.
+        return None
+    # Labels are given out slot by slot, so those of one slot lie side by side.
+    owners = index.owner[labels]
+    cuts = np.flatnonzero(np.diff(owners)) + 1
+    pieces = dict(
+        zip(owners[[0, *cuts]].tolist(), zip(np.split(labels, cuts), np.split(channel, cuts), strict=True), strict=True)
+    )
+    makers = [slot for slot in pieces if producing[slot]]
+    if not makers:
+        # Nothing makes these channels (a bare parameter).
         return None
     # Channels are counted in the order of the layer that makes them first.
-    first = labels[index.owner[labels] == makers[0]]
+    first, made = pieces[makers[0]]
+    _, seen = np.unique(made, return_index=True)
     rank = np.empty(len(channels), dtype=np.int64)
-    _, seen = np.unique(components.of[first], return_index=True)
-    ordered = components.of[first[np.sort(seen)]]
-    rank[place[ordered]] = np.arange(len(channels))
-    members = {}
-    for slot in slots:
-        mine = labels[index.owner[labels] == slot]
-        members[index.slots[slot]] = Members(rank[place[components.of[mine]]], index.position[mine])
+    rank[made[np.sort(seen)]] = np.arange(len(channels))
+    members = {
+        index.slots[slot]: Members(rank[theirs], index.position[mine]) for slot, (mine, theirs) in pieces.items()
+    }
     layers = tuple(dict.fromkeys(_layer(index.slots[slot]) for slot in makers))
     return _Draft(int(first.min()), len(channels), layers, members, labels)
 
