@@ -189,6 +189,7 @@ def history_figure(history: History, records: Sequence[Record]) -> Figure:
     last = max(epoch["epoch"] + 1 for epochs in history.values() for epoch in epochs)
     for one in axes:
         one.set_xlim(0, last)
+        one.xaxis.get_major_locator().set_params(integer=True)
         one.grid(color=_GRID)
     upper.set_ylim(bottom=0)
     lower.set_ylim(bottom=0)
