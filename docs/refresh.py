@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ def shrink_picture(source: Path, target: Path, width: int) -> None:
     if picture.width > width:
         picture = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
     for colours in (256, 128, 64, 32):
-        picture.quantize(colours, dither=Image.Dither.FLOYDSTEINBERG).save(target, optimize=True)
+        palette = picture.quantize(colours)
+        # Pillow dithers only to a palette that is given.
+        picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(target, optimize=True)
         if target.stat().st_size < LIMIT:
             return
     raise SystemExit(f"{target} stays above {LIMIT} bytes; lower its width.")
@@ -55,16 +58,19 @@ def headline(report: dict[str, Any]) -> str:
         rows.append((name, f"{old:.1f} ms", f"{new:.1f} ms", f"{old / new:.2f}× faster"))
     events = ", ".join(str(epoch) for epoch in recipe["prune_at"])
     size = recipe["image_size"]
-    lines = [
+    text = (
         f"{recipe['model'].removesuffix('.yaml')}, {recipe['epochs']} epochs from scratch on {recipe['scenes']:,} "
         f"scenes of handwritten digits at {size}×{size}, pruned at the start of epochs {events}, beside its dense "
-        f"twin with the same schedule:",
+        f"twin with the same schedule:"
+    )
+    lines = [
+        textwrap.fill(text, 120),
         "",
         "| | dense | pruned | |",
         "|---|---:|---:|---:|",
         *(f"| {' | '.join(row)} |" for row in rows),
     ]
-    return "\n".join(lines)
+    return re.sub(r" -(?=\d)", " −", "\n".join(lines))
 
 
 def main() -> None:

@@ -79,7 +79,7 @@ def save_figures(out: Path, recipe: Recipe, dense: Run, pruned: Run) -> None:
     rows = {}
     for name, run in (("dense", dense), ("pruned", pruned)):
         title = f"{name} · {human(run.epochs[-1]['macs'])} MACs"
-        rows[title] = run.detector.cpu().detect(batch["img"])
+        rows[title] = run.detector.cpu().detect(batch["img"], confidence=0.4)
     draw_detections(batch["img"], rows, box_targets(batch)).savefig(out / "detections.png")
     channels_figure(pruned.events).savefig(out / "channels.png")
     history = {"dense": dense.epochs, "pruned": pruned.epochs}

@@ -3,6 +3,7 @@
 from lit_prune.select.base import Selection, SelectionError, Target, lowest, units
 from lit_prune.select.clusters import ClusterSelection
 from lit_prune.select.spread import Global, MacsBudget, Spread, Uniform
+from lit_prune.select.weighted import Weighted
 
 SELECTIONS: dict[str, type[Selection]] = {
     "uniform": Uniform,
@@ -21,6 +22,7 @@ __all__ = [
     "Spread",
     "Target",
     "Uniform",
+    "Weighted",
     "lowest",
     "units",
 ]

@@ -1,0 +1,57 @@
+"""A selection that takes more from some layers than from others, by their names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+
+from lit_prune.graph import ChannelGroup
+from lit_prune.select.base import Scores, Target, Widths
+from lit_prune.select.spread import Uniform
+
+
+class Weighted(Uniform):
+    """The same share of every layer, times a factor for those that a pattern names.
+
+    By itself the amount is the share of a layer with the factor 1. Within ``MacsBudget(spread=...)`` the shares are
+    scaled until the budget is met.
+
+    Args:
+        factors: Pattern of group names (:mod:`fnmatch`) to the factor; the first that matches counts, 1 where none
+            does.
+        most: The largest share that a factor above 1 can lead to, in (0, 1).
+
+    Raises:
+        ValueError: If a factor is negative, or ``most`` is out of range.
+
+    Example:
+        >>> from lit_prune.select import MacsBudget
+        >>> selection = MacsBudget(spread=Weighted({"model.model.22.*": 4.0}))
+        >>> Weighted({"head.*": -1.0})
+        Traceback (most recent call last):
+        ValueError: the factor of 'head.*' must be 0 or more, but is -1.0.
+    """
+
+    def __init__(self, factors: Mapping[str, float], most: float = 0.65) -> None:
+        for pattern, factor in factors.items():
+            if factor < 0:
+                raise ValueError(f"the factor of {pattern!r} must be 0 or more, but is {factor}.")
+        if not 0 < most < 1:
+            raise ValueError(f"most must be in (0, 1), but is {most}.")
+        self.factors = dict(factors)
+        self.most = most
+
+    def widths(
+        self, level: float, members: Sequence[tuple[ChannelGroup, ...]], scores: Scores, target: Target
+    ) -> Widths:
+        """The level is the share of a layer with the factor 1."""
+        widths = {}
+        for unit in members:
+            # Groups that lose equally many follow the first of them.
+            share = self._share(unit[0].name, level)
+            widths.update({group.name: target.keep(group, share) for group in unit})
+        return widths
+
+    def _share(self, name: str, level: float) -> float:
+        factor = next((factor for pattern, factor in self.factors.items() if fnmatchcase(name, pattern)), 1.0)
+        return min(max(self.most, level), factor * level) if factor > 1 else factor * level
