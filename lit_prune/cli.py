@@ -94,7 +94,9 @@ def run_demo(options: argparse.Namespace) -> None:
     """Run the demo."""
     from lit_prune.demo import Recipe, run_demo
 
-    recipe = Recipe(model=options.model, scenes=options.scenes, amount=options.amount, seed=options.seed)
+    recipe = Recipe(
+        model=options.model, scenes=options.scenes, amount=options.amount, head=options.head, seed=options.seed
+    )
     run_demo(options.out, recipe.scaled_to(options.epochs))
 
 
@@ -143,6 +145,7 @@ def _add_demo(commands: Any) -> None:
     demo.add_argument("--epochs", type=int, default=20, help="length of the run, and of its dense twin")
     demo.add_argument("--scenes", type=int, default=2000, help="number of training scenes")
     demo.add_argument("--amount", type=float, default=0.46, help="share of the dense network's MACs that goes")
+    demo.add_argument("--head", type=float, default=1.0, help="factor on the share that the detection head loses")
     demo.add_argument("--seed", type=int, default=0, help="of weights, order and scenes")
 
 

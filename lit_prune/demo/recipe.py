@@ -13,8 +13,8 @@ class Recipe:
         model: Configuration of an Ultralytics detection network.
         epochs: Length of both runs.
         prune_at: Epochs at whose start channels are removed, counted from 0.
-        amount: What is gone after the last of them; of what, ``selection`` says.
-        selection: As for :class:`lit_prune.ChannelPruning`.
+        amount: Share of the dense network's multiply-adds that is gone after the last of them.
+        head: Factor on the share of channels that the layers of the detection head lose; 1 treats all alike.
         round_to: Kept widths are multiples of it.
         scenes: Number of training scenes.
         image_size: Height and width of a scene in pixels.
@@ -28,7 +28,7 @@ class Recipe:
     epochs: int = 20
     prune_at: tuple[int, ...] = (5, 7, 9)
     amount: float = 0.46
-    selection: str = "macs"
+    head: float = 1.0
     round_to: int = 4
     scenes: int = 2000
     image_size: int = 96

@@ -21,6 +21,7 @@ from lit_prune.cost import Cost, count_parameters
 from lit_prune.data import DigitScenes, DigitScenesDataModule
 from lit_prune.demo.recipe import Recipe
 from lit_prune.report import human
+from lit_prune.select import MacsBudget, Weighted
 from lit_prune.yolo import LitYOLO
 
 
@@ -75,7 +76,7 @@ def train(
     pruning = ChannelPruning(
         recipe.amount,
         list(recipe.prune_at),
-        selection=recipe.selection,
+        selection=MacsBudget(spread=Weighted({f"model.model.{len(detector.model.model) - 1}.*": recipe.head})),
         round_to=recipe.round_to,
         verbose=console is not None,
     )
