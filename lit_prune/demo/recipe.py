@@ -28,9 +28,9 @@ class Recipe:
     epochs: int = 20
     prune_at: tuple[int, ...] = (5, 7, 9)
     amount: float = 0.46
-    head: float = 1.0
+    head: float = 4.0
     round_to: int = 4
-    scenes: int = 2000
+    scenes: int = 1500
     image_size: int = 96
     batch_size: int = 16
     lr: float = 1.5e-3
