@@ -61,7 +61,7 @@ def headline(report: dict[str, Any]) -> str:
     text = (
         f"{recipe['model'].removesuffix('.yaml')}, {recipe['epochs']} epochs from scratch on {recipe['scenes']:,} "
         f"scenes of handwritten digits at {size}×{size}, pruned at the start of epochs {events}, beside its dense "
-        f"twin with the same schedule:"
+        f"twin, which shares the epochs before and has the same schedule:"
     )
     lines = [
         textwrap.fill(text, 120),
