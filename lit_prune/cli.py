@@ -144,8 +144,8 @@ def _add_demo(commands: Any) -> None:
     demo.add_argument("--model", default="yolov8n.yaml", help="configuration of an Ultralytics detection network")
     demo.add_argument("--epochs", type=int, default=20, help="length of the run, and of its dense twin")
     demo.add_argument("--scenes", type=int, default=1500, help="number of training scenes")
-    demo.add_argument("--amount", type=float, default=0.46, help="share of the dense network's MACs that goes")
-    demo.add_argument("--head", type=float, default=4.0, help="factor on the share that the detection head loses")
+    demo.add_argument("--amount", type=float, default=0.453, help="share of the dense network's MACs that goes")
+    demo.add_argument("--head", type=float, default=1.0, help="factor on the share that the detection head loses")
     demo.add_argument("--seed", type=int, default=0, help="of weights, order and scenes")
 
 

@@ -27,8 +27,8 @@ class Recipe:
     model: str = "yolov8n.yaml"
     epochs: int = 20
     prune_at: tuple[int, ...] = (5, 7, 9)
-    amount: float = 0.46
-    head: float = 4.0
+    amount: float = 0.453
+    head: float = 1.0
     round_to: int = 4
     scenes: int = 1500
     image_size: int = 96
