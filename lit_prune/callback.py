@@ -274,9 +274,10 @@ class ChannelPruning(Callback):
                 f"{self.pruner.recipe.round_to or 8} channels (`round_to`) yet. Raise `amount`, or lower `round_to`."
             )
         if trainer.is_global_zero:
-            tell_loggers(trainer, event_table(event), event["step"])
+            table = event_table(event)
+            tell_loggers(trainer, table, event["step"])
             if self.verbose:
-                print_above_progress(trainer, event_table(event))
+                print_above_progress(trainer, table)
 
     def _length(self, trainer: Trainer) -> int | None:
         length = trainer.max_steps if self.schedule.unit == "steps" else trainer.max_epochs

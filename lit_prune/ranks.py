@@ -9,10 +9,10 @@ import torch.distributed as dist
 
 from lit_prune.plan import PruningPlan
 
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 
-def together(action: Callable[[], Result]) -> Result:
+def together(action: Callable[[], T]) -> T:
     """Run ``action`` on every rank; if it fails on one, it fails on all, with that rank's error.
 
     Without this a rank that fails would leave the others waiting in their next collective operation.
@@ -27,8 +27,7 @@ def together(action: Callable[[], Result]) -> Result:
         result = action()
     except Exception as raised:
         error = raised
-    messages: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(messages, None if error is None else f"{type(error).__name__}: {error}")
+    messages = gather(None if error is None else f"{type(error).__name__}: {error}")
     if error is not None:
         raise error
     for rank, message in enumerate(messages):
@@ -48,10 +47,7 @@ def from_rank_zero(plan: PruningPlan) -> PruningPlan:
 
 def check_same(digest: str) -> None:
     """Raise a RuntimeError, on every rank, unless all have the same digest."""
-    if not is_distributed():
-        return
-    digests = [""] * dist.get_world_size()
-    dist.all_gather_object(digests, digest)
+    digests = gather(digest)
     differing = [rank for rank, other in enumerate(digests) if other != digests[0]]
     if differing:
         raise RuntimeError(
@@ -62,11 +58,16 @@ def check_same(digest: str) -> None:
 
 def any_rank(here: bool) -> bool:
     """Whether it is so on any rank: what all have to do together, if one has to."""
+    return any(gather(here))
+
+
+def gather(value: T) -> list[T]:
+    """``value`` of each rank, in their order."""
     if not is_distributed():
-        return here
-    answers = [False] * dist.get_world_size()
-    dist.all_gather_object(answers, here)
-    return any(answers)
+        return [value]
+    values = [value] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def is_distributed() -> bool:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from lit_prune.activations.extractor import ActivationExtractor, find_layers
 from lit_prune.activations.moments import ClassMoments, Moments
 from lit_prune.activations.objects import CalibrationBatch, Detections, matched, observe
+from lit_prune.ranks import gather
 
 
 class CalibrationError(RuntimeError):
@@ -142,7 +142,7 @@ class _Tally:
         """Merge with the other ranks; all of them raise where one has failed."""
         classes = self.metric.num_classes if self.metric is not None else 1
         layers = dict(zip(self.modules, self.widths, strict=False))
-        shares = _gather((None if failure is None else str(failure), layers, classes, self.seen))
+        shares = gather((None if failure is None else str(failure), layers, classes, self.seen))
         if failure is not None:
             raise failure
         for rank, (message, *_) in enumerate(shares):
@@ -203,15 +203,6 @@ class _Tally:
         else:
             wider.to(next((parameter.device for parameter in self.network.parameters()), torch.device("cpu")))
         return wider
-
-
-def _gather(share: Any) -> list[Any]:
-    """``share`` of each rank, in their order."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return [share]
-    shares: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(shares, share)
-    return shares
 
 
 def _check_iou(match_iou: float | None) -> None:

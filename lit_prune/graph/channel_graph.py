@@ -118,9 +118,9 @@ class ChannelGraph:
         gone = np.zeros(len(self._components.reason), dtype=np.bool_)
         for name, channels in remove.items():
             group = self[name]
-            members = group.members[group.slots[0]]
-            picked = members.indices[np.isin(members.channels, self._channels(name, channels))]
-            gone[self._components.of[self._recording.slots[group.slots[0]][picked]]] = True
+            slot = group.slots[0]
+            picked = group.indices(slot, self._channels(name, channels))
+            gone[self._components.of[self._recording.slots[slot][picked]]] = True
         stays = ~gone[self._components.of]
         total = 0.0
         for product in self._recording.products:
