@@ -118,7 +118,11 @@ def _build_ultralytics(name: str) -> Case:
         kind = "WorldModel"
     elif name.startswith("yoloe"):
         kind = "YOLOESegModel" if "seg" in name else "YOLOEModel"
-    network = getattr(tasks, kind)(name, verbose=False).eval()
+    for _, _, kinds, args in [*config["backbone"], *config["head"]]:
+        if kinds == "TorchVision":
+            # Weights would be fetched.
+            args[2] = None
+    network = getattr(tasks, kind)(config, verbose=False).eval()
     size = 128 if "p6" in name or "rtdetr" in name else 64
     images = torch.randn(1, 3, size, size)
     if "rtdetr" in name:
@@ -174,23 +178,25 @@ def same_choice(forward: Forward) -> Forward:
 # --- torchvision -----------------------------------------------------------------------------------------------
 
 
+# Of video and optical flow, and quantised, where weights are no parameters.
+_ELSEWHERE = ("mvit", "s3d", "swin3d", "r3d", "mc3", "r2plus1d", "raft", "quantized")
+# Deeper or wider than another of the same blocks that is in the list: they say nothing that it does not.
+_WIDER = frozenset(
+    """
+    convnext_small convnext_base convnext_large deeplabv3_resnet101 densenet161 densenet169 densenet201 efficientnet_b1
+    efficientnet_b2 efficientnet_b3 efficientnet_b4 efficientnet_b5 efficientnet_b6 efficientnet_b7 efficientnet_v2_m
+    efficientnet_v2_l fcn_resnet101 mnasnet0_75 mnasnet1_0 mnasnet1_3 regnet_x_16gf regnet_x_1_6gf regnet_x_32gf
+    regnet_x_3_2gf regnet_x_8gf regnet_y_128gf regnet_y_16gf regnet_y_1_6gf regnet_y_32gf regnet_y_3_2gf regnet_y_8gf
+    resnet101 resnet152 resnext101_32x8d resnext101_64x4d shufflenet_v2_x1_5 shufflenet_v2_x2_0 swin_s swin_b
+    swin_v2_s swin_v2_b vgg13 vgg13_bn vgg16 vgg16_bn vgg19 vgg19_bn vit_h_14 vit_l_16 vit_l_32 wide_resnet101_2
+    """.split()
+)
+
+
 def _torchvision() -> list[str]:
     import torchvision
 
-    models = torchvision.models.list_models()
-    # Huge variants say nothing that the small ones of their family do not.
-    huge = (
-        "vit_h",
-        "regnet_y_128",
-        "regnet_y_32gf",
-        "regnet_x_32gf",
-        "convnext_large",
-        "vit_l",
-        "101_64x4d",
-        "efficientnet_b7",
-    )
-    video = ("mvit", "s3d", "swin3d", "r3d", "mc3", "r2plus1d", "raft", "quantized")
-    return [name for name in models if not any(part in name for part in (*huge, *video))]
+    return [name for name in torchvision.models.list_models() if not name.startswith(_ELSEWHERE) and name not in _WIDER]
 
 
 def _build_torchvision(name: str) -> Case:

@@ -222,7 +222,10 @@ def _frozen_layers(
         if (reasons >= 0).any():
             frozen[_layer(index.slots[number])] = recording.labels.reasons[int(reasons[reasons >= 0].min())]
         elif single[mine].any():
-            frozen[_layer(index.slots[number])] = "can only go all together, and one must stay"
+            # All channels that are one, or one channel in each of several groups.
+            alone = (mine == mine[0]).all()
+            reason = "can only go all together, and one must stay" if alone else "is the only channel of its group"
+            frozen[_layer(index.slots[number])] = reason
     return frozen
 
 

@@ -165,7 +165,7 @@ def test_grouped_convolutions_lose_equally_in_each_group() -> None:
 def test_grouped_convolution_with_one_output_a_group() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 3, groups=2), nn.Conv2d(2, 4, 1))
     graph = _exact(net)
-    assert "only output of its group" in graph.frozen["1"]
+    assert "only channel of its group" in graph.frozen["1"]
 
 
 @pytest.mark.parametrize("dims", [1, 3])

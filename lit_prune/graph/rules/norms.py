@@ -75,8 +75,6 @@ def _group_norm(trace: Tracer, op: Operation) -> None:
         trace.freeze([trace.row(tensor, 0) for tensor in own], "is normalised with what is not tracked")
     elif not own:
         trace.freeze([channels], "is normalised in groups, without a weight")
-    elif len(channels) == groups > 1:
-        trace.freeze([channels, *(trace.row(tensor, 0) for tensor in own)], "is the only channel of its group")
     else:
         trace.unite([channels, *(trace.row(tensor, 0) for tensor in own)], "is normalised with what is not tracked")
         if groups > 1:
