@@ -41,6 +41,19 @@ def _timm_attention(module: Any) -> None:
     module.num_heads = module.attn_dim // module.head_dim
 
 
+@register_attributes("ultralytics.nn.modules.block.MaxSigmoidAttnBlock")
+def _ultralytics_guided_attention(module: Any) -> None:
+    # The forward computes the scale from the width of a head, so that heads go whole.
+    module.nh = len(module.bias)
+
+
+@register_attributes("ultralytics.nn.modules.block.ImagePoolingAttn")
+def _ultralytics_pooling_attention(module: Any) -> None:
+    # Likewise.
+    module.ec = module.proj.in_features
+    module.nh = module.ec // module.hc
+
+
 @register_attributes("ultralytics.nn.modules.transformer.MSDeformAttn")
 def _ultralytics_deformable_attention(module: Any) -> None:
     # What is sampled for each head keeps equally many.

@@ -69,6 +69,10 @@ SAME = {
     "to the last dimension and back": lambda x: x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2),
     "tokens and back": lambda x: x.flatten(2).transpose(1, 2).transpose(1, 2).reshape(x.shape),
     "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "strides of another memory format": lambda x: x.as_strided(x.shape, x.contiguous().stride()),
+    "unbind over the batch": lambda x: torch.stack(x.unbind(0), 0),
+    "chosen images": lambda x: x.index_select(0, torch.tensor([1, 0])),
+    "einsum over space": lambda x: torch.einsum("nchw,hk->nckw", x, torch.eye(6)),
     "unsqueeze and squeeze": lambda x: x.unsqueeze(2).squeeze(2),
     "expand": lambda x: x.unsqueeze(0).expand(1, *x.shape).squeeze(0),
     "one channel broadcast": lambda x: x * torch.ones(2, 1, 6, 6),
@@ -105,6 +109,8 @@ FREEZES = {
     "an untracked piece": (lambda x: torch.cat([x, torch.ones(2, 2, 6, 6)], 1), 14, None),
     "LayerNorm without a weight": (lambda x: F.layer_norm(x, [12, 6, 6]), 12, "is normalised together"),
     "padded channels": (lambda x: F.pad(x, (0, 0, 0, 0, 1, 1)), 14, "is padded"),
+    "read with other strides": (lambda x: x.as_strided((2, 12, 3, 6), x.stride()), 12, "is read with strides"),
+    "picked one by one": (lambda x: torch.stack(x.unbind(1), 1), 12, "is picked from one by one"),
     "every other channel": (lambda x: x[:, ::2], 6, "is sliced with a step"),
 }
 
@@ -329,6 +335,58 @@ def test_pieces_of_computed_sizes_lose_as_they_like() -> None:
     graph = _exact(Parts())
     assert _sizes(graph) == {"a": 4, "b": 8}
     assert graph["a"].balanced == ()
+
+
+def test_a_layer_that_is_used_twice_joins_what_enters_it() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter, self.shared, self.leave = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.leave(self.shared(self.shared(self.enter(x)).relu()))
+
+    graph = _exact(Twice())
+    assert _sizes(graph) == {"enter": 8}
+    assert {("shared.weight", 0), ("shared.weight", 1), ("leave.weight", 1)} <= set(graph["enter"].slots)
+
+
+def test_tied_weights_are_cut_as_one() -> None:
+    class Tied(nn.Module):
+        """An autoencoder whose decoder is its encoder, transposed."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.encode, self.inner, self.decode = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(6, 8, bias=False)
+            self.decode.weight = self.encode.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(self.encode(x)).relu() @ self.decode.weight
+
+    graph = _exact(Tied(), _random((2, 5, 6)))
+    assert _sizes(graph) == {"encode": 8}
+    assert graph["encode"].layers == ("encode", "inner")
+
+
+def test_pieces_that_feed_one_another() -> None:
+    class Scales(nn.Module):
+        """Res2Net's hierarchy: each piece is convolved together with what came out of the piece before."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter, self.leave = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 4, 1)
+            self.convs = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            first, *rest = self.enter(x).chunk(4, 1)
+            found = [first]
+            for conv, piece in zip(self.convs, rest, strict=True):
+                found.append(conv(found[-1] + piece).relu())
+            return self.leave(torch.cat(found, 1))
+
+    graph = _exact(Scales())
+    assert sum(group.size for group in graph.groups) >= 4
+    assert all(len(group.balanced) > 1 or group.size == 4 for group in graph.groups)
 
 
 def test_a_channel_shuffle_pairs_its_groups() -> None:
