@@ -66,6 +66,32 @@ def _timm_scales(module: Any) -> None:
     module.width = module.conv1.out_channels // module.scale
 
 
+@register_attributes("timm.layers.mixed_conv2d.MixedConv2d")
+def _timm_mixed_kernels(module: Any) -> None:
+    module.splits = [conv.in_channels for conv in module.values()]
+
+
+@register_attributes("timm.layers.selective_kernel.SelectiveKernel")
+def _timm_selective_kernel(module: Any) -> None:
+    entering = module.paths[0].conv.in_channels
+    module.in_channels = entering * module.num_paths if module.split_input else entering
+
+
+@register_attributes("timm.models.fasternet.MLPBlock")
+def _timm_partial_convolution(module: Any) -> None:
+    partial = module.spatial_mixing
+    partial.dim_conv3 = partial.partial_conv3.in_channels
+    partial.dim_untouched = module.mlp[0].in_channels - partial.dim_conv3
+
+
+@register_attributes("timm.models.inception_next.MetaNeXtBlock")
+def _timm_inception_kernels(module: Any) -> None:
+    mixer = module.token_mixer
+    if hasattr(mixer, "split_indexes"):
+        widths = [conv.in_channels for conv in (mixer.dwconv_hw, mixer.dwconv_w, mixer.dwconv_h)]
+        mixer.split_indexes = (module.norm.num_features - sum(widths), *widths)
+
+
 @register_attributes("timm.models.dpn.DPN")
 def _timm_dual_paths(module: Any) -> None:
     # A block's output is the residual path and what it adds to the dense one: the width of the first follows from

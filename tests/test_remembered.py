@@ -42,7 +42,14 @@ def test_scales_of_dla() -> None:
 def test_dual_paths(apart: bool) -> None:
     dpn = pytest.importorskip("timm.models.dpn")
     net = dpn.DPN(
-        k_sec=(2, 2, 1, 1), inc_sec=(4, 4, 4, 4), k_r=8, groups=2, num_classes=4, small=True, num_init_features=8, b=apart
+        k_sec=(2, 2, 1, 1),
+        inc_sec=(4, 4, 4, 4),
+        k_r=8,
+        groups=2,
+        num_classes=4,
+        small=True,
+        num_init_features=8,
+        b=apart,
     )
     check = check_invariant(net, torch.randn(1, 3, 64, 64))
     assert check.worst < 1e-4

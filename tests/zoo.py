@@ -47,6 +47,26 @@ xcit_nano_12_p16_224
 """.split()
 
 
+# Where not all channels of the convolutions can go: the share that can, and what keeps the others.
+LESS: dict[str, tuple[float, str]] = {
+    # Text embeddings come from outside; the visual prompts' layers do not run without a prompt.
+    "ultralytics/yoloe-11n-seg.yaml": (0.74, "takes no part"),
+    "ultralytics/yoloe-11n.yaml": (0.73, "takes no part"),
+    "ultralytics/yoloe-26n-seg.yaml": (0.69, "takes no part"),
+    "ultralytics/yoloe-26n.yaml": (0.69, "takes no part"),
+    "ultralytics/yoloe-v8n-seg.yaml": (0.4, "is contracted with what is not tracked"),
+    "ultralytics/yoloe-v8n.yaml": (0.4, "is contracted with what is not tracked"),
+    # Image features are normalised to unit length, to be compared with text.
+    "ultralytics/yolov8n-world.yaml": (0.73, "linalg_vector_norm runs over it"),
+    "ultralytics/yolov8n-worldv2.yaml": (0.5, ""),
+    # A norm of the response of each channel by the mean over all of them.
+    "timm/convnextv2_atto": (0.36, "mean runs over it"),
+    # Attention whose widths are remembered.
+    "timm/efficientvit_m0": (0.47, "can't be narrowed"),
+    "timm/edgenext_xx_small": (0.05, "can't be narrowed"),
+}
+
+
 @dataclass(frozen=True)
 class Case:
     """A network, what it is run on, and how its outputs are compared.

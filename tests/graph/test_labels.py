@@ -41,7 +41,8 @@ def test_to_be_an_output_is_reported_before_all_else() -> None:
     labels.freeze(row, "softmax runs over it")
     labels.freeze(row[1:], OUTPUT)
     components = labels.components()
-    assert [labels.reasons[index] for index in components.reason[components.of[row]]] == ["softmax runs over it", OUTPUT]
+    reasons = [labels.reasons[index] for index in components.reason[components.of[row]]]
+    assert reasons == ["softmax runs over it", OUTPUT]
 
 
 def test_join_broadcasts() -> None:

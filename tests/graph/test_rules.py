@@ -108,7 +108,8 @@ FREEZES = {
     "an untracked operand": (lambda x: x + torch.ones(12, 1, 1), 12, "meets what is not tracked"),
     "an untracked piece": (lambda x: torch.cat([x, torch.ones(2, 2, 6, 6)], 1), 14, None),
     "LayerNorm without a weight": (lambda x: F.layer_norm(x, [12, 6, 6]), 12, "is normalised together"),
-    "padded channels": (lambda x: F.pad(x, (0, 0, 0, 0, 1, 1)), 14, "is padded"),
+    "padded channels": (lambda x: F.pad(x, (0, 0, 0, 0, 1, 1)), 14, None),
+    "cropped channels": (lambda x: F.pad(x, (0, 0, 0, 0, -1, 1)), 12, "is padded"),
     "read with other strides": (lambda x: x.as_strided((2, 12, 3, 6), x.stride()), 12, "is read with strides"),
     "picked one by one": (lambda x: torch.stack(x.unbind(1), 1), 12, "is picked from one by one"),
     "every other channel": (lambda x: x[:, ::2], 6, "is sliced with a step"),
@@ -454,6 +455,47 @@ def test_squeeze_and_excitation() -> None:
     graph = _exact(Excited())
     assert graph["conv"].layers == ("conv", "up")
     assert _sizes(graph) == {"conv": 12, "down": 6}
+
+
+def test_a_split_attention_ties_its_paths() -> None:
+    class Splits(nn.Module):
+        """ResNeSt's: a softmax over the paths of each channel, and a sum over them."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.attend, self.leave = nn.Conv2d(3, 16, 1), nn.Conv2d(8, 16, 1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            n, c, h, w = (x := self.conv(x)).shape
+            x = x.reshape(n, 2, c // 2, h, w)
+            weight = self.attend(x.sum(1).mean((2, 3), keepdim=True)).view(n, 2, c // 2, 1, 1).softmax(1)
+            return self.leave((x * weight).sum(1))
+
+    graph = _exact(Splits())
+    assert _sizes(graph) == {"conv": 8}
+    assert graph["conv"].indices(("conv.weight", 0), [1]).tolist() == [1, 9]
+    assert graph["conv"].indices(("attend.weight", 0), [1]).tolist() == [1, 9]
+
+
+def test_a_selective_kernel_ties_its_paths() -> None:
+    class Selects(nn.Module):
+        """Paths are stacked, so that the dimension of the paths is no parameter's."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.paths = nn.ModuleList([nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 3, padding=1)])
+            self.attend, self.leave = nn.Conv2d(8, 16, 1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.stack([path(x) for path in self.paths], 1)
+            weight = self.attend(x.sum(1).mean((2, 3), keepdim=True))
+            weight = weight.view(len(x), 2, -1, 1, 1).softmax(1)
+            return self.leave((x * weight).sum(1))
+
+    graph = _exact(Selects())
+    assert _sizes(graph) == {"paths.0": 8}
+    assert graph["paths.0"].layers == ("paths.0", "paths.1", "attend")
+    assert graph["paths.0"].indices(("attend.weight", 0), [1]).tolist() == [1, 9]
 
 
 def test_an_embedding_loses_width_but_no_word() -> None:
