@@ -61,6 +61,9 @@ LESS: dict[str, tuple[float, str]] = {
     "ultralytics/yolov8n-worldv2.yaml": (0.5, ""),
     # A norm of the response of each channel by the mean over all of them.
     "timm/convnextv2_atto": (0.36, "mean runs over it"),
+    # Linear attention appends a constant to the values of each head.
+    "timm/efficientvit_b0": (0.65, "is padded"),
+    "timm/fasternet_t0": (0.86, "can't be narrowed"),
     # Attention whose widths are remembered.
     "timm/efficientvit_m0": (0.47, "can't be narrowed"),
     "timm/edgenext_xx_small": (0.05, "can't be narrowed"),

@@ -160,7 +160,7 @@ class ChannelGraph:
 
 def _idle(network: nn.Module, recording: Recording) -> dict[str, str]:
     """Layers that the forward did not use, so that nothing is known of what they would meet."""
-    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    tensors: dict[str, Tensor] = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     used = {id(tensors[name]) for name, _ in recording.slots if name in tensors}
     weights = {name: getattr(module, "weight", None) for name, module in network.named_modules()}
     return {
