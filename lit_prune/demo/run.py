@@ -70,8 +70,8 @@ def run_demo(
     console.print(comparison_table(report))
     if not twin:
         console.print(
-            f"\nThe dense network is the one after epoch {len(shared)}, right before its first channel goes. What it comes "
-            f"to in all {recipe.epochs}: lit-prune demo --twin, or over several seeds benchmarks/demo_baseline.py.",
+            f"\nThe dense network is the one after epoch {len(shared)}, right before its first channel goes. What it "
+            f"comes to in all {recipe.epochs}: lit-prune demo --twin, or over seeds benchmarks/demo_baseline.py.",
             highlight=False,
         )
     console.print(_closing(out, recipe), highlight=False, soft_wrap=True)
