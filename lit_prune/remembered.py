@@ -81,15 +81,33 @@ def _timm_selective_kernel(module: Any) -> None:
 def _timm_partial_convolution(module: Any) -> None:
     partial = module.spatial_mixing
     partial.dim_conv3 = partial.partial_conv3.in_channels
-    partial.dim_untouched = module.mlp[0].in_channels - partial.dim_conv3
+    partial.dim_untouched = module.mlp[0].in_channels - partial.partial_conv3.out_channels
 
 
 @register_attributes("timm.models.inception_next.MetaNeXtBlock")
 def _timm_inception_kernels(module: Any) -> None:
     mixer = module.token_mixer
     if hasattr(mixer, "split_indexes"):
+        # Depthwise: as many go in as come out.
         widths = [conv.in_channels for conv in (mixer.dwconv_hw, mixer.dwconv_w, mixer.dwconv_h)]
         mixer.split_indexes = (module.norm.num_features - sum(widths), *widths)
+
+
+@register_attributes("timm.models.mambaout.GatedConvBlock")
+def _timm_gated_convolution(module: Any) -> None:
+    hidden, convolved = module.fc2.in_features, module.conv.in_channels
+    module.split_indices = (hidden, hidden - convolved, convolved)
+
+
+@register_attributes("timm.models.metaformer.Scale")
+def _timm_scale(module: Any) -> None:
+    module.shape = (len(module.scale), *module.shape[1:])
+
+
+@register_attributes("timm.models.rexnet.LinearBottleneck")
+def _timm_linear_bottleneck(module: Any) -> None:
+    first = module.conv_dw if module.conv_exp is None else module.conv_exp
+    module.in_channels = first.conv.in_channels
 
 
 @register_attributes("timm.models.dpn.DPN")

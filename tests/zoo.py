@@ -61,9 +61,18 @@ LESS: dict[str, tuple[float, str]] = {
     "ultralytics/yolov8n-worldv2.yaml": (0.5, ""),
     # A norm of the response of each channel by the mean over all of them.
     "timm/convnextv2_atto": (0.36, "mean runs over it"),
+    # A shuffle in every block couples channels in long cycles.
+    "torchvision/shufflenet_v2_x0_5": (0.86, "can only go all together"),
+    "torchvision/shufflenet_v2_x1_0": (0.8, "can only go all together"),
+    # A convolution over the channels themselves decides how much of each passes.
+    "timm/ecaresnet26t": (0.25, "is convolved over"),
+    "timm/eca_nfnet_l0": (0.42, "is convolved over"),
+    # A constant blur, whose groups are no layer's channels.
+    "timm/resnetblur18": (0.77, "can't be narrowed"),
+    # Variances of groups of channels, worked out by hand.
+    "timm/resnetv2_50d_evos": (0.0, "can't be narrowed"),
     # Linear attention appends a constant to the values of each head.
     "timm/efficientvit_b0": (0.65, "is padded"),
-    "timm/fasternet_t0": (0.86, "can't be narrowed"),
     # Attention whose widths are remembered.
     "timm/efficientvit_m0": (0.47, "can't be narrowed"),
     "timm/edgenext_xx_small": (0.05, "can't be narrowed"),

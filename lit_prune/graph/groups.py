@@ -222,9 +222,11 @@ def _frozen_layers(
         if (reasons >= 0).any():
             frozen[_layer(index.slots[number])] = recording.labels.reasons[int(reasons[reasons >= 0].min())]
         elif single[mine].any():
-            # All channels that are one, or one channel in each of several groups.
+            # One component that holds all channels; or several, each the only one that is coupled in its way.
             alone = (mine == mine[0]).all()
-            reason = "can only go all together, and one must stay" if alone else "is the only channel of its group"
+            reason = (
+                "can only go all together, and one must stay" if alone else "no other channel could stay in its place"
+            )
             frozen[_layer(index.slots[number])] = reason
     return frozen
 
