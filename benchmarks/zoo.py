@@ -26,6 +26,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def measure(name: str) -> dict[str, Any]:
     """One model, in this process."""
     from lit_prune import ChannelGraph, shrink_
     from tests.networks import check_invariant
-    from tests.zoo import Case, build, shares, trains
+    from tests.zoo import build, shares, trains
 
     try:
         case = build(name)
@@ -62,7 +63,7 @@ def measure(name: str) -> dict[str, Any]:
         start = time.process_time()
         graph = ChannelGraph.trace(case.network, *case.args)
         seconds.append(round(time.process_time() - start, 3))
-    check = check_invariant(case.network, *case.args, forward=case.forward, graph=graph)
+    check = check_invariant(case.network, *case.args, forward=case.forward, graph=graph, fixed_work=case.fixed_work)
     found = shares(graph, case.network)
     row = {
         "result": "exact" if check.worst <= TOLERANCE else "wrong",
@@ -77,7 +78,7 @@ def measure(name: str) -> dict[str, Any]:
         "second_s": seconds[1],
     }
     try:
-        trains(Case(shrink_(copy.deepcopy(case.network), check.plan), case.args))
+        trains(replace(case, network=shrink_(copy.deepcopy(case.network), check.plan)))
         row["trains"] = True
     except Exception as error:
         row |= {"trains": False, "why": _message(error)}

@@ -87,11 +87,15 @@ class Case:
         network: In eval mode.
         args: Its inputs.
         forward: What is compared; None is the network's output.
+        targets: Further inputs in train mode.
+        fixed_work: Whether its cost is the same whatever it finds.
     """
 
     network: nn.Module
     args: tuple[Any, ...]
     forward: Forward | None = None
+    targets: tuple[Any, ...] = ()
+    fixed_work: bool = True
 
 
 def names(source: str) -> list[str]:
@@ -233,12 +237,23 @@ def _build_torchvision(name: str) -> Case:
         ("torchvision.models.detection", "torchvision.models.segmentation")
     ):
         extra["weights_backbone"] = None
+    if name.startswith(("fasterrcnn", "maskrcnn", "keypointrcnn", "fcos", "retinanet")):
+        # Images are resized to 800 pixels otherwise.
+        extra |= {"min_size": 96, "max_size": 96}
     network = torchvision.models.get_model(name, weights=None, **extra).eval()
-    size = 224 if name.startswith(("vit", "maxvit")) else 96
+    size = 224 if name.startswith(("vit", "maxvit", "inception")) else 96
     images = torch.randn(2, 3, size, size)
     module = torchvision.models.get_model_builder(name).__module__
     if module.startswith("torchvision.models.detection"):
-        return Case(network, (list(torch.rand(1, 3, 96, 96)),), _detections(images))
+        target = {
+            "boxes": torch.tensor([[8.0, 8.0, 60.0, 70.0]]),
+            "labels": torch.tensor([1]),
+            "masks": torch.ones(1, 96, 96, dtype=torch.uint8),
+            "keypoints": torch.tensor([[[20.0, 20.0, 1.0]] * 17]),
+        }
+        return Case(
+            network, (list(torch.rand(1, 3, 96, 96)),), _detections(images), ([target] * 2,), "rcnn" not in name
+        )
     return Case(network, (images,))
 
 
@@ -334,8 +349,8 @@ def trains(case: Case) -> None:
         AssertionError: If a parameter gets no gradient of its own shape.
     """
     network = case.network.train()
-    args = [torch.cat([arg, arg * 0.5]) if isinstance(arg, Tensor) else arg for arg in case.args]
-    outputs = [output for output in tensors(network(*args)) if output.requires_grad]
+    args = [torch.cat([arg, arg * 0.5]) if isinstance(arg, Tensor) else arg * 2 for arg in case.args]
+    outputs = [output for output in tensors(network(*args, *case.targets)) if output.requires_grad]
     loss = sum(output.float().square().mean() for output in outputs)
     assert isinstance(loss, Tensor)
     loss.backward()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from lit_prune import ChannelGraph, shrink_
 from tests.networks import check_invariant
-from tests.zoo import LESS, Case, build, names, shares, trains
+from tests.zoo import LESS, build, names, shares, trains
 
 pytest.importorskip("ultralytics")
 pytest.importorskip("torchvision")
@@ -36,13 +37,13 @@ def _all() -> list[Any]:
 @pytest.mark.parametrize("name", _all())
 def test_architectures_are_exact_and_train(name: str) -> None:
     case = build(name)
-    check = check_invariant(case.network, *case.args, forward=case.forward)
+    check = check_invariant(case.network, *case.args, forward=case.forward, fixed_work=case.fixed_work)
     assert check.worst <= TOLERANCE
     assert not check.graph.unsupported
     found, (least, reason) = shares(check.graph, case.network), LESS.get(name, (SHARE, ""))
     assert found.convolutions >= least or found.convolutional == 0, found.reasons
     assert not reason or any(reason in other for other in found.reasons), found.reasons
-    trains(Case(shrink_(copy.deepcopy(case.network), check.plan), case.args))
+    trains(replace(case, network=shrink_(copy.deepcopy(case.network), check.plan)))
 
 
 def test_the_lists_are_as_long_as_they_claim() -> None:
