@@ -54,13 +54,16 @@ LESS: dict[str, tuple[float, str]] = {
     "ultralytics/yoloe-11n.yaml": (0.73, "takes no part"),
     "ultralytics/yoloe-26n-seg.yaml": (0.69, "takes no part"),
     "ultralytics/yoloe-26n.yaml": (0.69, "takes no part"),
-    "ultralytics/yoloe-v8n-seg.yaml": (0.4, "is contracted with what is not tracked"),
-    "ultralytics/yoloe-v8n.yaml": (0.4, "is contracted with what is not tracked"),
+    "ultralytics/yoloe-v8n-seg.yaml": (0.66, "is contracted with what is not tracked"),
+    "ultralytics/yoloe-v8n.yaml": (0.65, "is contracted with what is not tracked"),
     # Image features are normalised to unit length, to be compared with text.
     "ultralytics/yolov8n-world.yaml": (0.73, "linalg_vector_norm runs over it"),
-    "ultralytics/yolov8n-worldv2.yaml": (0.5, ""),
+    "ultralytics/yolov8n-worldv2.yaml": (0.7, "is contracted with what is not tracked"),
     # A norm of the response of each channel by the mean over all of them.
     "timm/convnextv2_atto": (0.36, "mean runs over it"),
+    # Pieces of remembered widths go to layers far away.
+    "ultralytics/yolov9e-seg.yaml": (0.89, "can't be narrowed"),
+    "ultralytics/yolov9e.yaml": (0.89, "can't be narrowed"),
     # A shuffle in every block couples channels in long cycles.
     "torchvision/shufflenet_v2_x0_5": (0.86, "can only go all together"),
     "torchvision/shufflenet_v2_x1_0": (0.8, "can only go all together"),
@@ -327,7 +330,7 @@ def shares(graph: ChannelGraph, network: nn.Module) -> Shares:
             continue
         dim, kind = int(isinstance(module, _ConvTransposeNd)), int(isinstance(module, _ConvNd))
         width, mine = module.weight.shape[dim], free.get((f"{name}.weight", dim), 0)
-        reason = graph.frozen.get(name, "is in no trace") if mine < width else ""
+        reason = graph.frozen.get(name, "has one channel") if mine < width else ""
         if reason.startswith("reaches the network's output"):
             width = mine
         elif reason:
