@@ -96,3 +96,10 @@ def _multihead_attention(module: Any) -> Iterable[tuple[Slot, str]]:
         yield (weight, 0), reason
         yield (weight, 1), reason
     yield ("out_proj.weight", 1), reason
+
+
+@register_fixed(nn.RNNBase)
+def _recurrent(module: Any) -> Iterable[tuple[Slot, str]]:
+    for name, parameter in module.named_parameters():
+        for dim in range(parameter.dim()):
+            yield (name, dim), f"is a width of a recurrent {type(module).__name__}, which checks it"

@@ -10,14 +10,12 @@ import pytest
 import torch
 
 from lit_prune import ChannelGraph, shrink_
-from tests.networks import check_invariant
-from tests.zoo import LESS, build, names, shares, trains
+from tests.zoo import LESS, TOLERANCE, build, check, names, shares, trains
 
 pytest.importorskip("ultralytics")
 pytest.importorskip("torchvision")
 pytest.importorskip("timm")
 
-TOLERANCE = 1e-4
 # Convolutions' channels that can be pruned, of all but the network's outputs, where `LESS` has no other figure.
 SHARE = 0.99
 # One of each kind of block: they take about a minute together.
@@ -37,13 +35,12 @@ def _all() -> list[Any]:
 @pytest.mark.parametrize("name", _all())
 def test_architectures_are_exact_and_train(name: str) -> None:
     case = build(name)
-    check = check_invariant(case.network, *case.args, forward=case.forward, fixed_work=case.fixed_work)
-    assert check.worst <= TOLERANCE
-    assert not check.graph.unsupported
-    found, (least, reason) = shares(check.graph, case.network), LESS.get(name, (SHARE, ""))
-    assert found.convolutions >= least or found.convolutional == 0, found.reasons
-    assert not reason or any(reason in other for other in found.reasons), found.reasons
-    trains(replace(case, network=shrink_(copy.deepcopy(case.network), check.plan)))
+    found = check(case)
+    assert found.worst <= TOLERANCE
+    share, (least, reason) = shares(found.graph, case.network), LESS.get(name, (SHARE, ""))
+    assert share.convolutions >= least or share.convolutional < 0.5, share.reasons
+    assert not reason or any(reason in other for other in share.reasons), share.reasons
+    trains(replace(case, network=shrink_(copy.deepcopy(case.network), found.plan)))
 
 
 def test_the_lists_are_as_long_as_they_claim() -> None:
