@@ -244,8 +244,12 @@ def _build_torchvision(name: str) -> Case:
     if name.startswith(("fasterrcnn", "maskrcnn", "keypointrcnn", "fcos", "retinanet")):
         # Images are resized to 800 pixels otherwise.
         extra |= {"min_size": 96, "max_size": 96}
+    if "rcnn" in name:
+        # What the heads are run on: of random weights there is no end.
+        extra |= {"rpn_post_nms_top_n_test": 20, "box_detections_per_img": 4}
     network = torchvision.models.get_model(name, weights=None, **extra).eval()
-    size = 224 if name.startswith(("vit", "maxvit", "inception")) else 96
+    sizes = {"vit": 224, "maxvit": 224, "inception": 299, "ssd": 300}
+    size = next((size for start, size in sizes.items() if name.startswith(start)), 96)
     images = torch.randn(2, 3, size, size)
     module = torchvision.models.get_model_builder(name).__module__
     if module.startswith("torchvision.models.detection"):
@@ -335,7 +339,7 @@ def shares(graph: ChannelGraph, network: nn.Module) -> Shares:
         if reason.startswith("reaches the network's output"):
             width = mine
         elif reason:
-            reasons[re.sub(r"(, in|^)\s[\w.]+(?=:|$)|^[\w.]+(?=:)", "", reason)[:120]] += width - mine
+            reasons[re.sub(r"(, in|^)\s[\w.]+(?=:|$)|^[\w.]+(?=: )", "", reason)[:120]] += width - mine
         total[kind] += width
         prunable[kind] += mine
     return Shares(

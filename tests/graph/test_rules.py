@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.ops import roi_align
 
 from lit_prune import ChannelGraph
 from lit_prune.graph import register_rule
@@ -48,6 +49,8 @@ SAME = {
     "split and cat": lambda x: torch.cat(x.split(1, dim=2), 2),
     "half of the height": lambda x: x[:, :, :3],
     "grid sample": lambda x: F.grid_sample(x, torch.zeros(2, 4, 4, 2), align_corners=False),
+    "windows": lambda x: x.unfold(2, 3, 1).mean(-1),
+    "regions": lambda x: roi_align(x, [torch.tensor([[1.0, 1.0, 4.0, 5.0]])] * 2, 3),
     "drop": lambda x: F.dropout2d(F.dropout(x, training=False), training=False),
     "new zeros": lambda x: x + x.new_zeros(x.shape[2:]),
     "full like": lambda x: x + torch.full_like(x, 2.0),
@@ -78,6 +81,7 @@ FREEZES = {
     "cropped channels": (lambda x: F.pad(x, (0, 0, 0, 0, -1, 1)), 12, "is padded"),
     "read with other strides": (lambda x: x.as_strided((2, 12, 3, 6), x.stride()), 12, "is read with strides"),
     "picked one by one": (lambda x: torch.stack(x.unbind(1), 1), 12, "is picked from one by one"),
+    "windows of channels": (lambda x: x.unfold(1, 3, 3).sum(-1), 4, "is cut into windows"),
     "every other channel": (lambda x: x[:, ::2], 6, "is sliced with a step"),
 }
 

@@ -76,3 +76,18 @@ def _grid_sampler(trace: Tracer, op: Operation) -> None:
     image = trace.rows(op["input"])
     trace.freeze([*image[2:], *trace.rows(op["grid"])], "is a sampling grid")
     trace.assign(op.output, [*image[:2], *[None] * (len(image) - 2)])
+
+
+@register_rule("torchvision::roi_align", "torchvision::roi_pool")
+def _regions(trace: Tracer, op: Operation) -> None:
+    maps = trace.rows(op["input"])
+    trace.freeze([*maps[2:], *trace.rows(op["rois"])], "says where to look")
+    for output in op.outputs():
+        trace.assign(output, [None, maps[1], None, None])
+
+
+@register_rule("unfold")
+def _unfold(trace: Tracer, op: Operation) -> None:
+    source = op["self"]
+    dim = op["dimension"] % source.dim()
+    trace.assign_blocks(op.output, run_over(trace, source, {dim}, "is cut into windows"))
