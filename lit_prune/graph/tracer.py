@@ -212,6 +212,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.assign_blocks(tensor, [*others, Block((dim,), row)])
         return row
 
+    def has_seen(self, tensor: Tensor) -> bool:
+        """Whether an operation has met this parameter or buffer."""
+        return id(tensor) in self._values
+
     def _is_tracked(self, tensor: Tensor) -> bool:
         known = self._values.get(id(tensor))
         return id(tensor) in self._names if known is None else bool(known[1])
