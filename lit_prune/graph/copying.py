@@ -46,7 +46,7 @@ class _Copier:
 
     def copy(self) -> nn.Module:
         modules = list(self._network.modules())
-        plain = [module for module in modules if _is_plain(type(module))]
+        plain = [module for module in modules if _is_plain(type(module))]  # type: ignore[arg-type]
         for module in plain:
             self._memo[id(module)] = object.__new__(type(module))
         for module in modules:
@@ -106,7 +106,7 @@ class _Copier:
             result = {self._value(item) for item in value}
         elif isinstance(value, (Dataset, DataLoader)):
             result = value
-        elif isinstance(value, nn.Module) and _is_plain(kind):
+        elif isinstance(value, nn.Module) and _is_plain(kind):  # type: ignore[arg-type]
             # It is no submodule, but kept in a list or an object.
             result = self._memo[id(value)] = object.__new__(kind)
             self._fill(value)
@@ -131,7 +131,7 @@ class _Copier:
 
 
 @cache
-def _is_plain(kind: type[nn.Module]) -> bool:
+def _is_plain(kind: Any) -> bool:
     """Whether a module class is copied by its ``__dict__`` alone."""
     if copyreg._slotnames(kind):  # type: ignore[attr-defined]
         return False

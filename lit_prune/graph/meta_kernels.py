@@ -83,7 +83,7 @@ def _binary(first: Any, second: Any, *, alpha: Any = 1) -> Tensor | None:
     return empty(shape, first) if shape is not None and first.is_contiguous() and second.is_contiguous() else None
 
 
-def _binary_in_place(first: Any, second: Any, *, alpha: Any = 1) -> Tensor | None:
+def _binary_in_place(first: Tensor, second: Any, *, alpha: Any = 1) -> Tensor | None:
     if not _is_plain(first):
         return None
     if isinstance(second, (int, float)):
