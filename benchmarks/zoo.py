@@ -26,11 +26,11 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-TOLERANCE = 1e-4
 SOURCES = ("ultralytics", "torchvision", "timm")
 RESULTS = Path(__file__).with_suffix(".json")
 # Where a model's channels are linear ones, they are counted apart.
@@ -50,8 +50,7 @@ timm/res2net50_26w_4s
 def measure(name: str) -> dict[str, Any]:
     """One model, in this process."""
     from lit_prune import ChannelGraph, shrink_
-    from tests.networks import check_invariant
-    from tests.zoo import Case, build, shares, trains
+    from tests.zoo import TOLERANCE, build, check, shares, trains
 
     try:
         case = build(name)
@@ -62,22 +61,22 @@ def measure(name: str) -> dict[str, Any]:
         start = time.process_time()
         graph = ChannelGraph.trace(case.network, *case.args)
         seconds.append(round(time.process_time() - start, 3))
-    check = check_invariant(case.network, *case.args, forward=case.forward, graph=graph)
-    found = shares(graph, case.network)
+    found = check(case, graph)
+    share = shares(graph, case.network)
     row = {
-        "result": "exact" if check.worst <= TOLERANCE else "wrong",
-        "error": check.worst,
-        "prunable_share": round(found.channels, 4),
-        "prunable_share_of_convolutions": round(found.convolutions, 4),
-        "convolutional": found.convolutional >= CONVOLUTIONAL,
+        "result": "exact" if found.worst <= TOLERANCE else "wrong",
+        "error": found.worst,
+        "prunable_share": round(share.channels, 4),
+        "prunable_share_of_convolutions": round(share.convolutions, 4),
+        "convolutional": share.convolutional >= CONVOLUTIONAL,
         "groups": len(graph.groups),
-        "frozen": found.reasons,
+        "frozen": share.reasons,
         "unsupported": graph.unsupported,
         "first_s": seconds[0],
         "second_s": seconds[1],
     }
     try:
-        trains(Case(shrink_(copy.deepcopy(case.network), check.plan), case.args))
+        trains(replace(case, network=shrink_(copy.deepcopy(case.network), found.plan)))
         row["trains"] = True
     except Exception as error:
         row |= {"trains": False, "why": _message(error)}

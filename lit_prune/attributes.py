@@ -114,37 +114,3 @@ def _prelu(module: Any) -> None:
 @register_attributes(nn.Embedding)
 def _embedding(module: Any) -> None:
     module.num_embeddings, module.embedding_dim = module.weight.shape
-
-
-for _name in ("C2f", "C2fAttn", "C2fPSA", "C2PSA", "PSA"):
-
-    @register_attributes(f"ultralytics.nn.modules.block.{_name}")
-    def _ultralytics_halves(module: Any) -> None:
-        module.c = module.cv1.conv.out_channels // 2
-
-
-@register_attributes("ultralytics.nn.modules.block.Attention")
-def _ultralytics_attention(module: Any) -> None:
-    # Every head keeps equally many; the scale stays that of the dense network, as its weights expect.
-    module.head_dim = module.proj.conv.in_channels // module.num_heads
-    module.key_dim = (module.qkv.conv.out_channels // module.num_heads - module.head_dim) // 2
-
-
-@register_attributes("ultralytics.nn.modules.block.AAttn")
-def _ultralytics_area_attention(module: Any) -> None:
-    # The forward computes the scale from the width of a head, so that heads go whole.
-    module.all_head_dim = module.proj.conv.in_channels
-    module.num_heads = module.all_head_dim // module.head_dim
-
-
-@register_attributes("timm.models.cspnet.CrossStage")
-@register_attributes("timm.models.cspnet.CrossStage3")
-def _timm_cross_stage(module: Any) -> None:
-    module.expand_chs = module.conv_exp.conv.out_channels
-
-
-@register_attributes("timm.layers.attention.Attention")
-def _timm_attention(module: Any) -> None:
-    # A fused attention takes its scale from the width of a head, so that heads go whole.
-    module.attn_dim = module.proj.in_features
-    module.num_heads = module.attn_dim // module.head_dim

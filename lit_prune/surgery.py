@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+import lit_prune.remembered  # noqa: F401 - fills the table of attributes
 from lit_prune.attributes import register_attributes, update_attributes_
 from lit_prune.plan import PruningPlan
 from lit_prune.statistics import keep_statistics_, shrink_statistics_

@@ -41,7 +41,7 @@ class ChannelGraph:
 
     def __init__(self, network: nn.Module, calls: Sequence[Call], recording: Recording, grouping: Grouping) -> None:
         self.groups: tuple[ChannelGroup, ...] = grouping.groups
-        self.frozen: dict[str, str] = dict(grouping.frozen)
+        self.frozen: dict[str, str] = {**grouping.frozen, **_idle(network, recording)}
         self.unsupported: dict[str, int] = dict(recording.unsupported)
         self._network = network
         self._calls = tuple(calls)
@@ -157,3 +157,15 @@ class ChannelGraph:
                         f"Groups {name!r} and {partner!r} are equal pieces of one split and must stay equally wide, "
                         f"but would lose {len(channels)} and {other} channels. Remove equally many of both."
                     )
+
+
+def _idle(network: nn.Module, recording: Recording) -> dict[str, str]:
+    """Layers that the forward did not use, so that nothing is known of what they would meet."""
+    tensors: dict[str, Tensor] = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    used = {id(tensors[name]) for name, _ in recording.slots if name in tensors}
+    weights = {name: getattr(module, "weight", None) for name, module in network.named_modules()}
+    return {
+        name: "takes no part in the forward of these inputs"
+        for name, weight in weights.items()
+        if isinstance(weight, Tensor) and weight.dim() > 1 and max(weight.shape[:2]) > 1 and id(weight) not in used
+    }

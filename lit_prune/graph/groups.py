@@ -222,7 +222,12 @@ def _frozen_layers(
         if (reasons >= 0).any():
             frozen[_layer(index.slots[number])] = recording.labels.reasons[int(reasons[reasons >= 0].min())]
         elif single[mine].any():
-            frozen[_layer(index.slots[number])] = "can only go all together, and one must stay"
+            # One component that holds all channels; or several, each the only one that is coupled in its way.
+            alone = (mine == mine[0]).all()
+            reason = (
+                "can only go all together, and one must stay" if alone else "no other channel could stay in its place"
+            )
+            frozen[_layer(index.slots[number])] = reason
     return frozen
 
 

@@ -1,4 +1,4 @@
-"""Widths that a forward reads off one tensor and gives to another: they are in no trace, so a table names them."""
+"""What a module class says of its widths where no operation does, so that the probe need not find it out."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from lit_prune.attributes import qualified_names
 from lit_prune.graph.recording import Recording, Slot
 
 Ties = Callable[[Any], Iterable[tuple[Slot, Slot]]]
+Fixed = Callable[[Any], Iterable[tuple[Slot, str]]]
 
 _TIES: dict[str, Ties] = {}
+_FIXED: dict[str, Fixed] = {}
 
 
 def register_ties(cls: type[nn.Module] | str) -> Callable[[Ties], Ties]:
@@ -40,12 +42,41 @@ def register_ties(cls: type[nn.Module] | str) -> Callable[[Ties], Ties]:
     return register
 
 
+def register_fixed(cls: type[nn.Module] | str) -> Callable[[Fixed], Fixed]:
+    """Say which dimensions inside a module can't shrink, each with the reason that users read.
+
+    The probe would find out too, and say how the module failed.
+
+    Args:
+        cls: As for :func:`register_ties`.
+
+    Example:
+        >>> @register_fixed("mylib.Lookup")
+        ... def _lookup(module):
+        ...     yield ("table.weight", 1), "is an address"
+        >>> _FIXED.pop("mylib.Lookup") is _lookup
+        True
+    """
+    name = cls if isinstance(cls, str) else f"{cls.__module__}.{cls.__qualname__}"
+
+    def register(fixed: Fixed) -> Fixed:
+        _FIXED[name] = fixed
+        return fixed
+
+    return register
+
+
 def tie_widths(network: nn.Module, recording: Recording) -> None:
-    """Join what the table says of the modules of ``network``."""
+    """Join and freeze what the tables say of the modules of ``network``."""
     for path, module in network.named_modules():
+        prefix = f"{path}." if path else ""
         for name in qualified_names(type(module)):
+            if name in _FIXED:
+                for (tensor, dim), reason in _FIXED[name](module):
+                    row = recording.slots.get((prefix + tensor, dim))
+                    if row is not None:
+                        recording.labels.freeze(row, f"{reason}, in {path}" if path else reason)
             if name in _TIES:
-                prefix = f"{path}." if path else ""
                 for (first, dim), (second, other) in _TIES[name](module):
                     rows = recording.slots.get((prefix + first, dim)), recording.slots.get((prefix + second, other))
                     if rows[0] is not None and rows[1] is not None and len(rows[0]) == len(rows[1]):
@@ -55,3 +86,20 @@ def tie_widths(network: nn.Module, recording: Recording) -> None:
 @register_ties("ultralytics.nn.modules.block.Attention")
 def _ultralytics_attention(module: Any) -> Iterable[tuple[Slot, Slot]]:
     yield ("qkv.conv.weight", 1), ("proj.conv.weight", 1)
+
+
+@register_fixed(nn.MultiheadAttention)
+def _multihead_attention(module: Any) -> Iterable[tuple[Slot, str]]:
+    # Its forward asserts that queries are `embed_dim` wide, and views their projections as that.
+    reason = "is the embed_dim of a MultiheadAttention, which its forward insists on"
+    for weight in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
+        yield (weight, 0), reason
+        yield (weight, 1), reason
+    yield ("out_proj.weight", 1), reason
+
+
+@register_fixed(nn.RNNBase)
+def _recurrent(module: Any) -> Iterable[tuple[Slot, str]]:
+    for name, parameter in module.named_parameters():
+        for dim in range(parameter.dim()):
+            yield (name, dim), f"is a width of a recurrent {type(module).__name__}, which checks it"

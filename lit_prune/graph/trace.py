@@ -63,7 +63,7 @@ def record(
     network.eval()
     with torch.no_grad(), _plain_attention():
         _run(network, calls, tracer, until)
-        if any(parameter.numel() > 1 and not tracer.has_seen(parameter) for parameter in network.parameters()):
+        if any(parameter.numel() > 1 and not tracer.has_met(parameter) for parameter in network.parameters()):
             # What it costs is what it costs to use.
             products = list(recording.products)
             network.train()

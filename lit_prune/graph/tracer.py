@@ -187,17 +187,28 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             blocks = [block.moved({dim: dim + offset for dim in block.dims}) for block in self.blocks(tensor)]
             moved.append((blocks, {dim + offset for dim, size in enumerate(tensor.shape) if size > 1}))
         result = []
-        for dims in _connected([block.dims for blocks, _ in moved for block in blocks]):
+        for connected in _connected([block.dims for blocks, _ in moved for block in blocks]):
+            dims = connected
             arrays: list[Row] = []
             untracked = False
+            loose: set[int] = set()
             for blocks, wide in moved:
                 mine = [block for block in blocks if block.dims[0] in dims]
                 arrays.extend(block.over(dims) for block in mine)
                 reached = {dim for block in mine for dim in block.dims}
+                missing = (wide & set(dims)) - reached
                 # Rows of their own against one block over both: no removal of the one is one of the other.
-                untracked |= len(mine) > 1 or bool((wide & set(dims)) - reached)
-            if untracked:
+                untracked |= len(mine) > 1 or missing == set(dims)
+                loose |= missing
+            if untracked or loose == set(dims):
                 self.freeze(arrays, reason)
+            elif loose:
+                # Along a dimension that is not tracked nothing is lost: what lies along it goes together.
+                thin = [array[tuple(slice(1) if dim in loose else slice(None) for dim in dims)] for array in arrays]
+                for first, array in zip(thin, arrays, strict=True):
+                    self.labels.join(first, array)
+                axes = tuple(axis for axis, dim in enumerate(dims) if dim in loose)
+                arrays, dims = [array.squeeze(axes) for array in thin], [dim for dim in dims if dim not in loose]
             arrays.sort(key=lambda array: -array.size)
             for array in arrays[1:]:
                 self.labels.join(arrays[0], array)
@@ -212,7 +223,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.assign_blocks(tensor, [*others, Block((dim,), row)])
         return row
 
-    def has_seen(self, tensor: Tensor) -> bool:
+    def has_met(self, tensor: Tensor) -> bool:
         """Whether an operation has met this parameter or buffer."""
         return id(tensor) in self._values
 

@@ -51,7 +51,7 @@ class Reshaped:
     Attributes:
         blocks: The blocks of the result.
         folds: Blocks that are over more dimensions than before: newly taken apart.
-        merged: Blocks that can't be followed, because two tracked dimensions become one.
+        merged: Blocks that must not lose anything, because their dimension becomes one with a wider tracked one.
         crossed: Blocks that are put together in another order than they were taken apart, as in a channel shuffle.
             Only what goes from all pieces alike leaves the others in their order.
     """
@@ -74,9 +74,9 @@ def reshape(blocks: Sequence[Block], before: Sequence[int], after: Sequence[int]
         else:
             changing.append(block)
     for entering, leaving, inside in _joint_runs(changing, runs):
-        if len(inside) > 1:
-            result.merged.extend(inside)
-            continue
+        # Of several that become one the widest can be followed, if the others lose nothing.
+        inside.sort(key=lambda block: -block.labels.size)
+        result.merged.extend(inside[1:])
         if len(inside[0].dims) > 1 and inside[0].dims[-1] != max(inside[0].dims):
             result.crossed.append(inside[0])
         full = np.broadcast_to(inside[0].over(entering), [before[dim] for dim in entering])

@@ -43,6 +43,16 @@ def test_a_frozen_group_is_told_why() -> None:
         graph["5"]
 
 
+def test_a_layer_that_does_not_run_is_frozen_and_says_so() -> None:
+    net = _chain()
+    net[0].register_module("spare", nn.Conv2d(3, 8, 1))
+    graph = ChannelGraph.trace(net, IMAGES)
+    assert graph.frozen == {
+        "5": "reaches the network's output",
+        "0.spare": "takes no part in the forward of these inputs",
+    }
+
+
 @pytest.mark.parametrize("channels", [[8], [-1], [0, 12]])
 def test_channels_out_of_range(channels: list[int]) -> None:
     with pytest.raises(ValueError, match=r"Group '0' has channels 0 to 7; there is no channel (8|-1|12) to remove"):

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_prune.graph.labels import Labels
+from lit_prune.graph.labels import OUTPUT, Labels
 
 
 @given(st.lists(st.tuples(st.integers(0, 19), st.integers(0, 19)), max_size=30), st.sets(st.integers(0, 19)))
@@ -33,6 +33,16 @@ def test_the_first_reason_is_reported() -> None:
     labels.freeze(row[:1], "second")
     components = labels.components()
     assert labels.reasons[components.reason[components.of[row[0]]]] == "first"
+
+
+def test_to_be_an_output_is_reported_before_all_else() -> None:
+    labels = Labels()
+    row = labels.fresh(2)
+    labels.freeze(row, "softmax runs over it")
+    labels.freeze(row[1:], OUTPUT)
+    components = labels.components()
+    reasons = [labels.reasons[index] for index in components.reason[components.of[row]]]
+    assert reasons == ["softmax runs over it", OUTPUT]
 
 
 def test_join_broadcasts() -> None:

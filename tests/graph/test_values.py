@@ -86,11 +86,12 @@ def test_a_batch_merged_with_heads_is_dropped_when_it_comes_apart() -> None:
     assert again.labels.tolist() == block.labels.tolist()
 
 
-def test_two_tracked_dimensions_that_become_one_are_given_up() -> None:
-    blocks = [Block((0,), np.arange(2)), Block((1,), np.arange(2, 5))]
-    result = reshape(blocks, (2, 3), (6,))
-    assert result.merged == blocks
-    assert not result.blocks
+def test_of_two_tracked_dimensions_that_become_one_the_wider_is_followed() -> None:
+    narrow, wide = Block((0,), np.arange(2)), Block((1,), np.arange(2, 5))
+    result = reshape([narrow, wide], (2, 3), (6,))
+    # The narrow one must lose nothing: then the wide one is repeated.
+    assert result.merged == [narrow]
+    assert result.blocks[0].labels.tolist() == [2, 3, 4, 2, 3, 4]
 
 
 @pytest.mark.parametrize(("dim", "shape"), [(1, (2, 3)), (0, (3, 2))])

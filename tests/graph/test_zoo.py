@@ -3,85 +3,65 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from lit_prune import ChannelGraph, shrink_
-from tests.networks import check_invariant, prunable_share, random_removal, raw_predictions, tensors, yolo
+from tests.zoo import LESS, TOLERANCE, build, check, names, shares, trains
 
-TOLERANCE = 1e-4
+pytest.importorskip("ultralytics")
+pytest.importorskip("torchvision")
+pytest.importorskip("timm")
 
-QUICK_YOLO = ["yolov8n.yaml", "yolo11n.yaml"]
-SLOW_YOLO = [
-    "yolov3-tiny.yaml",
-    "yolov5n.yaml",
-    "yolov6n.yaml",
-    "yolov9t.yaml",
-    "yolov10n.yaml",
-    "yolo12n.yaml",
-    "yolo26n.yaml",
-]
-QUICK_TORCHVISION = ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5"]
-SLOW_TORCHVISION = [
-    "resnet50",
-    "mobilenet_v2",
-    "densenet121",
-    "efficientnet_b0",
-    "vgg11",
-    "vgg11_bn",
-    "regnet_y_400mf",
-    "googlenet",
-    "convnext_tiny",
-]
+# Convolutions' channels that can be pruned, of all but the network's outputs, where `LESS` has no other figure.
+SHARE = 0.99
+# One of each kind of block: they take about a minute together.
+QUICK = frozenset(
+    """
+    ultralytics/yolov8n.yaml ultralytics/yolo11n.yaml torchvision/resnet18 torchvision/mobilenet_v3_small
+    torchvision/shufflenet_v2_x0_5 timm/test_convnext timm/test_vit timm/test_byobnet timm/nf_resnet26
+    """.split()
+)
 
 
-def _slow(names: list[str]) -> list[Any]:
-    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+def _all() -> list[Any]:
+    found = [name for source in ("ultralytics", "torchvision", "timm") for name in names(source)]
+    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in found]
 
 
-@pytest.mark.parametrize("name", [*QUICK_YOLO, *_slow(SLOW_YOLO)])
-def test_detectors_are_exact_and_train(name: str) -> None:
-    network, images = yolo(name), torch.randn(1, 3, 96, 96)
-    check = check_invariant(network, images, forward=raw_predictions(images))
-    assert check.worst < TOLERANCE
-    assert not check.graph.unsupported
-    _assert_trains(shrink_(copy.deepcopy(network), check.plan), torch.randn(2, 3, 96, 96))
+@pytest.mark.parametrize("name", _all())
+def test_architectures_are_exact_and_train(name: str) -> None:
+    case = build(name)
+    found = check(case)
+    assert found.worst <= TOLERANCE
+    share, (least, reason) = shares(found.graph, case.network), LESS.get(name, (SHARE, ""))
+    assert share.convolutions >= least or share.convolutional < 0.5, share.reasons
+    assert not reason or any(reason in other for other in share.reasons), share.reasons
+    trains(replace(case, network=shrink_(copy.deepcopy(case.network), found.plan)))
 
 
-@pytest.mark.parametrize("name", [*QUICK_TORCHVISION, *_slow(SLOW_TORCHVISION)])
-def test_classifiers_are_exact_and_train(name: str) -> None:
-    torchvision = pytest.importorskip("torchvision")
-    network, images = torchvision.models.get_model(name, weights=None), torch.randn(2, 3, 96, 96)
-    check = check_invariant(network, images)
-    assert check.worst < TOLERANCE
-    assert not check.graph.unsupported
-    _assert_trains(shrink_(copy.deepcopy(network), check.plan), images)
+def test_the_lists_are_as_long_as_they_claim() -> None:
+    assert len(names("timm")) >= 150
+    assert len(names("ultralytics")) >= 60
+    assert {name.partition("/")[0] for name in LESS} <= {"ultralytics", "torchvision", "timm"}
+    known = {name for source in ("ultralytics", "torchvision", "timm") for name in names(source)}
+    assert known >= LESS.keys() | QUICK
 
 
-def _assert_trains(network: nn.Module, images: torch.Tensor) -> None:
-    """Every parameter that trains gets a finite gradient of its own shape."""
-    outputs = tensors(network.train()(images))
-    sum(output.square().mean() for output in outputs).backward()
-    missing = [name for name, p in network.named_parameters() if p.requires_grad and p.grad is None]
-    assert not missing
-    assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
-
-
-def test_share_of_prunable_channels() -> None:
-    network = yolo("yolov8n.yaml")
+def test_of_a_detector_all_but_the_outputs_can_go() -> None:
+    network = build("ultralytics/yolov8n.yaml").network
     graph = ChannelGraph.trace(network, torch.zeros(1, 3, 64, 64))
     # The last convolution of each branch of the head: its width is the number of outputs. (DFL has one channel.)
-    outputs = {f"model.22.cv{branch}.{level}.2" for branch in (2, 3) for level in range(3)}
-    assert set(graph.frozen) == outputs
-    assert prunable_share(network, graph, besides={*outputs, "model.22.dfl.conv"}) == 1.0
-    assert random_removal(graph)
+    assert set(graph.frozen) == {f"model.22.cv{branch}.{level}.2" for branch in (2, 3) for level in range(3)}
+    assert set(graph.frozen.values()) == {"reaches the network's output"}
+    assert shares(graph, network).channels == 1.0
 
 
 def test_a_network_that_ran_before_is_as_prunable() -> None:
-    network = yolo("yolov8n.yaml").eval()
+    network = build("ultralytics/yolov8n.yaml").network
     before = ChannelGraph.trace(network, torch.zeros(1, 3, 64, 64))
     # The head now holds anchors of the shapes that it saw.
     network(torch.zeros(1, 3, 64, 64))

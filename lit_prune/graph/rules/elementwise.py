@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+from torch import Tensor
+
 from lit_prune.graph.rules.table import register_rule
 from lit_prune.graph.trace import Operation, Tracer
+from lit_prune.graph.values import Block
 
 
 @register_rule(
@@ -51,8 +56,28 @@ def _prelu(trace: Tracer, op: Operation) -> None:
     trace.assign(op.output, rows)
 
 
+def run_over(trace: Tracer, tensor: Tensor, dims: Collection[int], reason: str) -> list[Block]:
+    """What is left of the blocks of a value for an operation that mixes the values along ``dims``.
+
+    A row along one of them is frozen. Where a block spans others too (the paths of a split attention), what lies along
+    ``dims`` lives and dies together, so that nothing of what is mixed is lost.
+    """
+    left = []
+    for block in trace.blocks(tensor):
+        axes = tuple(axis for axis, dim in enumerate(block.dims) if dim in dims)
+        if len(axes) == len(block.dims):
+            trace.freeze([block.labels], reason)
+        elif axes:
+            index = tuple(slice(1) if axis in axes else slice(None) for axis in range(block.labels.ndim))
+            trace.labels.join(block.labels[index], block.labels)
+            left.append(Block(tuple(dim for dim in block.dims if dim not in dims), block.labels[index].squeeze(axes)))
+        else:
+            left.append(block)
+    return left
+
+
 @register_rule("softmax", "log_softmax", "cumsum", "cumprod", "safe_softmax")
 def _along(trace: Tracer, op: Operation) -> None:
     source = op["self"]
-    trace.freeze([trace.row(source, op["dim"])], f"{op.name} runs over it")
-    trace.assign_blocks(op.output, trace.blocks(source))
+    over = run_over(trace, source, {op["dim"] % max(1, source.dim())}, f"{op.name} runs over it")
+    trace.assign_blocks(op.output, over)

@@ -37,15 +37,12 @@ def _is_own_weight(trace: Tracer, leaving: Row | None, over: list[Row | None]) -
 
     As with a LayerNorm, the statistics are then those of the inputs that are left.
     """
-    own = [trace.recording.slots.get((f"{trace.layer}.weight" if trace.layer else "weight", dim)) for dim in (0, 1)]
-    inputs = [row for row in over if row is not None]
-    return (
-        len(inputs) == 1
-        and own[1] is not None
-        and leaving is not None
-        and np.array_equal(leaving, own[0])
-        and np.array_equal(np.unique(inputs[0]), own[1])
-    )
+    name = f"{trace.layer}.weight" if trace.layer else "weight"
+    outputs, inputs = (trace.recording.slots.get((name, dim)) for dim in (0, 1))
+    tracked = [row for row in over if row is not None]
+    if outputs is None or inputs is None or leaving is None or len(tracked) != 1:
+        return False
+    return np.array_equal(leaving, outputs) and np.array_equal(np.unique(tracked[0]), inputs)
 
 
 @register_rule("native_layer_norm", "layer_norm", "fused_rms_norm", "rms_norm")
@@ -75,8 +72,6 @@ def _group_norm(trace: Tracer, op: Operation) -> None:
         trace.freeze([trace.row(tensor, 0) for tensor in own], "is normalised with what is not tracked")
     elif not own:
         trace.freeze([channels], "is normalised in groups, without a weight")
-    elif len(channels) == groups > 1:
-        trace.freeze([channels, *(trace.row(tensor, 0) for tensor in own)], "is the only channel of its group")
     else:
         trace.unite([channels, *(trace.row(tensor, 0) for tensor in own)], "is normalised with what is not tracked")
         if groups > 1:

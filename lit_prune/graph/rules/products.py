@@ -66,10 +66,7 @@ def _grouped(trace: Tracer, entering: Row | None, w: Rows, groups: int, transpos
         # (outputs, inputs a group): one row of labels serves the inputs of all groups.
         trace.unite([into, None if entering is None else entering.reshape(groups, -1)], "has an untracked input")
     if shared is not None:
-        if len(shared) == groups:
-            trace.freeze([shared], "is the only output of its group")
-        else:
-            trace.labels.fold(shared.reshape(groups, -1))
+        trace.labels.fold(shared.reshape(groups, -1))
     return shared
 
 

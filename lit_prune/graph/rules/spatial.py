@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from lit_prune.graph.rules.elementwise import _broadcast
+import numpy as np
+
+from lit_prune.graph.rules.elementwise import _broadcast, run_over
 from lit_prune.graph.rules.table import register_rule
 from lit_prune.graph.trace import Operation, Tracer
+from lit_prune.graph.values import Block
 
 
 @register_rule(
@@ -23,8 +26,7 @@ def _reduce(trace: Tracer, op: Operation) -> None:
     dims = range(source.dim()) if named in (None, []) else [named] if isinstance(named, int) else named
     over = {dim % source.dim() for dim in dims}
     # A sum runs over channels that are not zero when masked (sigmoid), a mean divides by their number.
-    trace.freeze([trace.row(source, dim) for dim in over], f"{op.name} runs over it")
-    kept = [block for block in trace.blocks(source) if not set(block.dims) & over]
+    kept = run_over(trace, source, over, f"{op.name} runs over it")
     stays = [dim for dim in range(source.dim()) if dim not in over]
     for output in op.outputs():
         place = {dim: dim for dim in stays}
@@ -53,9 +55,20 @@ def _spatial(trace: Tracer, op: Operation) -> None:
 @register_rule("constant_pad_nd", "pad")
 def _pad(trace: Tracer, op: Operation) -> None:
     source, pad = op["self"], op["pad"]
-    padded = {source.dim() - 1 - index for index in range(len(pad) // 2) if pad[2 * index] or pad[2 * index + 1]}
-    trace.freeze([trace.row(source, dim) for dim in padded], "is padded")
-    trace.assign_blocks(op.output, [block for block in trace.blocks(source) if not set(block.dims) & padded])
+    widths = {source.dim() - 1 - index: (pad[2 * index], pad[2 * index + 1]) for index in range(len(pad) // 2)}
+    blocks = []
+    for block in trace.blocks(source):
+        padded = [dim for dim in block.dims if widths.get(dim, (0, 0)) != (0, 0)]
+        if len(block.dims) == 1 and padded and min(widths[padded[0]]) >= 0:
+            # What is added stays, and moves with the rest.
+            before, after = (trace.labels.fresh(width) for width in widths[padded[0]])
+            trace.freeze([before, after], "is added as padding")
+            blocks.append(Block(block.dims, np.concatenate([before, block.labels, after])))
+        elif padded:
+            trace.freeze([block.labels], "is padded")
+        else:
+            blocks.append(block)
+    trace.assign_blocks(op.output, blocks)
 
 
 @register_rule("grid_sampler_2d", "grid_sampler_3d")
