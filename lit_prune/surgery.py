@@ -217,6 +217,10 @@ def select(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
         if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
         else torch.contiguous_format
     )
+    if tensor.is_meta:
+        # Nothing to select from, and torch would go a long way to find the shape.
+        shape = [len(dims[dim]) if dim in dims else size for dim, size in enumerate(tensor.shape)]
+        return torch.empty(shape, dtype=tensor.dtype, device="meta", memory_format=memory_format)
     for dim, kept in dims.items():
         tensor = tensor.index_select(dim, kept.to(tensor.device))
     return tensor.contiguous(memory_format=memory_format)

@@ -107,7 +107,8 @@ class ChannelGraph:
         """
         gone = {name: self._channels(name, channels) for name, channels in remove.items()}
         self._check_balance(gone)
-        return plan_without(self._recording, [(self[name], channels) for name, channels in gone.items()])
+        removed = [(self[name], channels) for name, channels in gone.items()]
+        return plan_without(self._recording, self._components, removed)
 
     def macs_without(self, remove: Removal) -> int:
         """Multiply-adds of one example once these channels are gone; nothing is run.

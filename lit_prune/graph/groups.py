@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -94,7 +95,8 @@ def build_groups(recording: Recording) -> Grouping:
     holdings = _Holdings(index, components)
     drafts = []
     single = np.zeros(len(components.reason), dtype=np.bool_)
-    for channels in np.split(order, bounds) if len(order) else []:
+    for start, end in pairwise([0, *bounds.tolist(), len(order)]) if len(order) else []:
+        channels = order[start:end]
         draft = _draft(channels, holdings, index, producing)
         if draft is None:
             single[channels] = len(channels) == 1
@@ -188,24 +190,22 @@ def _draft(channels: Row, holdings: _Holdings, index: _SlotIndex, producing: npt
         return None
     # Labels are given out slot by slot, so those of one slot lie side by side.
     owners = index.owner[labels]
-    cuts = np.flatnonzero(np.diff(owners)) + 1
-    pieces = dict(
-        zip(owners[[0, *cuts]].tolist(), zip(np.split(labels, cuts), np.split(channel, cuts), strict=True), strict=True)
-    )
-    makers = [slot for slot in pieces if producing[slot]]
+    starts = np.flatnonzero(np.diff(owners, prepend=-1))
+    bounds = [*starts.tolist(), len(labels)]
+    spans = dict(zip(owners[starts].tolist(), pairwise(bounds), strict=True))
+    makers = [slot for slot in spans if producing[slot]]
     if not makers:
         # Nothing makes these channels (a bare parameter).
         return None
     # Channels are counted in the order of the layer that makes them first.
-    first, made = pieces[makers[0]]
-    _, seen = np.unique(made, return_index=True)
+    first = slice(*spans[makers[0]])
+    _, seen = np.unique(channel[first], return_index=True)
     rank = np.empty(len(channels), dtype=np.int64)
-    rank[made[np.sort(seen)]] = np.arange(len(channels))
-    members = {
-        index.slots[slot]: Members(rank[theirs], index.position[mine]) for slot, (mine, theirs) in pieces.items()
-    }
+    rank[channel[first][np.sort(seen)]] = np.arange(len(channels))
+    ranks, positions = rank[channel], index.position[labels]
+    members = {index.slots[slot]: Members(ranks[a:b], positions[a:b]) for slot, (a, b) in spans.items()}
     layers = tuple(dict.fromkeys(_layer(index.slots[slot]) for slot in makers))
-    return _Draft(int(first.min()), len(channels), layers, members, labels)
+    return _Draft(int(labels[first].min()), len(channels), layers, members, labels)
 
 
 def _frozen_layers(
@@ -246,17 +246,19 @@ def _layer(slot: Slot) -> str:
     return slot[0].rpartition(".")[0]
 
 
-def plan_without(recording: Recording, gone: Iterable[tuple[ChannelGroup, Row]]) -> PruningPlan:
+def plan_without(recording: Recording, components: Components, gone: Iterable[tuple[ChannelGroup, Row]]) -> PruningPlan:
     """The plan that removes these channels of these groups."""
-    stays: dict[Slot, npt.NDArray[np.bool_]] = {}
+    leaves = np.zeros(len(components.reason), dtype=np.bool_)
     for group, channels in gone:
-        if len(channels):
-            for slot in group.slots:
-                stays.setdefault(slot, np.ones(len(recording.slots[slot]), dtype=np.bool_))
-                stays[slot][group.indices(slot, channels)] = False
+        # Every channel of a group lies in each of its slots.
+        slot = group.slots[0]
+        leaves[components.of[recording.slots[slot][group.indices(slot, channels)]]] = True
+    stays = ~leaves[components.of]
     kept: dict[str, dict[int, torch.Tensor]] = {}
     sizes: dict[str, dict[int, int]] = {}
-    for (name, dim), mask in sorted(stays.items()):
-        kept.setdefault(name, {})[dim] = torch.from_numpy(np.flatnonzero(mask))
-        sizes.setdefault(name, {})[dim] = len(mask)
+    for (name, dim), row in sorted(recording.slots.items(), key=lambda item: item[0]):
+        indices = np.flatnonzero(stays[row])
+        if len(indices) < len(row):
+            kept.setdefault(name, {})[dim] = torch.from_numpy(indices)
+            sizes.setdefault(name, {})[dim] = len(row)
     return PruningPlan(kept, sizes)

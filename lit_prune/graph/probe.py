@@ -6,7 +6,8 @@ or couples other channels, or computes with another constant.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,12 +19,23 @@ from lit_prune.graph.recording import Call, Constant, Recording, Slot, TraceErro
 from lit_prune.graph.rules import RULES
 from lit_prune.graph.skeleton import on_meta, replica, skeleton, twin
 from lit_prune.graph.ties import tie_widths
-from lit_prune.graph.trace import record
+from lit_prune.graph.trace import Reached, Until, record
 from lit_prune.plan import PruningPlan
 from lit_prune.surgery import shrink_
 
 Examined = tuple[nn.Module, Sequence[Call], Recording, Grouping]
-Unit = tuple[ChannelGroup, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """Groups that must lose equally many, and the channels of each that go at a trial."""
+
+    gone: tuple[tuple[ChannelGroup, Row], ...]
+
+    @property
+    def groups(self) -> list[ChannelGroup]:
+        """The groups alone."""
+        return [group for group, _ in self.gone]
 
 
 def examine(model: nn.Module, calls: Sequence[Call]) -> Examined:
@@ -58,9 +70,9 @@ def rehearse(network: nn.Module, calls: Sequence[Call], recording: Recording, pl
     return shrunk, calls, again, build_groups(again)
 
 
-def _record(network: nn.Module, calls: Sequence[Call]) -> Recording:
+def _record(network: nn.Module, calls: Sequence[Call], until: Until | None = None) -> Recording:
     """Trace a copy that is thrown away: a forward leaves caches behind (anchors, positions)."""
-    recording = record(network, calls, RULES)
+    recording = record(network, calls, RULES, until)
     tie_widths(network, recording)
     recording.raw = recording.labels.components()
     return recording
@@ -70,7 +82,7 @@ def _probed(network: nn.Module, calls: Sequence[Call]) -> tuple[Recording, Group
     recording = _record(twin(network), calls)
     grouping = build_groups(recording)
     while grouping.groups:
-        failing = _Probe(network, calls, recording).failing(_units(grouping.groups))
+        failing = _Probe(network, calls, recording, grouping).failing()
         if not failing:
             break
         for unit, reason in failing:
@@ -82,7 +94,7 @@ def _probed(network: nn.Module, calls: Sequence[Call]) -> tuple[Recording, Group
 def _restrict(recording: Recording, components: Components, unit: Unit, reason: str) -> None:
     """Groups that failed may still pass where whole heads go; otherwise they stay."""
     mine = np.zeros(len(components.reason), dtype=np.bool_)
-    for group in unit:
+    for group in unit.groups:
         mine[components.of[group.labels]] = True
     folds = [
         fold
@@ -95,72 +107,84 @@ def _restrict(recording: Recording, components: Components, unit: Unit, reason: 
     for fold in folds:
         recording.labels.make_whole(fold)
     if not folds:
-        for group in unit:
+        for group in unit.groups:
             recording.labels.freeze(group.labels, reason)
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What went wrong, and how far a trace must go to tell whether it does again; None: to the end."""
+
+    error: TraceError
+    until: Until | None
 
 
 class _Probe:
     """Takes a few channels from each of some groups and sees whether the network comes out as foretold."""
 
-    def __init__(self, network: nn.Module, calls: Sequence[Call], recording: Recording) -> None:
+    def __init__(self, network: nn.Module, calls: Sequence[Call], recording: Recording, grouping: Grouping) -> None:
         self._network = network
         self._calls = calls
         self._recording = recording
+        self._components = grouping.components
+        self._units = _units(grouping.groups)
 
-    def error(self, units: Iterable[Unit]) -> TraceError | None:
-        """What is wrong once each group has lost some channels; None where nothing is."""
-        rng = np.random.default_rng(0)
-        gone: list[tuple[ChannelGroup, Row]] = []
-        for number, unit in enumerate(units):
-            # Groups that must stay equally wide, or lose the same channels, are seen to where they lose differently.
-            count = min(1 + number % 7, max(1, min(group.size for group in unit) // 2))
-            gone.extend((group, rng.permutation(group.size)[:count]) for group in unit)
-        plan = plan_without(self._recording, gone)
+    def failing(self) -> list[tuple[Unit, str]]:
+        """Groups that can't lose a channel; none where all can. Once they are seen to, others may show."""
+        units = self._units
+        failure = self._failure(units)
+        if failure is None:
+            return []
+        layer = failure.error.layer
+        # Mostly the cause lies in the layer that failed, or in one like it.
+        for layers in ([layer], self._alike(layer)):
+            near = [unit for unit in units if any(_touches(unit, name) for name in layers)]
+            if near and (cause := self._failure(near, failure.until)):
+                return self._search(near, cause)
+        return self._search(units, failure)
+
+    def _failure(self, units: Sequence[Unit], until: Until | None = None) -> _Failure | None:
+        """What is wrong once each of these has lost some channels; None where nothing is, as far as ``until``."""
+        gone = [item for unit in units for item in unit.gone]
+        plan = plan_without(self._recording, self._components, gone)
         try:
-            again = _record(shrink_(twin(self._network), plan), self._calls)
+            again = _record(shrink_(twin(self._network), plan), self._calls, until)
+        except Reached:
+            return None
+        except TraceError as error:
+            calls = self._recording.calls[error.layer]
+            return _Failure(error, Until(error.layer, calls) if error.layer and calls else None)
+        try:
             _compare(self._recording, again, plan)
-        except TraceError as failure:
-            return failure
+        except TraceError as error:
+            return _Failure(error, None)
         return None
 
-    def failing(self, units: Sequence[Unit]) -> list[tuple[Unit, str]]:
-        """The groups that can't lose a channel."""
-        sound = list(units)
-        set_aside: list[tuple[list[Unit], TraceError]] = []
-        while sound and (failure := self.error(sound)) is not None:
-            # Set aside what lies in layers like the one that failed: mostly it is the cause, and the rest then passes.
-            near = [unit for unit in sound if any(_touches(unit, layer) for layer in self._alike(failure.layer))]
-            near = near or list(sound)
-            set_aside.append((near, failure))
-            sound = [unit for unit in sound if unit not in near]
-        found = [item for near, _ in set_aside for item in self._search(near)]
-        if set_aside and not found:
-            # Alone each passes; it takes several to fail. Which ones is not known.
-            found = [(unit, f"can't be narrowed together: {failure}") for near, failure in set_aside for unit in near]
-        return found
-
-    def _search(self, tried: Sequence[Unit]) -> list[tuple[Unit, str]]:
-        """Those that fail, one after the other by halving; what lies likewise in a like layer fails alike."""
+    def _search(self, tried: Sequence[Unit], failure: _Failure) -> list[tuple[Unit, str]]:
+        """Those of ``tried`` that fail, by halving; what lies likewise in a like layer fails alike."""
         found: list[tuple[Unit, str]] = []
-        pending = list(tried)
-        while pending and (failure := self.error(pending)) is not None:
+        pending, cause = list(tried), failure
+        while True:
             failing = pending
             while len(failing) > 1:
                 half = len(failing) // 2
-                failed = next(
-                    ((part, cause) for part in (failing[:half], failing[half:]) if (cause := self.error(part))), None
-                )
-                if failed is None:
+                for part in (failing[:half], failing[half:]):
+                    if failed := self._failure(part, cause.until):
+                        failing, cause = part, failed
+                        break
+                else:
                     # It takes both halves to fail.
-                    return [*found, *((unit, f"can't be narrowed together: {failure}") for unit in pending)]
-                failing, failure = failed
-            place = _place(failing[0], failure.layer)
-            like = self._alike(failure.layer) if place else []
-            alike = [unit for unit in pending if any(_place(unit, layer) == place for layer in like)]
-            for unit in alike or failing:
-                found.append((unit, f"can't be narrowed: {failure}"))
+                    return [*found, *((unit, f"can't be narrowed together: {cause.error}") for unit in failing)]
+            layer = cause.error.layer
+            place = _place(failing[0], layer)
+            like = self._alike(layer) if place else []
+            alike = [unit for unit in self._units if any(_place(unit, name) == place for name in like)]
+            found.extend((unit, f"can't be narrowed: {cause.error}") for unit in alike or failing)
             pending = [unit for unit in pending if unit not in alike and unit is not failing[0]]
-        return found
+            again = self._failure(pending, failure.until) if pending else None
+            if again is None:
+                return found
+            cause = again
 
     def _alike(self, layer: str) -> list[str]:
         """The modules of the class of ``layer``; of a container only itself."""
@@ -174,20 +198,27 @@ class _Probe:
 
 def _place(unit: Unit, layer: str) -> frozenset[Slot]:
     """Where in a layer the groups lie."""
-    slots = (slot for group in unit for slot in group.slots)
+    slots = (slot for group in unit.groups for slot in group.slots)
     return frozenset((name[len(layer) + 1 :], dim) for name, dim in slots if name.startswith(f"{layer}."))
 
 
 def _touches(unit: Unit, layer: str) -> bool:
     """Whether a group reaches into a layer."""
-    return bool(layer) and any(name.startswith(f"{layer}.") for group in unit for name, _ in group.slots)
+    return bool(layer) and any(name.startswith(f"{layer}.") for group in unit.groups for name, _ in group.slots)
 
 
 def _units(groups: Sequence[ChannelGroup]) -> list[Unit]:
-    """Groups, with those that are balanced as one."""
+    """Groups, with those that are balanced as one, and a few channels of each, always the same."""
     by_name = {group.name: group for group in groups}
-    units = dict.fromkeys(tuple(sorted(group.balanced or (group.name,))) for group in groups)
-    return [tuple(by_name[name] for name in names) for names in units]
+    together = dict.fromkeys(tuple(sorted(group.balanced or (group.name,))) for group in groups)
+    rng = np.random.default_rng(0)
+    units = []
+    for number, names in enumerate(together):
+        unit = [by_name[name] for name in names]
+        # Groups that must stay equally wide, or lose the same channels, are seen to where they lose differently.
+        count = min(1 + number % 7, max(1, min(group.size for group in unit) // 2))
+        units.append(Unit(tuple((group, rng.permutation(group.size)[:count]) for group in unit)))
+    return units
 
 
 def _compare(recording: Recording, again: Recording, plan: PruningPlan) -> None:

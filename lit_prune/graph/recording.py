@@ -69,6 +69,7 @@ class Recording:
         products: What the cost is summed from.
         unsupported: Operations without a rule, with their number.
         raw: The components of what the operations alone say, before folds are settled.
+        calls: How often each module was called, by its qualified name.
         constants: For each operation the numbers that it was given, and the layer; a shrunk network must give the same.
     """
 
@@ -79,3 +80,4 @@ class Recording:
     unsupported: Counter[str] = field(default_factory=Counter)
     raw: Components = field(default_factory=lambda: Labels().components())
     constants: list[Constant] = field(default_factory=list)
+    calls: Counter[str] = field(default_factory=Counter)

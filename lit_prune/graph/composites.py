@@ -1,0 +1,87 @@
+"""Operations that torch takes apart before the tracer sees them, kept whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
+
+from lit_prune.graph.meta_kernels import empty_like
+from lit_prune.graph.operation import Operation
+from lit_prune.graph.tracer import Tracer
+
+
+class Composites(TorchFunctionMode):
+    """Keeps whole what torch would take apart before the tracer sees it: the parts say less, and cost more."""
+
+    def __init__(self, tracer: Tracer, on_meta: bool) -> None:
+        super().__init__()
+        self._tracer = tracer
+        self._on_meta = on_meta
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        known = _COMPOSITES.get(func)
+        if known is None:
+            if self._on_meta and func in _FACTORIES and kwargs.get("device") is None:
+                # What a forward makes anew (grids, masks) must lie where the weights are.
+                kwargs = {**kwargs, "device": "meta"}
+            return func(*args, **kwargs)
+        name, places = known
+        arguments = {**dict.fromkeys(places), **dict(zip(places, args, strict=False)), **kwargs}
+        source = arguments[places[0]]
+        if name != "rms_norm" and not (source.is_meta and _fits(name, arguments)):
+            return func(*args, **kwargs)
+        with _disable_current_modes():
+            if name == "scaled_dot_product_attention":
+                output = source.new_empty((*source.shape[:-1], arguments["value"].shape[-1]))
+            else:
+                output = _same(source) if source.is_meta else func(*args, **kwargs)
+        self._tracer.apply(Operation(name, arguments, output), f"aten::{name}")
+        return output
+
+
+_COMPOSITES: dict[Any, tuple[str, tuple[str, ...]]] = {
+    F.rms_norm: ("rms_norm", ("input", "normalized_shape", "weight", "eps")),
+    torch.rms_norm: ("rms_norm", ("input", "normalized_shape", "weight", "eps")),
+    F.scaled_dot_product_attention: (
+        "scaled_dot_product_attention",
+        ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale"),
+    ),
+    F.batch_norm: ("batch_norm", ("input", "running_mean", "running_var", "weight", "bias", "training")),
+}
+
+
+# As `with torch.device("meta")` has them, whose own mode would cost as much again as this one.
+_FACTORIES = frozenset(
+    getattr(torch, name)
+    for name in "empty empty_permuted empty_strided zeros ones full eye arange range linspace logspace rand randn "
+    "randint randperm tensor as_tensor scalar_tensor asarray tril_indices triu_indices bartlett_window "
+    "blackman_window hamming_window hann_window kaiser_window".split()
+)
+
+
+def _same(source: Tensor) -> Tensor:
+    output = empty_like(source)
+    return torch.empty_like(source) if output is None else output
+
+
+def _fits(name: str, arguments: Mapping[str, Any]) -> bool:
+    """Whether an operation has what it takes; where not, torch itself shall say so."""
+    if name == "batch_norm":
+        own = [arguments[key] for key in ("running_mean", "running_var", "weight", "bias")]
+        width = arguments["input"].shape[1]
+        return not arguments["training"] and all(tensor is None or tensor.numel() == width for tensor in own)
+    query, key, value, mask = (arguments[part] for part in ("query", "key", "value", "attn_mask"))
+    if not query.dim() == key.dim() == value.dim() == 4 or arguments["is_causal"]:
+        return False
+    shape = (*query.shape[:3], key.shape[2])
+    fitting = mask is None or all(size in (1, want) for size, want in zip(mask.shape[::-1], shape[::-1], strict=False))
+    return query.shape[:2] == key.shape[:2] == value.shape[:2] and query.shape[3] == key.shape[3] and fitting

@@ -1,0 +1,158 @@
+"""Copies of modules that share nothing a forward could alter, an order of magnitude faster than ``copy.deepcopy``."""
+
+from __future__ import annotations
+
+import copy
+import copyreg
+import types
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+# Values of these types can't change, or mean the same wherever they are.
+_IMMUTABLE = frozenset(
+    {type(None), bool, int, float, complex, str, bytes, type, range, slice, type(...)}
+    | {torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size}
+    | {types.FunctionType, types.BuiltinFunctionType, types.ModuleType}
+)
+_RUN_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_COPY_PROTOCOL = ("__deepcopy__", "__copy__", "__getstate__", "__setstate__", "__reduce__", "__reduce_ex__", "__new__")
+
+
+def copy_module(network: nn.Module, copy_tensor: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A copy of ``network`` and of all that its modules hold.
+
+    Modules and tensors that are one stay one. Hooks stay behind, but for those of torch itself, which compute weights;
+    data sets, and what can't be copied (locks, open files, generators), are shared with the copy.
+
+    Args:
+        network: Any module.
+        copy_tensor: Gives the copy of a tensor; called once for each.
+    """
+    return _Copier(network, copy_tensor).copy()
+
+
+class _Copier:
+    def __init__(self, network: nn.Module, copy_tensor: Callable[[Tensor], Tensor]) -> None:
+        self._network = network
+        self._copy_tensor = copy_tensor
+        # From the id of what is copied to its copy, as `copy.deepcopy` keeps it.
+        self._memo: dict[int, Any] = {}
+
+    def copy(self) -> nn.Module:
+        modules = list(self._network.modules())
+        plain = [module for module in modules if _is_plain(type(module))]  # type: ignore[arg-type]
+        for module in plain:
+            self._memo[id(module)] = object.__new__(type(module))
+        for module in modules:
+            if id(module) not in self._memo:
+                self._prepare(module)
+        for module in plain:
+            self._fill(module)
+        copied: nn.Module = self._value(self._network)
+        return copied
+
+    def _fill(self, module: nn.Module) -> None:
+        """Give the shell that stands for ``module`` its contents."""
+        state: dict[str, Any] = {}
+        for name, value in module.__dict__.items():
+            if type(value) in _IMMUTABLE:
+                state[name] = value
+            elif name in _RUN_HOOKS:
+                state[name] = _kept(value)
+            elif name in ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks"):
+                # Nothing is loaded into a copy, or saved from it, and these may hold a whole Trainer.
+                state[name] = OrderedDict()
+            else:
+                state[name] = self._value(value)
+        self._memo[id(module)].__dict__ = state
+
+    def _prepare(self, module: nn.Module) -> None:
+        """Have ``copy.deepcopy`` find what it must not copy by itself, in a module with a way of its own."""
+        for name in _RUN_HOOKS:
+            hooks = module.__dict__[name]
+            self._memo[id(hooks)] = _kept(hooks)
+        for value in module.__dict__.values():
+            for item in _held(value):
+                self._value(item)
+
+    def _value(self, value: Any) -> Any:
+        kind = type(value)
+        if kind in _IMMUTABLE:
+            return value
+        known = self._memo.get(id(value))
+        if known is not None:
+            return known
+        if isinstance(value, Tensor):
+            result: Any = self._copy_tensor(value)
+        elif kind is dict or kind is OrderedDict:
+            # In the memo before its items are: it may hold itself.
+            result = self._memo[id(value)] = kind()
+            for key, item in value.items():
+                result[self._value(key)] = self._value(item)
+        elif kind is list:
+            result = self._memo[id(value)] = []
+            result.extend([self._value(item) for item in value])
+        elif kind is tuple:
+            result = tuple([self._value(item) for item in value])
+            if all(ours is theirs for ours, theirs in zip(result, value, strict=True)):
+                result = value
+        elif kind is set:
+            result = {self._value(item) for item in value}
+        elif isinstance(value, (Dataset, DataLoader)):
+            result = value
+        elif isinstance(value, nn.Module) and _is_plain(kind):  # type: ignore[arg-type]
+            # It is no submodule, but kept in a list or an object.
+            result = self._memo[id(value)] = object.__new__(kind)
+            self._fill(value)
+        else:
+            result = self._copied(value)
+        self._memo[id(value)] = result
+        return result
+
+    def _copied(self, value: Any) -> Any:
+        before = len(self._memo)
+        try:
+            return copy.deepcopy(value, self._memo)
+        except Exception:
+            # Parts of it may have been copied, without what belongs to them.
+            for key in list(self._memo)[before:]:
+                del self._memo[key]
+        if not isinstance(value, nn.Module):
+            return value
+        shell = self._memo[id(value)] = object.__new__(type(value))
+        self._fill(value)
+        return shell
+
+
+@cache
+def _is_plain(kind: Any) -> bool:
+    """Whether a module class is copied by its ``__dict__`` alone."""
+    if copyreg._slotnames(kind):  # type: ignore[attr-defined]
+        return False
+    own = [name for name in _COPY_PROTOCOL if getattr(kind, name, None) is not getattr(nn.Module, name, None)]
+    # Torch's layers only fill in, after unpickling, what older versions lacked; recurrent ones do more.
+    harmless = own == ["__setstate__"] and kind.__setstate__.__module__.startswith("torch.nn.modules.")
+    return not own or (harmless and not issubclass(kind, nn.RNNBase))
+
+
+def _kept(hooks: Mapping[int, Any]) -> OrderedDict[int, Any]:
+    # A hook of a callback or a tracker would be copied with all that it refers to, and run.
+    return OrderedDict((key, hook) for key, hook in hooks.items() if type(hook).__module__.startswith("torch.nn.utils"))
+
+
+def _held(value: Any) -> Iterator[Any]:
+    """Tensors and data sets in plain containers."""
+    if isinstance(value, (Tensor, Dataset, DataLoader)):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _held(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _held(item)

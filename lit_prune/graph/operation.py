@@ -1,0 +1,86 @@
+"""One aten call as rules see it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from torch import Tensor
+
+_CONSTANTS = ("other", "value", "alpha", "beta", "scale", "exponent", "fill_value")
+
+
+class Operation:
+    """One aten call, its arguments by the names of the schema."""
+
+    __slots__ = ("arguments", "name", "output")
+
+    def __init__(self, name: str, arguments: Mapping[str, Any], output: Any) -> None:
+        self.name = name
+        self.arguments = arguments
+        self.output = output
+
+    def __getitem__(self, key: str) -> Any:
+        return self.arguments[key]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The argument, or ``default`` where this overload has none of that name."""
+        return self.arguments.get(key, default)
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors among the arguments, those in lists as well."""
+        return tensors_among(self.arguments.values())
+
+    def outputs(self) -> list[Tensor]:
+        """All tensors that come out."""
+        return list(self.output) if isinstance(self.output, (list, tuple)) else [self.output]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What the schema of an overload says, worked out once.
+
+    Attributes:
+        name: The name that rules are found by: without namespace and underscores for aten.
+        qualified_name: The name of the schema.
+        defaults: Each argument's default, in the order of the schema; None where there is none.
+        constants: The arguments that are numbers of the arithmetic.
+    """
+
+    name: str
+    qualified_name: str
+    defaults: Mapping[str, Any]
+    constants: tuple[str, ...]
+
+    def operation(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Operation:
+        """A call with these arguments."""
+        return Operation(self.name, {**self.defaults, **dict(zip(self.defaults, args, strict=False)), **kwargs}, output)
+
+    def numbers(self, operation: Operation) -> tuple[float, ...]:
+        """The constants of the arithmetic: one that is computed from a width changes when that width is pruned."""
+        values = [operation.arguments[name] for name in self.constants]
+        return tuple([float(value) for value in values if isinstance(value, (int, float))])
+
+
+@cache
+def signature(func: Any) -> Signature:
+    """The signature of an operator overload."""
+    schema = func._schema
+    name = str(schema.name)
+    # An in-place operation has the rule of its twin.
+    short = name.partition("::")[2].rstrip("_") if name.startswith("aten::") else name
+    defaults = {argument.name: argument.default_value for argument in schema.arguments}
+    return Signature(short.lstrip("_"), name, defaults, tuple(key for key in _CONSTANTS if key in defaults))
+
+
+def tensors_among(values: Any) -> list[Tensor]:
+    """All tensors among some arguments, those in lists as well."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found.extend([item for item in value if isinstance(item, Tensor)])
+    return found

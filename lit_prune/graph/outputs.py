@@ -1,0 +1,37 @@
+"""Which of a network's outputs count: whose channels must stay because a caller reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from lit_prune.attributes import qualified_names
+
+# Outputs, by the class of a module inside the network, of which callers read nothing but the size. Ultralytics' heads
+# hand their input maps on under this key, and the losses take only height and width from them.
+_SIZE_ONLY_OUTPUTS = {
+    "ultralytics.nn.modules.head.Detect": frozenset({"feats"}),
+}
+
+
+def used_outputs(module: nn.Module, output: Any) -> list[Tensor]:
+    """The tensors of an output whose values a caller reads."""
+    ignored: frozenset[str] = frozenset().union(
+        *(
+            _SIZE_ONLY_OUTPUTS.get(name, frozenset())
+            for cls in {type(child) for child in module.modules()}
+            for name in qualified_names(cls)
+        )
+    )
+
+    def strip(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: strip(item) for key, item in value.items() if key not in ignored}
+        if type(value) in (list, tuple):
+            return [strip(item) for item in value]
+        return value
+
+    return [leaf for leaf in tree_flatten(strip(output))[0] if isinstance(leaf, Tensor)]

@@ -1,0 +1,244 @@
+"""Watch a network at work, operation by operation, and know at each moment which value carries which labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lit_prune.graph.labels import Row
+from lit_prune.graph.meta_kernels import meta_output
+from lit_prune.graph.operation import Operation, signature, tensors_among
+from lit_prune.graph.recording import Recording
+from lit_prune.graph.skeleton import is_remembered, remember, remembered
+from lit_prune.graph.values import Block
+
+Rows = list[Row | None]
+Rule = Callable[["Tracer", Operation], None]
+
+
+class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Labels the values of every operation that runs under it.
+
+    Rules read what an operation's inputs carry (:meth:`rows`, or :meth:`blocks` where dimensions that were taken apart
+    shall stay so), join or freeze labels, and say what its output carries (:meth:`assign`, :meth:`assign_blocks`). A
+    row is ``None`` where a dimension is not tracked.
+    """
+
+    def __init__(self, network: nn.Module, recording: Recording, rules: Mapping[str, Rule]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.network = network
+        self.recording = recording
+        self.labels = recording.labels
+        self.path: list[str] = []
+        self._names: dict[int, str] = {}
+        self._kernels: set[int] = set()
+        for path, module in network.named_modules():
+            prefix = f"{path}." if path else ""
+            for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+                if tensor is not None:
+                    self._names.setdefault(id(tensor), prefix + name)
+            if isinstance(module, _ConvNd):
+                self._kernels.add(id(module.weight))
+        self._rules = rules
+        # The tensors are held so that their ids stay theirs until the end of the trace.
+        self._values: dict[int, tuple[Tensor, list[Block]]] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Otherwise torch imports its whole compiler when the first operation arrives: one to two seconds.
+        return False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operation, then its rule."""
+        kwargs = kwargs or {}
+        tensors = tensors_among((*args, *kwargs.values()))
+        values = remembered((args, kwargs)) if tensors and all(map(is_remembered, tensors)) else None
+        if func is torch.ops.aten._local_scalar_dense.default and values is not None:
+            return func(*values[0])
+        output = meta_output(func, args, kwargs)
+        if output is None:
+            output = func(*args, **kwargs)
+        if values is not None and isinstance(output, Tensor):
+            remember(output, func(*values[0], **values[1]))
+        if any(map(self._is_tracked, tensors)):
+            known = signature(func)
+            operation = known.operation(args, kwargs, output)
+            if known.constants and (numbers := known.numbers(operation)):
+                self.recording.constants.append((operation.name, numbers, self.layer))
+            self.apply(operation, known.qualified_name)
+        return output
+
+    def apply(self, operation: Operation, qualified_name: str) -> None:
+        """Run the rule of an operation; without one, freeze all that enters it."""
+        rule = self._rules.get(operation.name)
+        if rule is None:
+            self.recording.unsupported[qualified_name] += 1
+            self.freeze_inputs(operation, f"{qualified_name} is not understood")
+        else:
+            rule(self, operation)
+
+    @property
+    def layer(self) -> str:
+        """Qualified name of the module at work."""
+        return self.path[-1] if self.path else ""
+
+    def blocks(self, tensor: Tensor | None) -> list[Block]:
+        """What the dimensions of a value carry; a parameter or buffer gets fresh labels when first seen."""
+        if tensor is None:
+            return []
+        known = self._values.get(id(tensor))
+        if known is not None:
+            return known[1]
+        name = self._names.get(id(tensor))
+        if name is None:
+            return []
+        blocks = []
+        # Of a kernel nothing is ever cut.
+        for dim, size in enumerate(tensor.shape[:2] if id(tensor) in self._kernels else tensor.shape):
+            if size > 1:
+                row = self.recording.slots[name, dim] = self.labels.fresh(size)
+                blocks.append(Block((dim,), row))
+        self._values[id(tensor)] = (tensor, blocks)
+        return blocks
+
+    def rows(self, tensor: Tensor | None) -> Rows:
+        """The rows of a value, one a dimension.
+
+        Where a block spans several, the innermost gets it, tied over the others: they lose nothing.
+        """
+        if tensor is None:
+            return []
+        rows: Rows = [None] * tensor.dim()
+        for block in self.blocks(tensor):
+            dim = block.dims[-1]
+            if len(block.dims) == 1:
+                rows[dim] = block.labels
+            else:
+                rows[dim] = self._tied(tensor, block, dim)
+        return rows
+
+    def row(self, tensor: Tensor, dim: int) -> Row | None:
+        """The row of one dimension; a block that spans others too is tied over them."""
+        dim %= max(1, tensor.dim())
+        for block in self.blocks(tensor):
+            if dim in block.dims:
+                return block.labels if len(block.dims) == 1 else self._tied(tensor, block, dim)
+        return None
+
+    def heads(self, tensor: Tensor, dim: int) -> Row | None:
+        """Labels that stand for whole pieces: what dimension ``dim`` carries when the rest of its block is gone."""
+        for block in self.blocks(tensor):
+            if dim in block.dims:
+                if len(block.dims) == 1:
+                    return block.labels
+                pieces = block.led_by(dim)
+                heads = self.labels.fresh(len(pieces))
+                self.labels.fold(pieces, heads, may_be_whole=True)
+                return heads
+        return None
+
+    def assign(self, tensor: Tensor, rows: Sequence[Row | None]) -> None:
+        """Say what the dimensions of an operation's output carry, each by itself."""
+        self.assign_blocks(tensor, [Block((dim,), row) for dim, row in enumerate(rows) if row is not None])
+
+    def assign_blocks(self, tensor: Tensor, blocks: Sequence[Block]) -> None:
+        """Say what the dimensions of an operation's output carry."""
+        self._values[id(tensor)] = (tensor, list(blocks))
+
+    def freeze(self, rows: Sequence[Row | None], reason: str) -> None:
+        """Freeze all tracked rows among ``rows``, naming the layer at work."""
+        where = f", in {self.layer}" if self.layer else ""
+        for row in rows:
+            if row is not None:
+                self.labels.freeze(row, reason + where)
+
+    def freeze_inputs(self, operation: Operation, reason: str) -> None:
+        """Freeze all that enters an operation."""
+        for tensor in operation.tensors():
+            self.freeze([block.labels for block in self.blocks(tensor)], reason)
+
+    def unite(self, rows: Sequence[Row | None], reason: str) -> Row | None:
+        """Join all rows; where one is not tracked, freeze the others. Returns the row that the result carries."""
+        tracked = [row for row in rows if row is not None]
+        if not tracked:
+            return None
+        if len(tracked) < len(rows):
+            self.freeze(tracked, reason)
+        self.labels.tie(tracked)
+        return tracked[0]
+
+    def meet(self, shape: Sequence[int], tensors: Sequence[Tensor], reason: str) -> list[Block]:
+        """Join values that are combined index by index, broadcast from the right to ``shape``.
+
+        Returns:
+            The blocks of the result.
+        """
+        moved = []
+        for tensor in tensors:
+            offset = len(shape) - tensor.dim()
+            blocks = [block.moved({dim: dim + offset for dim in block.dims}) for block in self.blocks(tensor)]
+            moved.append((blocks, {dim + offset for dim, size in enumerate(tensor.shape) if size > 1}))
+        result = []
+        for connected in _connected([block.dims for blocks, _ in moved for block in blocks]):
+            dims = connected
+            arrays: list[Row] = []
+            untracked = False
+            loose: set[int] = set()
+            for blocks, wide in moved:
+                mine = [block for block in blocks if block.dims[0] in dims]
+                arrays.extend(block.over(dims) for block in mine)
+                reached = {dim for block in mine for dim in block.dims}
+                missing = (wide & set(dims)) - reached
+                # Rows of their own against one block over both: no removal of the one is one of the other.
+                untracked |= len(mine) > 1 or missing == set(dims)
+                loose |= missing
+            if untracked or loose == set(dims):
+                self.freeze(arrays, reason)
+            elif loose:
+                # Along a dimension that is not tracked nothing is lost: what lies along it goes together.
+                thin = [array[tuple(slice(1) if dim in loose else slice(None) for dim in dims)] for array in arrays]
+                for first, array in zip(thin, arrays, strict=True):
+                    self.labels.join(first, array)
+                axes = tuple(axis for axis, dim in enumerate(dims) if dim in loose)
+                arrays, dims = [array.squeeze(axes) for array in thin], [dim for dim in dims if dim not in loose]
+            arrays.sort(key=lambda array: -array.size)
+            for array in arrays[1:]:
+                self.labels.join(arrays[0], array)
+            result.append(Block(tuple(dims), np.broadcast_to(arrays[0], [shape[dim] for dim in dims])))
+        return result
+
+    def _tied(self, tensor: Tensor, block: Block, dim: int) -> Row:
+        pieces = block.led_by(dim)
+        self.labels.join(pieces[:, :1], pieces)
+        row = pieces[:, 0]
+        others = [other for other in self.blocks(tensor) if other is not block]
+        self.assign_blocks(tensor, [*others, Block((dim,), row)])
+        return row
+
+    def has_met(self, tensor: Tensor) -> bool:
+        """Whether an operation has met this parameter or buffer."""
+        return id(tensor) in self._values
+
+    def _is_tracked(self, tensor: Tensor) -> bool:
+        known = self._values.get(id(tensor))
+        return id(tensor) in self._names if known is None else bool(known[1])
+
+
+def _connected(spans: Sequence[tuple[int, ...]]) -> list[list[int]]:
+    """Dimensions that some block spans together, each set sorted."""
+    found: list[set[int]] = []
+    for span in spans:
+        joined = set(span)
+        for other in [other for other in found if other & joined]:
+            found.remove(other)
+            joined |= other
+        found.append(joined)
+    return sorted(sorted(dims) for dims in found)
