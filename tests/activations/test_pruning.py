@@ -154,7 +154,7 @@ def test_configurations_run(name, tmp_path):
     (tmp_path / "short.yaml").write_text(yaml.safe_dump(config))
     cli = run_trainer(["fit", "--config", str(tmp_path / "short.yaml")])
     pruning = next(callback for callback in cli.trainer.callbacks if isinstance(callback, ChannelPruning))
-    assert isinstance(pruning.pruner.recipe.selection, ClusterSelection)
+    assert isinstance(pruning.pruner.policy.selection, ClusterSelection)
     blocks = {group.split(".")[2] for group in pruning.events[0]["channels"]}
     assert blocks == {"1"} if "block1" in name else len(blocks) > 15
     assert pruning.events[0]["params"][1] < pruning.events[0]["params"][0]
