@@ -44,7 +44,7 @@ PLACES = {
     "first look": ("lit_prune.pruner.ChannelGraph.trace_calls", 1),
     "trace": ("lit_prune.pruner.ChannelGraph.trace_calls", 2),
     "criterion": ("lit_prune.criteria.Magnitude.__call__", 1),
-    "selection": ("lit_prune.select.Uniform.counts", 1),
+    "selection": ("lit_prune.select.Uniform.__call__", 1),
     "rehearsal": ("lit_prune.graph.ChannelGraph.rehearse", 1),
     "check before the cut": ("lit_prune.trainer.targets", 1),
     "cut": ("lit_prune.trainer.shrink_", 1),
@@ -109,8 +109,8 @@ class Dump(pl.Callback):
         self.trail: list[str] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        # DDP has made the buffers equal by the time that the network is entered.
-        if isinstance(trainer.strategy, DDPStrategy):
+        # DDP has made the buffers equal by the time that the network is entered, but where gradients accumulate.
+        if isinstance(trainer.strategy, DDPStrategy) and trainer.accumulate_grad_batches == 1:
             pl_module.net.register_forward_pre_hook(lambda net, args: self._note(net.buffers()))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
