@@ -109,7 +109,9 @@ class LoadGuard:
         """Register on a module before all its other hooks; the handle to remove it by."""
         self._shapes = _shapes(module.state_dict())
         handle = module.register_load_state_dict_pre_hook(self)  # type: ignore[no-untyped-call]
-        module._load_state_dict_pre_hooks.move_to_end(handle.id, last=False)
+        # torch can't register one before others; the table is an ordered dict, whatever its annotation says.
+        hooks: Any = module._load_state_dict_pre_hooks
+        hooks.move_to_end(handle.id, last=False)
         return handle
 
     def __call__(self, module: nn.Module, *_: object) -> None:
