@@ -8,12 +8,12 @@ from typing import Any, Literal
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lit_prune.checkpoint import RECORD, check_record, check_same_network, plan_of
+from lit_prune.checkpoint import RECORD, LoadGuard
 from lit_prune.criteria import CRITERIA, Criterion
-from lit_prune.event import Recipe
+from lit_prune.event import PruningPolicy
 from lit_prune.inputs import CallRecorder, call_of_example
 from lit_prune.plan import PruningPlan
-from lit_prune.pruner import Pruner, PruningError
+from lit_prune.pruner import HalfPrunedError, Pruner, PruningError
 from lit_prune.record import Record
 from lit_prune.recovery import Recovery
 from lit_prune.registry import resolve
@@ -22,7 +22,15 @@ from lit_prune.schedule import AtEpochs, Schedule
 from lit_prune.scope import Scope
 from lit_prune.select import SELECTIONS, Selection
 from lit_prune.surgery import accepts_pruned, adopt_shapes_hook, is_cut_to
-from lit_prune.trainer import check_launcher, check_optimizer, check_strategy, print_above_progress, tell_loggers
+from lit_prune.trainer import (
+    averaged_copies,
+    check_launcher,
+    check_optimizer,
+    check_strategy,
+    follow_shapes,
+    print_above_progress,
+    tell_loggers,
+)
 
 
 class ChannelPruning(Callback):
@@ -92,7 +100,7 @@ class ChannelPruning(Callback):
         verbose: bool = True,
     ) -> None:
         super().__init__()
-        recipe = Recipe(
+        policy = PruningPolicy(
             scope=Scope(blocks, exclude or []),
             criterion=resolve("criterion", criterion, Criterion, CRITERIA),
             selection=resolve("selection", selection, Selection, SELECTIONS),
@@ -100,7 +108,7 @@ class ChannelPruning(Callback):
             min_channels=min_channels,
             layers_per_event=layers_per_event,
         )
-        self.pruner = Pruner(recipe, recovery or Recovery(), amount)
+        self.pruner = Pruner(policy, recovery or Recovery(), amount)
         self.schedule = epochs if isinstance(epochs, Schedule) else AtEpochs(epochs)
         if on_error not in ("raise", "continue"):
             raise ValueError(f"on_error must be 'raise' or 'continue', but got {on_error!r}.")
@@ -110,8 +118,7 @@ class ChannelPruning(Callback):
         self.on_error = on_error
         self.verbose = verbose
         self._recorder: CallRecorder | None = None
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self._hook: Any = None
+        self._hooks: list[Any] = []
 
     @property
     def record(self) -> Record:
@@ -142,21 +149,17 @@ class ChannelPruning(Callback):
                 check_strategy(trainer)
             check_launcher(trainer, pl_module)
             self.schedule.events(self._length(trainer))
-            self.pruner.recipe.scope.check(pl_module)
+            self.pruner.policy.scope.check(pl_module)
             if not is_cut_to(pl_module, self.plan):
                 # The record of an earlier fit, of another network.
                 self.pruner.forget()
             if self.before_wrap:
                 self._prune_before_wrap(trainer, pl_module)
-        self._shapes = _shapes(pl_module)
-        if not accepts_pruned(pl_module):
-            self._hook = pl_module.register_load_state_dict_pre_hook(adopt_shapes_hook)  # type: ignore[no-untyped-call]
-
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint whose tensors are not those of its record, or whose network is another one."""
-        plan, shapes = plan_of(checkpoint), _shapes(pl_module)
-        check_record(plan, shapes, str(trainer.ckpt_path))
-        check_same_network(self._shapes, self.plan, shapes, plan)
+        self._hooks = [LoadGuard(trainer, self.plan).stand_before(pl_module)]
+        # Copies that were made before this, too: a checkpoint has its averages in the shapes of the pruned network.
+        for module in (pl_module, *averaged_copies(trainer)):
+            if not accepts_pruned(module):
+                self._hooks.append(module.register_load_state_dict_pre_hook(adopt_shapes_hook))  # type: ignore[no-untyped-call]
 
     def state_dict(self) -> dict[str, Any]:
         """The record of what was pruned, and what it takes to go on from here, as plain data."""
@@ -173,6 +176,7 @@ class ChannelPruning(Callback):
             return
         for optimizer in trainer.optimizers:
             check_optimizer(optimizer)
+        follow_shapes(pl_module, averaged_copies(trainer))
         if not self.pruner.see_again(pl_module) and pl_module.example_input_array is not None:
             self._see_example(trainer, pl_module)
 
@@ -185,9 +189,9 @@ class ChannelPruning(Callback):
         self.pruner.close()
         if self._recorder is not None:
             self._recorder.close()
-        if self._hook is not None:
-            self._hook.remove()
-        self._recorder = self._hook = None
+        for hook in self._hooks:
+            hook.remove()
+        self._recorder, self._hooks = None, []
 
     # --- while it trains ------------------------------------------------------------------------------------------
 
@@ -238,7 +242,7 @@ class ChannelPruning(Callback):
             raise ValueError(
                 f"before_wrap prunes before a batch is seen: give {type(pl_module).__name__} an `example_input_array`."
             )
-        if self.pruner.recipe.calibration is not None:
+        if self.pruner.policy.calibration is not None:
             raise ValueError(
                 "before_wrap prunes before there is data: take a criterion and selection that go by weights."
             )
@@ -259,6 +263,8 @@ class ChannelPruning(Callback):
         self.pruner.end_trial(trainer, pl_module)
         try:
             event = self.pruner.prune(trainer, pl_module, events[due[-1]])
+        except HalfPrunedError:
+            raise
         except Exception as error:
             message = f"Pruning at epoch {trainer.current_epoch} failed, and the network is as it was. {error}"
             if self.on_error == "raise":
@@ -271,7 +277,7 @@ class ChannelPruning(Callback):
         if event["channels"] and event["params"][0] == event["params"][1]:
             rank_zero_warn(
                 f"The pruning at epoch {trainer.current_epoch} removed nothing: no layer is wide enough to lose "
-                f"{self.pruner.recipe.round_to or 8} channels (`round_to`) yet. Raise `amount`, or lower `round_to`."
+                f"{self.pruner.policy.round_to or 8} channels (`round_to`) yet. Raise `amount`, or lower `round_to`."
             )
         if trainer.is_global_zero:
             table = event_table(event)
@@ -286,7 +292,3 @@ class ChannelPruning(Callback):
     def _log(self, pl_module: LightningModule) -> None:
         figures = {f"pruning/{name}": value for name, value in self.pruner.costs(pl_module).items()}
         pl_module.log_dict(figures, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
-
-
-def _shapes(module: LightningModule) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}

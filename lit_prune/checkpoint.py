@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from os import PathLike
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import nn
+from torch import Tensor, nn
 
 from lit_prune.plan import PruningPlan
 from lit_prune.surgery import adopt_shapes_
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Shapes = Mapping[str, tuple[int, ...]]
@@ -53,7 +56,7 @@ def load_pruned(cls: type[ModuleT], path: str | PathLike[str], map_location: Any
     """
     checkpoint = _read(path, map_location)
     state = checkpoint.get("state_dict", checkpoint)
-    check_record(plan_of(checkpoint), {name: tuple(tensor.shape) for name, tensor in state.items()}, str(path))
+    check_record(plan_of(checkpoint), _shapes(state), str(path))
     if not issubclass(cls, LightningModule):
         module = cls(**kwargs)
         adopt_shapes_(module, state)
@@ -87,6 +90,58 @@ def plan_of(checkpoint: Mapping[str, Any]) -> PruningPlan:
         raise CheckpointError(f"The record of what was pruned is damaged: {error}") from error
 
 
+class LoadGuard:
+    """Refuses a Trainer's checkpoint before it has changed anything.
+
+    A callback is asked only after the weights are loaded; this ``load_state_dict`` pre-hook comes first.
+
+    Args:
+        trainer: The Trainer that loads.
+        plan: What was pruned of the network so far.
+    """
+
+    def __init__(self, trainer: Trainer, plan: PruningPlan) -> None:
+        self._trainer = trainer
+        self._plan = plan
+        self._shapes: Shapes = {}
+
+    def stand_before(self, module: nn.Module) -> Any:
+        """Register on a module before all its other hooks; the handle to remove it by."""
+        self._shapes = _shapes(module.state_dict())
+        handle = module.register_load_state_dict_pre_hook(self)  # type: ignore[no-untyped-call]
+        # torch can't register one before others; the table is an ordered dict, whatever its annotation says.
+        hooks: Any = module._load_state_dict_pre_hooks
+        hooks.move_to_end(handle.id, last=False)
+        return handle
+
+    def __call__(self, module: nn.Module, *_: object) -> None:
+        """Check the checkpoint that is being loaded.
+
+        Raises:
+            CheckpointError: If its tensors are not those of its record, or its network is another one.
+        """
+        connector = getattr(self._trainer, "_checkpoint_connector", None)
+        checkpoint = getattr(connector, "_loaded_checkpoint", None) or {}
+        if "state_dict" not in checkpoint:
+            # Not a checkpoint of a Trainer, but a state dict that the user loads.
+            return
+        plan, shapes = plan_of(checkpoint), _shapes(checkpoint["state_dict"])
+        check_record(plan, shapes, str(self._trainer.ckpt_path))
+        check_same_network(self._shapes, self._plan, shapes, plan)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy of the module, or one on disk, has no Trainer that loads it.
+        return _no_guard, ()
+
+
+def _no_guard() -> Any:
+    return _accept_all
+
+
+def _accept_all(*_: object) -> None:
+    """Stands where a guard stood, in a copy."""
+
+
 def check_record(plan: PruningPlan, shapes: Shapes, source: str) -> None:
     """Raise a CheckpointError unless every tensor has the sizes that ``plan`` leaves.
 
@@ -118,6 +173,10 @@ def check_same_network(before: Shapes, plan_before: PruningPlan, after: Shapes, 
                 f"{name} has shape {shape} in the network and {after[name]} in the checkpoint, and no pruning on "
                 "record explains that: the checkpoint is of a network with other widths or classes."
             )
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def _dense(name: str, shape: tuple[int, ...], plan: PruningPlan) -> tuple[int, ...]:

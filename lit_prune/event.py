@@ -21,7 +21,7 @@ Measure = Callable[[list[str], Calibration], Mapping[str, Moments]]
 
 
 @dataclass(frozen=True)
-class Decision:
+class PruningEvent:
     """What one event does, tried out on a copy without weights.
 
     Attributes:
@@ -49,7 +49,7 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class PruningPolicy:
     """How channels are chosen: all that a decision needs beside the network.
 
     Attributes:
@@ -102,7 +102,7 @@ class Recipe:
         share: float | None,
         record: Record,
         measure: Measure = lambda layers, calibration: {},
-    ) -> Decision:
+    ) -> PruningEvent:
         """Choose the channels of one event; on several ranks, those that rank 0 chooses.
 
         Args:
@@ -117,13 +117,7 @@ class Recipe:
             ValueError: If nothing can be pruned, or the share is out of reach.
             RuntimeError: If another rank failed, or ranks disagree.
         """
-        graph = ChannelGraph.trace_calls(network, calls)
-        groups, skipped = self.scope.pick(network, graph)
-        skipped |= dict.fromkeys(record.barred, "was taken back before")
-        groups = tuple(group for group in groups if group.name not in record.barred)
-        if self.layers_per_event is not None:
-            waiting = [group for group in groups if group.name not in record.pruned]
-            groups = largest_independent(waiting, self.layers_per_event)
+        graph, groups, skipped = together(lambda: self._candidates(network, calls, record))
         moments: Mapping[str, Moments] = {}
         if groups and self.calibration is not None:
             layers = dict.fromkeys(layer for group in groups for layer in group.layers)
@@ -134,7 +128,20 @@ class Recipe:
         plan = from_rank_zero(together(lambda: self._choose(evidence, target, skipped)))
         after = together(lambda: graph.rehearse(plan))
         check_same(plan.digest)
-        return Decision(plan, graph, after, groups, skipped)
+        return PruningEvent(plan, graph, after, groups, skipped)
+
+    def _candidates(
+        self, network: nn.Module, calls: Sequence[Call], record: Record
+    ) -> tuple[ChannelGraph, tuple[ChannelGroup, ...], dict[str, str]]:
+        """The network as it is, the groups that take part now, and why others do not."""
+        graph = ChannelGraph.trace_calls(network, calls)
+        groups, skipped = self.scope.pick(network, graph)
+        skipped |= dict.fromkeys(record.barred, "was taken back before")
+        groups = tuple(group for group in groups if group.name not in record.barred)
+        if self.layers_per_event is not None:
+            waiting = [group for group in groups if group.name not in record.pruned]
+            groups = largest_independent(waiting, self.layers_per_event)
+        return graph, groups, skipped
 
     def _choose(self, evidence: Evidence, target: Target, skipped: dict[str, str]) -> PruningPlan:
         scores = self.criterion(evidence)

@@ -9,31 +9,36 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
 
 from lit_prune.activations.trainer_data import calibrate
 from lit_prune.cost import count_parameters
-from lit_prune.event import Recipe
+from lit_prune.event import PruningPolicy
 from lit_prune.graph import Call, ChannelGraph, TraceError
 from lit_prune.inputs import calls_from_state, calls_to_state
 from lit_prune.plan import PruningPlan
-from lit_prune.ranks import any_rank
+from lit_prune.ranks import any_rank, together
 from lit_prune.record import Dense, Record
 from lit_prune.recovery import Recovery, Rewarming, reset_scores
 from lit_prune.registry import nearest
 from lit_prune.rollback import Trial
 from lit_prune.select import Selection
-from lit_prune.trainer import averaged_copies, forget_shapes, prune_
+from lit_prune.trainer import averaged_copies, check_comm_hooks, forget_shapes, prepare
 
 
 class PruningError(RuntimeError):
     """A pruning could not be carried out; the network is as it was."""
 
 
+class HalfPrunedError(RuntimeError):
+    """A pruning broke off while the network was being cut, on this rank or another: training can't go on with it."""
+
+
 class Pruner:
     """Prunes one network inside of a Trainer, as often as it is told to.
 
     Args:
-        recipe: How channels are chosen.
+        policy: How channels are chosen.
         recovery: What follows an event.
         amount: The share that is gone after the last event, in (0, 1); ``None`` lets the selection decide.
 
@@ -44,10 +49,10 @@ class Pruner:
         ValueError: If the amount is out of range, or missing and needed.
     """
 
-    def __init__(self, recipe: Recipe, recovery: Recovery, amount: float | None) -> None:
-        self.recipe = recipe
+    def __init__(self, policy: PruningPolicy, recovery: Recovery, amount: float | None) -> None:
+        self.policy = policy
         self.recovery = recovery
-        self.amount = _checked_amount(amount, recipe.selection)
+        self.amount = _checked_amount(amount, policy.selection)
         self.record = Record()
         self._calls: Sequence[Call] = ()
         self._graph: ChannelGraph | None = None
@@ -64,7 +69,7 @@ class Pruner:
         return self._graph is not None
 
     def see(self, network: LightningModule, calls: Sequence[Call]) -> None:
-        """Trace the network as it is; the first time, check that it can be pruned as the recipe says.
+        """Trace the network as it is; the first time, check that it can be pruned as the policy says.
 
         Raises:
             PruningError: If there is no call, or the network can't be run on one.
@@ -76,14 +81,14 @@ class Pruner:
                 "Set `example_input_array` on the LightningModule."
             )
         try:
-            graph = ChannelGraph.trace_calls(network, calls)
+            graph = together(lambda: ChannelGraph.trace_calls(network, calls))
         except TraceError as error:
             raise PruningError(
                 f"The network can't be run on {[call.module or 'its example inputs' for call in calls]}: {error}. Give "
                 "the LightningModule an `example_input_array` that its forward takes."
             ) from error
         if self.record.dense is None:
-            self.recipe.check(network, graph)
+            self.policy.check(network, graph)
             self.record.dense = Dense.of(network, graph)
         self._graph, self._calls, self._inputs = graph, calls, calls_to_state(calls)
 
@@ -116,16 +121,20 @@ class Pruner:
             The event's record.
         """
         started = time.perf_counter()
-        share = None if self.amount is None else self.amount * (1.0 if self.recipe.layers_per_event else part)
+        share = None if self.amount is None else self.amount * (1.0 if self.policy.layers_per_event else part)
+        check_comm_hooks(trainer)
         measure = partial(calibrate, trainer, network)
-        decision = self.recipe.decide(network, self._calls, share, self.record, measure)
+        decision = self.policy.decide(network, self._calls, share, self.record, measure)
         params, copies = count_parameters(network), averaged_copies(trainer)
         groups = [group.name for group in decision.groups]
-        trial = None
-        if self.recovery.max_drop is not None:
-            plan = self.record.plan.state_dict()
-            trial = Trial.begin(self._known_score(trainer), groups, plan, network, trainer.optimizers, copies)
-        prune_(network, decision.plan, trainer.optimizers, copies)
+        trial = together(lambda: self._begin_trial(trainer, network, groups, copies))
+        commit = together(lambda: prepare(network, decision.plan, trainer.optimizers, copies))
+        try:
+            together(commit)
+        except Exception as error:
+            raise HalfPrunedError(
+                f"The network broke while it was being cut. Resume from the last checkpoint. {error}"
+            ) from error
         forget_shapes(trainer)
 
         self._graph, self._trial = decision.after, trial
@@ -214,6 +223,14 @@ class Pruner:
             self._rewarming.close()
         if self.recovery.rewarm_steps:
             self._rewarming = Rewarming(trainer.optimizers, self.recovery.rewarm_steps, taken)
+
+    def _begin_trial(
+        self, trainer: Trainer, network: LightningModule, groups: list[str], copies: list[nn.Module]
+    ) -> Trial | None:
+        if self.recovery.max_drop is None:
+            return None
+        score = self._known_score(trainer)
+        return Trial.begin(score, groups, self.record.plan.state_dict(), network, trainer.optimizers, copies)
 
     def _known_score(self, trainer: Trainer) -> float | None:
         """The score before an event; before anything was logged there is none."""

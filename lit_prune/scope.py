@@ -161,7 +161,9 @@ def _matcher(network: nn.Module, entries: Sequence[int | str] | None) -> Callabl
     def matches(layer: str) -> bool:
         if any(layer == block or layer.startswith(f"{block}.") for block in blocks):
             return True
-        names = (layer, layer.removeprefix(only_child))
+        # A compiled submodule has its layers one level further down; its user may not know.
+        full = (layer, layer.replace("_orig_mod.", ""))
+        names = {*full, *(name.removeprefix(only_child) for name in full)}
         return any(fnmatchcase(name, form) for form in forms for name in names)
 
     return matches

@@ -53,10 +53,15 @@ def shrink_(module: ModuleT, plan: PruningPlan) -> ModuleT:
         >>> shrink_(net, plan)[1].in_channels
         6
     """
-    cuts = targets(module, plan)
+    # All that takes memory comes first: where there is none left, nothing has changed.
+    cuts = [
+        (tensor, select(tensor.data, dims), None if tensor.grad is None else select(tensor.grad, dims))
+        for tensor, dims in targets(module, plan)
+    ]
     shrink_statistics_(module, plan)
-    for tensor, dims in cuts:
-        _cut_(tensor, dims)
+    for tensor, values, gradient in cuts:
+        _assign_(tensor, values)
+        tensor.grad = gradient
     update_attributes_(module)
     return module
 
@@ -201,13 +206,6 @@ def targets(module: nn.Module, plan: PruningPlan) -> list[tuple[Tensor, Mapping[
                 )
         targets[id(tensor)] = (tensor, dims)
     return list(targets.values())
-
-
-def _cut_(tensor: Tensor, dims: Mapping[int, Tensor]) -> None:
-    gradient = tensor.grad
-    _assign_(tensor, select(tensor.data, dims))
-    if gradient is not None:
-        tensor.grad = select(gradient, dims)
 
 
 def select(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from lit_prune.plan import PruningPlan
-from lit_prune.surgery import accepts_pruned, select, shrink_, targets
+from lit_prune.surgery import accepts_pruned, adopt_shapes_, select, shrink_, targets
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -32,6 +32,10 @@ _CANNOT_OPTIMIZERS = {
     "LBFGS": "it keeps one flat vector of all parameters",
     "ZeroRedundancyOptimizer": "it shards its state over the ranks",
 }
+
+
+# What PowerSGD's state remembers of DDP's buckets.
+_BUCKET_MEMORY = ("error_dict", "p_memory_dict", "q_memory_dict")
 
 
 class UnsupportedError(RuntimeError):
@@ -71,15 +75,32 @@ def prune_(
         >>> adam.state[net[1].weight]["exp_avg"].shape
         torch.Size([4, 6, 1, 1])
     """
+    prepare(module, plan, optimizers, copies)()
+
+
+def prepare(
+    module: nn.Module,
+    plan: PruningPlan,
+    optimizers: Sequence[Optimizer] = (),
+    copies: Sequence[nn.Module] = (),
+) -> Callable[[], None]:
+    """The first half of :func:`prune_`, with all that can be refused in it; what it returns is the second.
+
+    Between the two, ranks can agree that none has refused.
+    """
     parameters = dict(module.named_parameters(remove_duplicate=False))
     cuts = {parameters[name]: dims for name, dims in plan.kept.items() if name in parameters}
     changes = [change for optimizer in optimizers for change in _state_changes(optimizer, cuts)]
-    for copy in copies:
-        targets(copy, plan)
     for network in (module, *copies):
-        shrink_(network, plan)
-    for state, key, value in changes:
-        state[key] = value
+        targets(network, plan)
+
+    def commit() -> None:
+        for network in (module, *copies):
+            shrink_(network, plan)
+        for state, key, value in changes:
+            state[key] = value
+
+    return commit
 
 
 def _state_changes(
@@ -152,22 +173,59 @@ def averaged_copies(trainer: Trainer) -> list[nn.Module]:
     return copies
 
 
+def follow_shapes(module: nn.Module, copies: Sequence[nn.Module]) -> None:
+    """Bring averaged copies that a checkpoint had nothing for in line with a network that came from it pruned."""
+    shapes = [parameter.shape for parameter in module.parameters()]
+    for copy in copies:
+        if [parameter.shape for parameter in copy.parameters()] != shapes:
+            state = module.state_dict()
+            adopt_shapes_(copy, state)
+            copy.load_state_dict(state)
+
+
 def forget_shapes(trainer: Trainer) -> None:
     """Renew what was made for the old shapes: DDP's buckets, compiled code, cast copies of weights."""
     torch.compiler.reset()
     torch.clear_autocast_cache()
     strategy: Any = trainer.strategy
     if isinstance(strategy.model, nn.parallel.DistributedDataParallel):
+        hooks = _comm_hooks(trainer)
+        for _, state in hooks:
+            _start_anew(state)
         # The old wrapper's hooks must be gone before the new ones come.
         strategy.model = strategy.lightning_module
         strategy._pl_static_graph_delay_done = False
-        _start_anew(getattr(strategy, "_ddp_comm_state", None))
         strategy.configure_ddp()
+        if not strategy.model._comm_hooks:
+            # Those that the strategy does not know of, for the user has registered them on the wrapper.
+            for hook, state in hooks:
+                strategy.model.register_comm_hook(state, hook)
+
+
+def check_comm_hooks(trainer: Trainer) -> None:
+    """Raise an UnsupportedError for a DDP communication hook that remembers tensors of the old buckets."""
+    for hook, state in _comm_hooks(trainer):
+        held = {name for name, value in getattr(state, "__dict__", {}).items() if _holds_tensors(value)}
+        if held - set(_BUCKET_MEMORY):
+            raise UnsupportedError(
+                f"The communication hook {getattr(hook, '__qualname__', hook)} keeps tensors in its "
+                f"{type(state).__name__} ({', '.join(sorted(held))}): it is not known how they follow when DDP is "
+                "wrapped again. Use a hook without such state, or PowerSGD."
+            )
+
+
+def _comm_hooks(trainer: Trainer) -> list[tuple[Any, Any]]:
+    return list(getattr(trainer.strategy.model, "_comm_hooks", ()))
+
+
+def _holds_tensors(value: Any) -> bool:
+    values = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else [value]
+    return any(isinstance(each, Tensor) for each in values)
 
 
 def _start_anew(state: Any) -> None:
     """PowerSGD remembers errors by bucket, and has to wait again until the new wrapper's buckets are settled."""
-    for name in ("error_dict", "p_memory_dict", "q_memory_dict"):
+    for name in _BUCKET_MEMORY:
         memory = getattr(state, name, None)
         if isinstance(memory, dict):
             memory.clear()

@@ -34,6 +34,9 @@ def ranks_of(out):
 def assert_equal(first, second):
     for part in ("weights", "optimizer"):
         torch.testing.assert_close(first[part], second[part], rtol=0, atol=0)
+    # After each event and step, and the buffers as they enter each forward.
+    assert len(first["trail"]) > len(first["losses"])
+    assert first["trail"] == second["trail"]
     assert first["digest"] == second["digest"]
     assert first["widths"] == second["widths"]
 
@@ -47,6 +50,7 @@ OPTIONS = {
     },
     "spawn": {"strategy": "ddp_spawn", "optimizer": "adam", "accept": True},
     "fork": {"strategy": "ddp_fork", "accept": True},
+    "communication hook": {"hooked": True},
     "bf16": {
         "trainer": {"precision": "bf16-mixed", "accumulate_grad_batches": 2},
         "ddp": {"find_unused_parameters": True},
@@ -110,11 +114,37 @@ def test_ranks_with_other_scores_take_those_of_rank_zero(tmp_path):
     assert_equal(*ranks_of(tmp_path))
 
 
-def test_a_rank_that_fails_fails_all_at_once_with_its_error(tmp_path):
-    code, output = start(tmp_path, criterion="fails")
+@pytest.mark.slow
+def test_a_rank_that_chooses_otherwise_is_caught_by_its_digest(tmp_path):
+    code, output = start(tmp_path, **{"chooses otherwise": True})
     assert code != 0
-    assert "this rank cannot score" in output
-    assert "Rank 1 could not prune, so none does: ValueError: this rank cannot score" in output
+    assert "Ranks [1] hold another plan than rank 0" in output
+    assert not list(tmp_path.glob("rank*.pt"))
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param(place, marks=[] if place == "criterion" else pytest.mark.slow)
+        for place in ("first look", "trace", "criterion", "selection", "rehearsal", "check before the cut", "cut")
+    ],
+)
+def test_a_rank_that_fails_fails_all_at_once_with_its_error(tmp_path, place):
+    # A rank that waited for the other would run into the time limit.
+    code, output = start(tmp_path, fails=place)
+    assert code != 0
+    assert f"ValueError: this rank fails in {place}" in output
+    assert f"Rank 1 could not prune, so none does: ValueError: this rank fails in {place}" in output
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_lets_all_go_on_where_they_should(tmp_path):
+    code, output = start(tmp_path, fails="check before the cut", epochs=[1, 2], on_error="continue")
+    assert code == 0, output
+    assert "failed, and the network is as it was. Rank 1 could not prune" in output
+    first, second = ranks_of(tmp_path)
+    assert_equal(first, second)
+    assert [event["epoch"] for event in first["events"]] == [2]
 
 
 @pytest.mark.slow

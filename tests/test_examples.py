@@ -27,11 +27,19 @@ def test_parts_of_ones_own():
     assert pruning.events[0]["macs"][1] <= 0.6 * pruning.events[0]["macs"][0]
 
 
-@pytest.mark.parametrize("name", ["plain_loop", "fabric"])
+@pytest.mark.parametrize("name", ["plain_loop", "fabric", "accelerate_loop"])
 def test_without_a_trainer(name):
+    if name == "accelerate_loop":
+        pytest.importorskip("accelerate")
     network = example(name)(steps=4)
     assert isinstance(network[0], torch.nn.Conv2d)
     assert network[0].out_channels == 16 or network[3].out_channels == 40
+
+
+def test_every_example_is_run_by_some_test():
+    files = {path.stem for path in (ROOT / "examples").glob("*.py")}
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    assert not [name for name in sorted(files) if f'"{name}"' not in tests and f"{name}.py" not in tests]
 
 
 @pytest.mark.slow

@@ -32,6 +32,26 @@ def test_blocks_by_number_and_pattern(module, graph, blocks):
     assert names(scope.pick(module, graph)) == ["net.2.0"]
 
 
+class Compiled(nn.Module):
+    """Names its network as ``torch.compile`` does."""
+
+    def __init__(self, network):
+        super().__init__()
+        self._orig_mod = network
+
+    def forward(self, x):
+        return self._orig_mod(x)
+
+
+@pytest.mark.parametrize("blocks", [[2], ["net.2.0"], ["net.2"], ["2.*"], ["net._orig_mod.2.*"], ["_orig_mod.2.0"]])
+def test_layers_of_a_compiled_network_have_the_names_that_they_had(module, blocks):
+    module.net = Compiled(module.net)
+    scope = Scope(blocks)
+    scope.check(module)
+    graph = ChannelGraph.trace(module, torch.zeros(1, 3, 8, 8))
+    assert names(scope.pick(module, graph)) == ["net._orig_mod.2.0"]
+
+
 def test_a_group_takes_part_only_with_all_its_layers(module, graph):
     picked, left = Scope([0, 2]).pick(module, graph)
     assert [group.name for group in picked] == ["net.2.0"]

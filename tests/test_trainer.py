@@ -4,7 +4,8 @@ import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
-from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import LBFGS
@@ -13,6 +14,7 @@ from lit_prune import ChannelGraph, ChannelPruning, shrink_
 from lit_prune.trainer import (
     UnsupportedError,
     averaged_copies,
+    check_comm_hooks,
     check_optimizer,
     check_strategy,
     forget_shapes,
@@ -162,15 +164,51 @@ def test_averaged_copies_shrink_with_the_same_plan(average):
     assert widths(module)["net.0.0.weight"] == (8, 3, 3, 3)
 
 
-def test_powersgd_forgets_the_buckets_of_the_old_wrapper():
-    # Lightning registers communication hooks on CUDA alone, so here the state is all that can be seen.
-    state = PowerSGDState(None, start_powerSGD_iter=4)
-    state.iter, state.error_dict[0], state.p_memory_dict[0] = 9, torch.zeros(7), torch.zeros(2)
+@pytest.fixture
+def wrapped():
+    """A Trainer whose strategy has wrapped a network by DDP, in a group of one rank."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     run = trainer()
-    run.strategy._ddp_comm_state = state
-    run.strategy.model = DistributedDataParallel.__new__(DistributedDataParallel)
-    run.strategy.configure_ddp = lambda: None
-    forget_shapes(run)
+    run.strategy._lightning_module = network()
+
+    def wrap():
+        run.strategy.model = DistributedDataParallel(run.strategy.lightning_module)
+
+    run.strategy.configure_ddp = wrap
+    wrap()
+    yield run
+    torch.distributed.destroy_process_group()
+
+
+def test_powersgd_goes_on_with_the_buckets_of_the_new_wrapper(wrapped):
+    state = PowerSGDState(None, start_powerSGD_iter=2, matrix_approximation_rank=1, min_compression_rate=0.1)
+    wrapped.strategy.model.register_comm_hook(state, powerSGD_hook)
+    net, old = wrapped.strategy.lightning_module, wrapped.strategy.model
+    sgd = optimizers()["sgd"](net.parameters())
+    run(old, sgd, 3)
+    assert state.iter == 3
+    assert state.p_memory_dict
+    check_comm_hooks(wrapped)
+    prune_(net, half(net), [sgd])
+    forget_shapes(wrapped)
     assert state.iter == 0
     assert not state.error_dict
     assert not state.p_memory_dict
+    assert wrapped.strategy.model is not old
+    assert wrapped.strategy.model._comm_hooks == [(powerSGD_hook, state)]
+    run(wrapped.strategy.model, sgd, 3)
+    assert state.iter == 3
+    assert state.p_memory_dict
+
+
+def test_a_hook_that_remembers_buckets_in_its_own_way_is_refused_by_name(wrapped):
+    class Momentum:
+        def __init__(self):
+            self.by_bucket = {0: torch.zeros(7)}
+
+    def hook_with_memory(state, bucket):
+        return allreduce_hook(None, bucket)
+
+    wrapped.strategy.model.register_comm_hook(Momentum(), hook_with_memory)
+    with pytest.raises(UnsupportedError, match=r"hook_with_memory keeps tensors in its Momentum \(by_bucket\)"):
+        check_comm_hooks(wrapped)

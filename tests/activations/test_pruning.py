@@ -1,21 +1,17 @@
 """By what channels see, inside of a Trainer: the things that could not be done before, and the same channels always."""
 
-import json
 import os
 import runpy
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-import yaml
 
 from lit_prune import ChannelPruning
 from lit_prune.activations import Calibration
 from lit_prune.callback import PruningError
-from lit_prune.cli import run_trainer
 from lit_prune.select import ClusterSelection
 from tests.toys import Classifier, loader, trainer
 
@@ -134,29 +130,3 @@ def test_nan_activations_end_the_event_and_change_nothing():
     with pytest.raises(PruningError, match=r"layer net\.1\.conv are NaN or infinite \(first in channel 3\)"):
         trainer(callback, max_epochs=1).fit(module, loader())
     assert module.net[0][0].out_channels == 16
-
-
-@pytest.mark.parametrize("name", ["yolov8n_block1", "yolov8n_all_blocks"])
-def test_configurations_run(name, tmp_path):
-    config = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
-    # As it stands, but short.
-    config["trainer"] |= {
-        "max_epochs": 2,
-        "logger": False,
-        "enable_checkpointing": False,
-        "limit_val_batches": 0,
-        "default_root_dir": str(tmp_path),
-    }
-    config["data"]["init_args"] |= {"scenes": 32, "image_size": 64}
-    callback = config["trainer"]["callbacks"][0]["init_args"]
-    callback["epochs"] = [1]
-    callback["selection"]["init_args"] |= {"embedding": "pca", "calibration": {"batches": 1, "match_iou": None}}
-    (tmp_path / "short.yaml").write_text(yaml.safe_dump(config))
-    cli = run_trainer(["fit", "--config", str(tmp_path / "short.yaml")])
-    pruning = next(callback for callback in cli.trainer.callbacks if isinstance(callback, ChannelPruning))
-    assert isinstance(pruning.pruner.recipe.selection, ClusterSelection)
-    blocks = {group.split(".")[2] for group in pruning.events[0]["channels"]}
-    assert blocks == {"1"} if "block1" in name else len(blocks) > 15
-    assert pruning.events[0]["params"][1] < pruning.events[0]["params"][0]
-    assert json.loads(json.dumps(pruning.events)) == pruning.events
-    assert np.isfinite(pruning.events[0]["seconds"])
