@@ -24,22 +24,21 @@ from lit_prune.yolo import LitYOLO
 
 
 def main() -> None:
+    """Train, calibrate on the validation scenes, decide, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--scenes", type=int, default=400)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--checkpoint", help="of LitYOLO on DigitScenes")
     parser.add_argument("--layer", default="model.4.cv2.conv")
     options = parser.parse_args()
     seed_everything(0)
-    module, data = LitYOLO(model="yolov8n.yaml", num_classes=10), DigitScenesDataModule(scenes=options.scenes)
-    trainer = Trainer(
-        max_epochs=options.epochs,
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        accelerator="cpu",
-    )
-    trainer.fit(module, data)
+    data = DigitScenesDataModule()
+    if options.checkpoint:
+        module = LitYOLO.load_from_checkpoint(options.checkpoint, map_location="cpu")
+        data.setup("validate")
+    else:
+        module = LitYOLO(model="yolov8n.yaml", num_classes=10)
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        Trainer(max_epochs=options.epochs, limit_val_batches=0, accelerator="cpu", **quiet).fit(module, data)
     network = module.model.eval()
     graph = ChannelGraph.trace(network, torch.zeros(1, 3, 96, 96))
     group = graph[options.layer]
