@@ -14,15 +14,13 @@ Indices: TypeAlias = npt.NDArray[np.int64]
 Embedding = Literal["tsne", "pca", "none"]
 
 _PERPLEXITY = 10.0
-# The fast end of the range in which t-SNE's result hardly depends on how coarsely far points are summed up.
-_ANGLE = 0.8
 # Up to this many channels k-medoids is started afresh so often that the best of all clusterings is found.
 _FEW = 32
 _RESTARTS = 16
 # Above this many channels more sweeps and starts cost more than they find.
-_MANY = 256
-# So many numbers of clusters are tried at most.
-_MOST_COUNTS = 511
+_MANY = 128
+# So many numbers of clusters are tried at most: all of them up to 256 channels.
+_MOST_COUNTS = 254
 
 
 @dataclass(frozen=True)
@@ -69,14 +67,15 @@ def embed(separability: Matrix, method: Embedding = "tsne", seed: int = 0) -> Ma
         # Two points, or all in one place: there is nothing to unfold.
         return np.pad(separability, ((0, 0), (0, max(0, 2 - separability.shape[1]))))[:, :2]
     from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
+
+    from lit_prune.activations.tsne import DenseTSNE
 
     wide = np.pad(separability, ((0, 0), (0, max(0, 2 - separability.shape[1]))))
     if method == "pca" or channels < 4:
         points = PCA(2, svd_solver="full").fit_transform(wide)
     else:
         perplexity = min(_PERPLEXITY, (channels - 1) / 3)
-        points = TSNE(perplexity=perplexity, init="pca", angle=_ANGLE, random_state=seed).fit_transform(wide)
+        points = DenseTSNE(perplexity=perplexity, random_state=seed).fit_transform(wide)
     return np.asarray(points, dtype=np.float64)
 
 
@@ -126,7 +125,8 @@ def cluster_all(distances: Matrix, seed: int = 0) -> list[Clustering]:
 
     Sweeps go up, adding the channel that saves most, and down, dropping the medoid that costs least; of all that they
     find, the cheapest clustering is taken. Few channels are started afresh as well, and many swept only once. Of more
-    than 513 channels only every second k (or third, and so on) is tried, for the work grows with their cube.
+    than 256 channels only every second k (or third, and so on) is tried, for the work grows with their cube; the knee
+    is that of a parabola through all of them, which hardly moves.
 
     Args:
         distances: ``(C, C)``, symmetric.

@@ -1,0 +1,120 @@
+"""t-SNE of some hundred points: scikit-learn's, with its exact gradient as matrix products."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.spatial.distance import squareform
+from sklearn.manifold import TSNE
+from sklearn.manifold import _t_sne as steps
+
+Array = npt.NDArray[np.float32]
+
+# As in scikit-learn.
+_EXPLORATION = 250
+_LEAST = float(np.finfo(np.double).eps)
+
+
+class DenseTSNE(TSNE):  # type: ignore[misc]
+    """scikit-learn's ``TSNE(method="exact")`` in the plane, with a gradient that takes no loop over points.
+
+    Neighbourhoods, start, schedule and gradient descent are scikit-learn's own. Of its two gradients one visits a tree,
+    which approximates, and one loops over points in Python; below a thousand points both are slower than all pairs at
+    once.
+
+    Args:
+        perplexity: How many neighbours count.
+        iterations: Steps of the gradient descent, more than 250.
+        random_state: Seed; the start is that of PCA.
+
+    Example:
+        >>> points = np.random.default_rng(0).random((40, 10))
+        >>> DenseTSNE(perplexity=10, random_state=0).fit_transform(points).shape
+        (40, 2)
+
+    References:
+        van der Maaten and Hinton, "Visualizing Data using t-SNE", JMLR 9, 2008, equation 5.
+    """
+
+    def __init__(self, perplexity: float = 10.0, iterations: int = 1000, random_state: int | None = None) -> None:
+        super().__init__(perplexity=perplexity, init="pca", random_state=random_state, method="exact")
+        self.iterations = iterations
+
+    def _tsne(
+        self, P: npt.NDArray[Any], degrees_of_freedom: float, n_samples: int, X_embedded: Array, **kwargs: Any
+    ) -> Array:
+        gradient = DenseGradient(squareform(P))
+
+        def descend(points: Array, start: int, end: int, patience: int, **options: Any) -> tuple[Array, float, int]:
+            found: tuple[Array, float, int] = steps._gradient_descent(
+                gradient,
+                points,
+                start,
+                end,
+                n_iter_check=self._N_ITER_CHECK,
+                n_iter_without_progress=patience,
+                min_grad_norm=self.min_grad_norm,
+                learning_rate=self.learning_rate_,
+                **options,
+            )
+            return found
+
+        # Twice, as scikit-learn does: first with like points drawn together, then as they are.
+        drawn = {"exaggeration": self.early_exaggeration}
+        start = X_embedded.astype(np.float32).ravel()
+        points, _, last = descend(start, 0, _EXPLORATION, _EXPLORATION, momentum=0.5, kwargs=drawn)
+        points, self.kl_divergence_, self.n_iter_ = descend(
+            points, last + 1, self.iterations, self.n_iter_without_progress, momentum=0.8
+        )
+        embedded: Array = points.reshape(n_samples, 2)
+        return embedded
+
+
+class DenseGradient:
+    """The divergence of an embedding from its target, and its gradient; the room for its matrices is claimed once.
+
+    Args:
+        target: ``(n, n)`` joint probabilities P, symmetric, 0 on the diagonal, in sum 1.
+    """
+
+    def __init__(self, target: npt.NDArray[Any]) -> None:
+        number = len(target)
+        self._target = target.astype(np.float32)
+        self._kernel = np.empty((number, number), np.float32)
+        self._pull = np.empty_like(self._kernel)
+        self._left = np.ones((number, 4), np.float32)
+        self._right = np.ones((4, number), np.float32)
+        self._points = np.ones((number, 3), np.float32)
+
+    def __call__(self, flat: Array, exaggeration: float = 1.0, compute_error: bool = True) -> tuple[float, Array]:
+        """Divergence (NaN unless asked for) and gradient ``(2n,)`` at points ``(2n,)``."""
+        points = flat.reshape(-1, 2)
+        # Distances do not change with the origin, but their rounding does.
+        points = points - points.mean(0)
+        squares = np.einsum("ij,ij->i", points, points)
+        self._left[:, :2], self._left[:, 3] = -2 * points, squares + 1
+        self._right[:2], self._right[2] = points.T, squares
+        self._points[:, :2] = points
+        # 1 + |x - y|² of all pairs is one product.
+        kernel = np.matmul(self._left, self._right, out=self._kernel)
+        np.reciprocal(kernel, out=kernel)
+        np.fill_diagonal(kernel, 0)
+        total = kernel.sum()
+        error = self._divergence(total, exaggeration) if compute_error else np.nan
+        pull = np.multiply(self._target, kernel, out=self._pull) @ self._points
+        push = np.multiply(kernel, kernel, out=kernel) @ self._points
+        forces = exaggeration * _towards(points, pull) - _towards(points, push) / total
+        return error, (4 * forces).ravel()
+
+    def _divergence(self, total: float, exaggeration: float) -> float:
+        present = self._target > 0
+        wanted = exaggeration * self._target[present].astype(np.float64)
+        found = np.maximum(self._kernel[present].astype(np.float64) / total, _LEAST)
+        return float(wanted @ np.log(np.maximum(wanted, _LEAST) / found))
+
+
+def _towards(points: Array, sums: Array) -> Array:
+    """Of weights w and ``sums`` of w·(x, y, 1) over the others: the sums of w·(own point - other point)."""
+    return sums[:, 2:] * points - sums[:, :2]
