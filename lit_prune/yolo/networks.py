@@ -29,7 +29,7 @@ def build_detector(model: str | dict[str, Any], num_classes: int | None = None) 
         FileNotFoundError: If there is no such configuration or file; near names are listed.
         ValueError: If `model` is no detection network, or `num_classes` is below 1 or cannot be changed.
     """
-    _require_ultralytics()
+    require_ultralytics()
     from ultralytics.cfg import get_cfg
 
     if num_classes is not None and num_classes < 1:
@@ -55,7 +55,7 @@ def build_network(model: str) -> Any:
         FileNotFoundError: If there is no such configuration or file; near names are listed.
         ValueError: If the file cannot be read.
     """
-    _require_ultralytics()
+    require_ultralytics()
     from ultralytics import RTDETR, YOLO
 
     with quiet_ultralytics():
@@ -167,7 +167,8 @@ def _near(name: str) -> str:
     return f" Did you mean {', '.join(near)}?" if near else f" Known are {', '.join(sorted(known))}."
 
 
-def _require_ultralytics() -> None:
+def require_ultralytics() -> None:
+    """Raise an ImportError that says what to install, if Ultralytics can't be imported."""
     try:
         import ultralytics  # noqa: F401
     except ImportError as error:
