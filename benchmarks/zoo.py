@@ -1,140 +1,277 @@
 """Every architecture of the zoo: how much of it can be pruned, whether that is exact, and how long it takes.
 
-    python -m benchmarks.zoo [NAME ...] [--limit SECONDS]
+    python -m benchmarks.zoo [NAME ...] [--again] [--peers {families,all,none}] [--limit S] [--peer-limit S]
 
-Each model runs in a process of its own, so that one that takes too long or too much memory is a row and not the end.
-Where Torch-Pruning can be imported (``PYTHONPATH``), the time of its dependency graph on the same model is beside
-ours.
-Writes ``zoo.json`` beside this file. Names are those of ``tests/zoo.py``, or a source: ``ultralytics``,
-``torchvision``, ``timm``.
+Names are those of ``tests/zoo.py`` (patterns too: ``timm/resnet*``), or a source: ``ultralytics``, ``torchvision``,
+``timm``. Each model runs in a process of its own, so that one that takes too long or too much memory is a row and not
+the end. Rows are kept in ``zoo.json`` beside this file: a second run measures only what is missing there, ``--again``
+measures all of the names anew. Seconds are CPU seconds of one thread.
+
+Peers are measured on the same model where they can be imported (``PYTHONPATH``): Torch-Pruning builds its dependency
+graph and prunes 30 % of all but the output layers; NVIDIA ModelOpt converts the model for FastNAS. ``families``, the
+default, tries them on one model a family, ``all`` on every one.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
+import fnmatch
 import importlib.util
 import json
+import logging
+import multiprocessing
 import os
+import resource
 import statistics
-import subprocess
-import sys
 import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 TOLERANCE = 1e-4
 SOURCES = ("ultralytics", "torchvision", "timm")
+RESULTS = Path(__file__).with_suffix(".json")
+# Where a model's channels are linear ones, they are counted apart.
+CONVOLUTIONAL = 0.5
+FAMILIES = """
+ultralytics/yolov3-tiny.yaml ultralytics/yolov5n.yaml ultralytics/yolov8n.yaml ultralytics/yolov8n-seg.yaml
+ultralytics/yolov9t.yaml ultralytics/yolov10n.yaml ultralytics/yolo11n.yaml ultralytics/yolo12n.yaml
+ultralytics/yolo26n.yaml ultralytics/rtdetr-resnet50.yaml
+torchvision/resnet50 torchvision/vgg11_bn torchvision/densenet121 torchvision/mobilenet_v3_small torchvision/googlenet
+torchvision/shufflenet_v2_x0_5 torchvision/efficientnet_b0 torchvision/regnet_y_400mf torchvision/convnext_tiny
+torchvision/swin_t torchvision/vit_b_32 torchvision/fcn_resnet50 torchvision/fcos_resnet50_fpn
+timm/ghostnet_100 timm/hrnet_w18_small timm/repvgg_a0 timm/deit_tiny_patch16_224 timm/mixer_s32_224 timm/dla34
+timm/res2net50_26w_4s
+""".split()
 
 
 def measure(name: str) -> dict[str, Any]:
     """One model, in this process."""
-    import torch
-
     from lit_prune import ChannelGraph, shrink_
-    from tests.networks import check_invariant, prunable_share
-    from tests.zoo import Case, build, trains
+    from tests.networks import check_invariant
+    from tests.zoo import Case, build, shares, trains
 
-    torch.set_num_threads(1)
     try:
         case = build(name)
     except Exception as error:
-        return {"result": "not built", "why": f"{type(error).__name__}: {error}"[:200]}
-    start = time.perf_counter()
-    graph = ChannelGraph.trace(case.network, *case.args)
-    first = time.perf_counter() - start
-    start = time.perf_counter()
-    ChannelGraph.trace(case.network, *case.args)
-    second = time.perf_counter() - start
-    check = check_invariant(case.network, *case.args, forward=case.forward)
+        return {"result": "not built", "why": _message(error)}
+    seconds = []
+    for _ in range(2):
+        start = time.process_time()
+        graph = ChannelGraph.trace(case.network, *case.args)
+        seconds.append(round(time.process_time() - start, 3))
+    check = check_invariant(case.network, *case.args, forward=case.forward, graph=graph)
+    found = shares(graph, case.network)
     row = {
         "result": "exact" if check.worst <= TOLERANCE else "wrong",
         "error": check.worst,
-        "prunable_share": round(prunable_share(case.network, graph), 4),
+        "prunable_share": round(found.channels, 4),
+        "prunable_share_of_convolutions": round(found.convolutions, 4),
+        "convolutional": found.convolutional >= CONVOLUTIONAL,
         "groups": len(graph.groups),
-        "frozen": len(graph.frozen),
+        "frozen": found.reasons,
         "unsupported": graph.unsupported,
-        "first_s": round(first, 3),
-        "second_s": round(second, 3),
+        "first_s": seconds[0],
+        "second_s": seconds[1],
     }
     try:
         trains(Case(shrink_(copy.deepcopy(case.network), check.plan), case.args))
         row["trains"] = True
     except Exception as error:
-        row |= {"trains": False, "why": f"{type(error).__name__}: {error}"[:200]}
+        row |= {"trains": False, "why": _message(error)}
     return row
 
 
 def measure_torch_pruning(name: str) -> dict[str, Any]:
-    """The same model's dependency graph by Torch-Pruning, in this process."""
-    import torch
+    """Torch-Pruning on the same model: the time of its dependency graph, and whether the pruned model runs."""
     import torch_pruning
 
     from tests.zoo import build
 
-    torch.set_num_threads(1)
     case = build(name)
-    start = time.perf_counter()
-    torch_pruning.DependencyGraph().build_dependency(case.network, example_inputs=case.args[0])
-    return {"result": "built", "second_s": round(time.perf_counter() - start, 3)}
-
-
-def in_a_process(name: str, kind: str, limit: float) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.zoo", "--one", kind, name]
+    row: dict[str, Any] = {}
+    for key in ("first_s", "second_s"):
+        network = copy.deepcopy(case.network)
+        start = time.process_time()
+        torch_pruning.DependencyGraph().build_dependency(network, example_inputs=case.args[0])
+        row[key] = round(time.process_time() - start, 3)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
-    except subprocess.TimeoutExpired:
-        return {"result": f"over {limit:.0f} s"}
-    with contextlib.suppress(ValueError, IndexError):
-        return dict(json.loads(done.stdout.splitlines()[-1]))
-    return {"result": "failed", "why": (done.stderr.strip().splitlines() or ["no output"])[-1][:200]}
+        torch_pruning.pruner.BasePruner(
+            case.network,
+            case.args[0],
+            importance=torch_pruning.importance.MagnitudeImportance(),
+            pruning_ratio=0.3,
+            ignored_layers=_outputs(case),
+        ).step()
+        case.network(*case.args)
+    except Exception as error:
+        return row | {"result": "built", "why": _message(error)}
+    return row | {"result": "runs"}
+
+
+def measure_modelopt(name: str) -> dict[str, Any]:
+    """NVIDIA ModelOpt on the same model: whether FastNAS, its pruning of convolutional networks, takes it."""
+    import modelopt.torch.nas as search
+
+    from tests.zoo import build
+
+    case = build(name)
+    start = time.process_time()
+    search.convert(case.network, mode="fastnas")
+    return {"result": "converted", "first_s": round(time.process_time() - start, 3)}
+
+
+def _outputs(case: Any) -> list[Any]:
+    """The layers that make a network's output, which no one wants to prune."""
+    from lit_prune import ChannelGraph
+
+    graph = ChannelGraph.trace(case.network, *case.args)
+    layers = [layer for layer, reason in graph.frozen.items() if reason.startswith("reaches the network's output")]
+    return [case.network.get_submodule(layer) for layer in layers]
+
+
+KINDS: dict[str, Callable[[str], dict[str, Any]]] = {
+    "lit_prune": measure,
+    "torch_pruning": measure_torch_pruning,
+    "modelopt": measure_modelopt,
+}
+
+
+def in_a_process(name: str, kind: str, limit: int) -> dict[str, Any]:
+    """Measure one model in a process that ends after ``limit`` CPU seconds."""
+    # The server has imported the packages once; what it forks need not again.
+    context = multiprocessing.get_context("forkserver")
+    mine, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(theirs, name, kind, limit))
+    process.start()
+    theirs.close()
+    # A busy machine takes longer than the CPU seconds.
+    answered = mine.poll(10 * limit)
+    try:
+        row: dict[str, Any] = mine.recv() if answered else {}
+    except EOFError:
+        row = {}
+    if not answered:
+        process.kill()
+    process.join()
+    return row or {"result": f"over {limit} s"} | ({"why": f"exit code {process.exitcode}"} if answered else {})
+
+
+def _work(answer: Connection, name: str, kind: str, limit: int) -> None:
+    import torch
+
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
+    torch.set_num_threads(1)
+    logging.disable(logging.CRITICAL)
+    try:
+        row = KINDS[kind](name)
+    except Exception as error:
+        row = {"result": "fails", "why": _message(error)}
+    answer.send(row)
+
+
+def _message(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:300]
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    found = {}
+    """Counts a source, and the median share of the convolutions' channels that can be pruned."""
+    found: dict[str, Any] = {}
     for source in SOURCES:
         mine = [row for row in rows if row["model"].startswith(source) and row["result"] != "not built"]
-        shares = [row["prunable_share"] for row in mine if "prunable_share" in row]
-        if mine:
+        traced = [row for row in mine if "prunable_share" in row]
+        if traced:
+            convolutional = [row["prunable_share_of_convolutions"] for row in traced if row["convolutional"]]
             found[source] = {
                 "built": len(mine),
                 "exact": sum(row["result"] == "exact" for row in mine),
                 "wrong": sum(row["result"] == "wrong" for row in mine),
+                "failed": len(mine) - len(traced),
                 "trains": sum(bool(row.get("trains")) for row in mine),
-                "median_prunable_share": statistics.median(shares) if shares else None,
+                "nothing_prunable": sum(row["groups"] == 0 for row in traced),
+                "median_prunable_share": statistics.median(row["prunable_share"] for row in traced),
+                "median_prunable_share_of_convolutions": statistics.median(convolutional) if convolutional else None,
             }
+            for peer in KINDS.keys() - {"lit_prune"}:
+                theirs = [row[peer] for row in mine if peer in row]
+                if theirs:
+                    found[source][peer] = {
+                        "tried": len(theirs),
+                        **{
+                            result: sum(row["result"] == result for row in theirs)
+                            for result in sorted({row["result"] for row in theirs})
+                        },
+                    }
     return found
+
+
+def _line(row: dict[str, Any]) -> str:
+    measured = [kind for kind in KINDS if isinstance(row.get(kind), dict)]
+    peers = " ".join(f"{kind}: {row[kind]['result']} {row[kind].get('second_s', '')}" for kind in measured)
+    return (
+        f"{row['model']:44s} {row['result']:10s} share {row.get('prunable_share', 0):.3f} "
+        f"conv {row.get('prunable_share_of_convolutions', 0):.3f} error {row.get('error', 0):.1e} "
+        f"{row.get('second_s', 0):7.3f} s {'trains' if row.get('trains') else ''} {row.get('why', '')} {peers}"
+    )
+
+
+def _stored() -> dict[str, dict[str, Any]]:
+    return {row["model"]: row for row in json.loads(RESULTS.read_text())["models"]} if RESULTS.exists() else {}
+
+
+def _store(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    ordered = sorted(rows.values(), key=lambda row: (SOURCES.index(row["model"].partition("/")[0]), row["model"]))
+    report = {"summary": summary(ordered), "models": ordered}
+    RESULTS.write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def _asked(given: list[str]) -> list[str]:
+    from tests.zoo import names
+
+    known = [name for source in SOURCES for name in names(source)]
+    found = []
+    for pattern in given:
+        matching = [name for name in known if fnmatch.fnmatch(name, f"{pattern}/*" if pattern in SOURCES else pattern)]
+        # A name that is in no list is tried all the same.
+        found.extend(matching or [pattern])
+    return list(dict.fromkeys(found))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=list(SOURCES))
-    parser.add_argument("--limit", type=float, default=100, help="seconds a model")
-    parser.add_argument("--one", choices=["lit_prune", "torch_pruning"], help=argparse.SUPPRESS)
+    parser.add_argument("--again", action="store_true", help="measure what has been measured before, too")
+    parser.add_argument("--peers", choices=["families", "all", "none"], default="families")
+    parser.add_argument("--limit", type=int, default=100, help="CPU seconds a model")
+    parser.add_argument("--peer-limit", type=int, default=100, help="CPU seconds a model for each peer")
     arguments = parser.parse_args()
     os.environ.setdefault("YOLO_OFFLINE", "true")
-    if arguments.one:
-        row = (measure if arguments.one == "lit_prune" else measure_torch_pruning)(arguments.names[0])
-        print(json.dumps(row))
-        return
-    from tests.zoo import names
+    preloaded = ["torch", "torchvision", "timm", "ultralytics.nn.tasks", "lit_prune", "tests.networks", "tests.zoo"]
+    multiprocessing.get_context("forkserver").set_forkserver_preload(preloaded)
+    beside = [kind for kind in KINDS if kind != "lit_prune" and importlib.util.find_spec(kind) is not None]
+    rows = _stored()
+    for name in _asked(arguments.names):
+        row = rows.get(name, {"model": name})
+        peers = beside if arguments.peers == "all" or (arguments.peers == "families" and name in FAMILIES) else []
+        missing = [kind for kind in ("lit_prune", *peers) if arguments.again or kind not in _measured(row)]
+        for kind in missing:
+            if kind == "lit_prune":
+                kept = {peer: row[peer] for peer in KINDS if peer in row}
+                row = {"model": name, **in_a_process(name, kind, arguments.limit), **kept}
+            else:
+                row[kind] = in_a_process(name, kind, arguments.peer_limit)
+        if missing:
+            rows[name] = row
+            _store(rows)
+            print(_line(row), flush=True)
+    print(json.dumps(_store(rows)["summary"], indent=2))
 
-    beside = importlib.util.find_spec("torch_pruning") is not None
-    rows = []
-    for name in [model for given in arguments.names for model in (names(given) if given in SOURCES else [given])]:
-        row = {"model": name, **in_a_process(name, "lit_prune", arguments.limit)}
-        if beside:
-            row["torch_pruning"] = in_a_process(name, "torch_pruning", arguments.limit)
-        rows.append(row)
-        print(
-            f"{name:48s} {row['result']:10s} share {row.get('prunable_share', 0):.3f} error {row.get('error', 0):.1e} "
-            f"{row.get('second_s', 0):7.3f} s {row.get('torch_pruning', {}).get('result', '')}",
-            flush=True,
-        )
-        report = {"summary": summary(rows), "models": rows}
-        Path(__file__).with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report["summary"], indent=2))
+
+def _measured(row: dict[str, Any]) -> set[str]:
+    return {kind for kind in KINDS if kind in row} | ({"lit_prune"} if "result" in row else set())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Take the pictures and the numbers of a demo's folder into the README.
+"""Take the pictures and the numbers of a demo's folder, and of its benchmark over seeds, into the README.
 
-make demo && .venv/bin/python docs/refresh.py demo
+make demo && .venv/bin/python -m benchmarks.demo_baseline && .venv/bin/python docs/refresh.py demo
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from lit_prune.report import human
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
+BASELINE = HERE.parent / "benchmarks" / "demo_baseline.json"
 PICTURES = {"detections.png": 1600, "history.png": 1100, "channels.png": 1600}
 LIMIT = 500_000
 
@@ -36,21 +38,18 @@ def shrink_picture(source: Path, target: Path, width: int) -> None:
     raise SystemExit(f"{target} stays above {LIMIT} bytes; lower its width.")
 
 
-def headline(report: dict[str, Any]) -> str:
-    """The demo's result in two sentences and a table."""
+def headline(report: dict[str, Any], baseline: dict[str, Any]) -> str:
+    """What the demo shows, in two sentences and a table: costs of its run, accuracy over the benchmark's seeds."""
     dense, pruned, recipe = report["dense"], report["pruned"], report["recipe"]
-    cut = 1 - pruned["macs"] / dense["macs"]
-    rows = [
-        ("multiply-adds", human(dense["macs"]), human(pruned["macs"]), f"−{cut:.0%}"),
-        (
-            "parameters",
-            human(dense["params"]),
-            human(pruned["params"]),
-            f"−{1 - pruned['params'] / dense['params']:.0%}",
-        ),
-        ("mAP50-95", f"{dense['map']:.3f}", f"{pruned['map']:.3f}", f"{pruned['map'] - dense['map']:+.3f}"),
-        ("mAP50", f"{dense['map_50']:.3f}", f"{pruned['map_50']:.3f}", f"{pruned['map_50'] - dense['map_50']:+.3f}"),
-    ]
+    if recipe != baseline["recipe"] | {"seed": recipe["seed"]}:
+        raise SystemExit(f"{BASELINE.name} was made by another recipe than the demo; run the benchmark again.")
+    rows = []
+    for name, key in (("multiply-adds", "macs"), ("parameters", "params")):
+        rows.append((name, human(dense[key]), human(pruned[key]), f"−{1 - pruned[key] / dense[key]:.0%}"))
+    for name, key in (("mAP50-95", "map"), ("mAP50", "map_50")):
+        means = {side: statistics.mean(run[side][key] for run in baseline["runs"]) for side in ("dense", "pruned")}
+        change = means["pruned"] - means["dense"]
+        rows.append((name, f"{means['dense']:.3f}", f"{means['pruned']:.3f}", f"{change:+.3f}"))
     for before, after in zip(dense["latency"], pruned["latency"], strict=True):
         old, new = before["median_ms"], after["median_ms"]
         threads = f", {before['threads']} thread{'s' * (before['threads'] != 1)}" if before["device"] == "cpu" else ""
@@ -60,8 +59,8 @@ def headline(report: dict[str, Any]) -> str:
     size = recipe["image_size"]
     text = (
         f"{recipe['model'].removesuffix('.yaml')}, {recipe['epochs']} epochs from scratch on {recipe['scenes']:,} "
-        f"scenes of handwritten digits at {size}×{size}, pruned at the start of epochs {events}, beside its dense "
-        f"twin, which shares the epochs before and has the same schedule:"
+        f"scenes of handwritten digits at {size}×{size}, pruned at the start of epochs {events}. The dense network is "
+        f"trained as long, by the same schedule; accuracies are means over {len(baseline['runs'])} seeds:"
     )
     lines = [
         textwrap.fill(text, 120),
@@ -83,7 +82,8 @@ def main() -> None:
         shrink_picture(folder / name, HERE / name, width)
     (HERE / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     text = README.read_text(encoding="utf-8")
-    block = f"<!-- demo: written by docs/refresh.py -->\n{headline(report)}\n<!-- end of demo -->"
+    baseline = json.loads(BASELINE.read_text(encoding="utf-8"))
+    block = f"<!-- demo: written by docs/refresh.py -->\n{headline(report, baseline)}\n<!-- end of demo -->"
     changed, count = re.subn(r"<!-- demo: .*?<!-- end of demo -->", lambda _: block, text, flags=re.S)
     if count != 1:
         raise SystemExit("README.md has no place for the demo's numbers: two comments, 'demo:' and 'end of demo'.")

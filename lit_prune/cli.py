@@ -97,7 +97,7 @@ def run_demo(options: argparse.Namespace) -> None:
     recipe = Recipe(
         model=options.model, scenes=options.scenes, amount=options.amount, head=options.head, seed=options.seed
     )
-    run_demo(options.out, recipe.scaled_to(options.epochs))
+    run_demo(options.out, recipe.scaled_to(options.epochs), twin=options.twin)
 
 
 def run_inspect(options: argparse.Namespace) -> None:
@@ -151,11 +151,12 @@ def _add_demo(commands: Any) -> None:
     demo = _add(commands, "demo", run_demo, "train, prune and compare on data that comes with the package; minutes")
     demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="where report and figures go")
     demo.add_argument("--model", default="yolov8n.yaml", help="configuration of an Ultralytics detection network")
-    demo.add_argument("--epochs", type=int, default=20, help="length of the run, and of its dense twin")
-    demo.add_argument("--scenes", type=int, default=1500, help="number of training scenes")
-    demo.add_argument("--amount", type=float, default=0.453, help="share of the dense network's MACs that goes")
+    demo.add_argument("--epochs", type=int, default=32, help="length of the run")
+    demo.add_argument("--scenes", type=int, default=2000, help="number of training scenes")
+    demo.add_argument("--amount", type=float, default=0.455, help="share of the dense network's MACs that goes")
     demo.add_argument("--head", type=float, default=1.0, help="factor on the share that the detection head loses")
     demo.add_argument("--seed", type=int, default=0, help="of weights, order and scenes")
+    demo.add_argument("--twin", action="store_true", help="also train a dense network as long, to compare with")
 
 
 def _add_inspect(commands: Any) -> None:

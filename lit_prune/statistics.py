@@ -2,7 +2,8 @@
 
 A LayerNorm or GroupNorm takes its mean and variance over channels. In a shrunk network they are those of the channels
 that are left: that is what a norm of that width computes, and what fine-tuning continues from. Zeroed channels would
-pull the statistics toward zero, so a masked network leaves them out in the same way.
+pull the statistics toward zero, so a masked network leaves them out in the same way. A convolution that standardises
+its weight (Qiao et al., "Weight Standardization", 2019) takes them over its inputs: the same holds for these.
 """
 
 from __future__ import annotations
@@ -63,8 +64,13 @@ def _norms(module: nn.Module, plan: PruningPlan) -> Iterator[tuple[nn.Module, Ma
     """Whatever may normalise over channels by a weight that the plan cuts."""
     for name, child in module.named_modules():
         dims = plan.kept.get(f"{name}.weight" if name else "weight")
-        if dims is not None and not isinstance(child, (_NormBase, _ConvNd, nn.Linear, nn.Embedding)):
+        if dims is None or isinstance(child, (_NormBase, nn.Linear, nn.Embedding)):
+            continue
+        if not isinstance(child, _ConvNd):
             yield child, dims
+        elif 1 in dims and not type(child).forward.__module__.startswith("torch."):
+            # Outputs are standardised each by itself.
+            yield child, {1: dims[1]}
 
 
 def _register_(module: nn.Module, kept: Mapping[int, Tensor]) -> None:
@@ -103,6 +109,8 @@ class _KeptNorm(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         places = _PLACES.get(func)
+        if func is F.batch_norm:
+            return self._standardised(dict(zip(_BATCH_NORM, args, strict=False)) | kwargs)
         if places is None:
             return func(*args, **kwargs)
         arguments = {**dict(zip(places, args, strict=False)), **kwargs}
@@ -119,7 +127,19 @@ class _KeptNorm(TorchFunctionMode):
             arguments["normalized_shape"] = tuple(arguments["weight"].shape)
         return _spread(func(**arguments), over, source.shape)
 
+    def _standardised(self, arguments: dict[str, Any]) -> Tensor:
+        """A batch norm; of the weight itself, shaped ``(1, outputs, inputs and kernel)``, over the kept inputs."""
+        source, weight = arguments["input"], self._weight
+        own = source.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr()
+        if own and arguments.get("training") and source.shape == (1, len(weight), weight[0].numel()):
+            inside = torch.zeros_like(weight[0], dtype=torch.bool)
+            inside[self._kept[1]] = True
+            over = {2: inside.flatten().nonzero().flatten()}
+            return _spread(F.batch_norm(**arguments | {"input": _select(source, over)}), over, source.shape)
+        return F.batch_norm(**arguments)
 
+
+_BATCH_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 _PLACES: dict[Callable[..., Any], tuple[str, ...]] = {
     F.layer_norm: ("input", "normalized_shape", "weight", "bias", "eps"),
     F.rms_norm: ("input", "normalized_shape", "weight", "eps"),

@@ -97,15 +97,17 @@ class Check:
 Forward = Callable[[nn.Module], Any]
 
 
-def check_invariant(network: nn.Module, *args: Any, forward: Forward | None = None, seed: int = 0) -> Check:
-    """Prune ``network`` twice at random and compare it with its masked twin each time."""
+def check_invariant(
+    network: nn.Module, *args: Any, forward: Forward | None = None, seed: int = 0, graph: ChannelGraph | None = None
+) -> Check:
+    """Prune ``network`` twice at random and compare it with its masked twin each time; a graph of it may be given."""
     randomise_(network.eval(), seed)
 
     def run(module: nn.Module) -> Any:
         with torch.no_grad():
             return module.eval()(*args) if forward is None else forward(module.eval())
 
-    graph = ChannelGraph.trace(network, *args)
+    graph = graph or ChannelGraph.trace(network, *args)
     removal = random_removal(graph, seed=seed)
     plan = graph.plan(removal)
     shrunk = shrink_(copy.deepcopy(network), plan)

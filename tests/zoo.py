@@ -5,6 +5,8 @@ Names are ``ultralytics/yolov8n.yaml``, ``torchvision/resnet50`` and ``timm/resn
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.overrides import TorchFunctionMode
 
+from lit_prune import ChannelGraph
 from tests.networks import Forward, tensors
 
 # Chosen by family, the smallest of each: convolutional, hybrid, transformer, MLP.
@@ -82,8 +86,6 @@ def build(name: str) -> Case:
 
 
 def _yamls() -> list[str]:
-    import re
-
     import ultralytics
 
     folder = Path(ultralytics.__file__).parent / "cfg" / "models"
@@ -247,6 +249,50 @@ def _build_timm(name: str) -> Case:
         config.get("min_input_size", (3, 1, 1))[-1],
     )
     return Case(network, (torch.randn(1, 3, size, size),))
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How much of a network's width can be pruned, its outputs left out.
+
+    Attributes:
+        channels: Share of the output channels of convolutions and linear layers.
+        convolutions: Share of those of convolutions.
+        convolutional: Share of the channels that are those of convolutions.
+        reasons: Number of frozen channels, by reason; the layer at work is left out of it.
+    """
+
+    channels: float
+    convolutions: float
+    convolutional: float
+    reasons: dict[str, int]
+
+
+def shares(graph: ChannelGraph, network: nn.Module) -> Shares:
+    """Count the prunable channels of a network."""
+    free: dict[tuple[str, int], int] = {}
+    for group in graph.groups:
+        for slot in group.slots:
+            free[slot] = free.get(slot, 0) + len(group.members[slot].indices)
+    total, prunable, reasons = [0, 0], [0, 0], Counter[str]()
+    for name, module in network.named_modules():
+        if not isinstance(module, (_ConvNd, nn.Linear)) or not module.weight.requires_grad:
+            continue
+        dim, kind = int(isinstance(module, _ConvTransposeNd)), int(isinstance(module, _ConvNd))
+        width, mine = module.weight.shape[dim], free.get((f"{name}.weight", dim), 0)
+        reason = graph.frozen.get(name, "is in no trace") if mine < width else ""
+        if reason.startswith("reaches the network's output"):
+            width = mine
+        elif reason:
+            reasons[re.sub(r"(, in|^)\s[\w.]+(?=:|$)|^[\w.]+(?=:)", "", reason)[:120]] += width - mine
+        total[kind] += width
+        prunable[kind] += mine
+    return Shares(
+        sum(prunable) / max(1, sum(total)),
+        prunable[1] / max(1, total[1]),
+        total[1] / max(1, sum(total)),
+        dict(reasons.most_common()),
+    )
 
 
 def trains(case: Case) -> None:

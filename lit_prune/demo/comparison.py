@@ -35,6 +35,7 @@ def compare(recipe: Recipe, runs: Mapping[str, Run]) -> dict[str, Any]:
         cost = Cost.of(networks[name], torch.zeros(1, *shape))
         report[name] = {
             **cost.to_dict(),
+            "epochs": len(run.epochs),
             "map": run.epochs[-1]["map"],
             "map_50": run.epochs[-1]["map_50"],
             "latency_ms": measured[name][0].median_ms,
@@ -53,8 +54,9 @@ def comparison_table(report: Mapping[str, Any]) -> Table:
     dense, pruned = report["dense"], report["pruned"]
     table = Table(title="Before and after", title_style="bold", header_style="bold", caption_justify="left")
     table.add_column("")
-    for heading in ("dense", "pruned", "change"):
-        table.add_column(heading, justify="right")
+    for name, side in (("dense", dense), ("pruned", pruned)):
+        table.add_column(f"{name}, after {side['epochs']} epochs", justify="right")
+    table.add_column("change", justify="right")
     for title, key in (("parameters", "params"), ("multiply-adds", "macs")):
         table.add_row(title, human(dense[key]), human(pruned[key]), f"{pruned[key] / dense[key] - 1:+.0%}")
     for title, key in (("mAP50-95", "map"), ("mAP50", "map_50")):
@@ -77,10 +79,11 @@ def save_figures(out: Path, recipe: Recipe, dense: Run, pruned: Run) -> None:
     chosen = [scene for scene in (scenes[k] for k in range(100)) if len(scene["cls"]) >= 3][:_SHOWN]
     batch = collate_detection(chosen)
     rows = {}
-    for name, run in (("dense", dense), ("pruned", pruned)):
-        title = f"{name} · {human(run.epochs[-1]['macs'])} MACs"
+    for run in (dense, pruned):
+        title = f"epoch {len(run.epochs)} · {human(run.epochs[-1]['macs'])} MACs"
         rows[title] = run.detector.cpu().detect(batch["img"], confidence=0.4)
     draw_detections(batch["img"], rows, box_targets(batch)).savefig(out / "detections.png")
     channels_figure(pruned.events).savefig(out / "channels.png")
-    history = {"dense": dense.epochs, "pruned": pruned.epochs}
-    history_figure(history, pruned.events).savefig(out / "history.png")
+    # A dense run that ends where the pruned one is pruned first is a part of it.
+    twin = {"dense": dense.epochs} if len(dense.epochs) == len(pruned.epochs) else {}
+    history_figure({**twin, "pruned": pruned.epochs}, pruned.events).savefig(out / "history.png")

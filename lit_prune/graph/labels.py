@@ -15,6 +15,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 Row = npt.NDArray[np.int64]
+OUTPUT = "reaches the network's output"
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,10 @@ class Labels:
             self._pairs.append((first.ravel(), second.ravel()))
 
     def freeze(self, row: Row, reason: str) -> None:
-        """These labels, and all that are joined with them, stay. The first reason given is the one reported."""
+        """These labels, and all that are joined with them, stay.
+
+        The first reason given is the one reported, but for :data:`OUTPUT`, which goes before all others.
+        """
         self._frozen.append((row.ravel(), len(self.reasons)))
         self.reasons.append(reason)
 
@@ -127,6 +131,7 @@ class Labels:
         links = coo_array((np.ones(len(first), dtype=np.bool_), (first, second)), shape=(self.count, self.count))
         number, of = connected_components(links, directed=False)
         reason = np.full(number, -1, dtype=np.int64)
-        for row, index in reversed(self._frozen):
+        # That a channel is the network's output says more than what it met on the way.
+        for row, index in sorted(self._frozen, key=lambda item: (self.reasons[item[1]] == OUTPUT, -item[1])):
             reason[of[row]] = index
         return Components(of.astype(np.int64), reason)

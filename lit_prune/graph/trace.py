@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten
 
 from lit_prune.attributes import qualified_names
-from lit_prune.graph.labels import Row
+from lit_prune.graph.labels import OUTPUT, Row
 from lit_prune.graph.recording import Call, Product, Recording, Slot, TraceError
 from lit_prune.graph.skeleton import remember, remembered
 from lit_prune.graph.values import Block
@@ -89,6 +90,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.labels = recording.labels
         self.path: list[str] = []
         self._names = {id(tensor): name for name, tensor in (*network.named_parameters(), *network.named_buffers())}
+        self._kernels = {id(module.weight) for module in network.modules() if isinstance(module, _ConvNd)}
         self._rules = rules
         # The tensors are held so that their ids stay theirs until the end of the trace.
         self._values: dict[int, tuple[Tensor, list[Block]]] = {}
@@ -144,7 +146,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name is None:
             return []
         blocks = []
-        for dim, size in enumerate(tensor.shape):
+        # Of a kernel nothing is ever cut.
+        for dim, size in enumerate(tensor.shape[:2] if id(tensor) in self._kernels else tensor.shape):
             if size > 1:
                 row = self.recording.slots[name, dim] = self.labels.fresh(size)
                 blocks.append(Block((dim,), row))
@@ -379,7 +382,7 @@ def _run(network: nn.Module, calls: Sequence[Call], tracer: Tracer) -> None:
                 raise TraceError(f"{where}: {type(error).__name__}: {error}", tracer.layer) from error
             tracer.path[:] = []
             for tensor in _used_outputs(module, output):
-                tracer.freeze([block.labels for block in tracer.blocks(tensor)], "reaches the network's output")
+                tracer.freeze([block.labels for block in tracer.blocks(tensor)], OUTPUT)
 
 
 def _used_outputs(module: nn.Module, output: Any) -> list[Tensor]:

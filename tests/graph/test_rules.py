@@ -250,16 +250,28 @@ def test_instance_norm() -> None:
     assert _sizes(_exact(net)) == {"0": 8}
 
 
-def test_a_standardised_weight_keeps_its_inputs() -> None:
-    class Standardised(nn.Conv2d):
-        """Its weight is normalised over all inputs: the statistics would change with one of them gone."""
+class Standardised(nn.Conv2d):
+    """Its weight has mean 0 and variance 1 over all inputs: they change with one of them gone."""
 
+    def forward(self, x: Tensor) -> Tensor:
+        weight = F.batch_norm(self.weight.reshape(1, self.out_channels, -1), None, None, training=True)
+        return F.conv2d(x, weight.reshape_as(self.weight), self.bias, groups=self.groups)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_standardised_weight_takes_its_statistics_from_the_inputs_that_are_left(groups: int) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), Standardised(8, 6, 3, groups=groups), nn.Conv2d(6, 4, 1))
+    assert sum(group.size for group in _exact(net).groups) == (8 if groups == 1 else 4) + 6
+    alone = nn.Sequential(Standardised(3, 6, 1), Standardised(6, 4, 1))
+    assert _sizes(_exact(alone)) == {"0": 6}
+
+
+def test_values_that_are_normalised_over_the_batch_keep_what_they_are_normalised_over() -> None:
+    class Swapped(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            weight = F.batch_norm(self.weight.reshape(1, self.out_channels, -1), None, None, training=True)
-            return F.conv2d(x, weight.reshape_as(self.weight), self.bias)
+            return F.batch_norm(x.transpose(1, 2), None, None, training=True).transpose(1, 2)
 
-    graph = _exact(nn.Sequential(nn.Conv2d(3, 8, 1), Standardised(8, 6, 1), nn.Conv2d(6, 4, 1)))
-    assert _sizes(graph) == {"1": 6}
+    graph = _exact(nn.Sequential(nn.Conv2d(3, 8, 1), Swapped(), nn.Conv2d(8, 4, 1)))
     assert "is normalised over" in graph.frozen["0"]
 
 

@@ -1,7 +1,10 @@
-"""Normalisations. Those over channels take their statistics from the channels that are left; see `reference.py`."""
+"""Normalisations. Those over channels take their statistics from the channels that are left; see `statistics.py`."""
 
 from __future__ import annotations
 
+import numpy as np
+
+from lit_prune.graph.labels import Row
 from lit_prune.graph.rules.table import register_rule
 from lit_prune.graph.trace import Operation, Tracer
 from lit_prune.graph.values import Block
@@ -20,12 +23,29 @@ from lit_prune.graph.values import Block
 def _batch_norm(trace: Tracer, op: Operation) -> None:
     rows = trace.rows(op["input"])
     own = [row for name in ("weight", "bias", "running_mean", "running_var") for row in trace.rows(op.get(name))]
-    if op.get("training") or op.get("running_mean") is None:
-        # The statistics are of these very values (a weight that is standardised): they would change.
-        trace.freeze([row for dim, row in enumerate(rows) if dim != 1], "is normalised over")
+    over = [row for dim, row in enumerate(rows) if dim != 1]
+    if (op.get("training") or op.get("running_mean") is None) and not _is_own_weight(trace, rows[1], over):
+        # The statistics are of these very values: they would change.
+        trace.freeze(over, "is normalised over")
     if op["input"].shape[1] > 1:
         rows[1] = trace.unite([rows[1], *own], "is normalised with what is not tracked")
     trace.assign(op.outputs()[0], rows)
+
+
+def _is_own_weight(trace: Tracer, leaving: Row | None, over: list[Row | None]) -> bool:
+    """Whether it is the weight of the layer at work that is standardised: over its inputs, each output by itself.
+
+    As with a LayerNorm, the statistics are then those of the inputs that are left.
+    """
+    own = [trace.recording.slots.get((f"{trace.layer}.weight" if trace.layer else "weight", dim)) for dim in (0, 1)]
+    inputs = [row for row in over if row is not None]
+    return (
+        len(inputs) == 1
+        and own[1] is not None
+        and leaving is not None
+        and np.array_equal(leaving, own[0])
+        and np.array_equal(np.unique(inputs[0]), own[1])
+    )
 
 
 @register_rule("native_layer_norm", "layer_norm", "fused_rms_norm", "rms_norm")
