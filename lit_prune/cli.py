@@ -122,6 +122,14 @@ def run_export(options: argparse.Namespace) -> None:
     Console().print(f"Written: {path} ({options.format})", highlight=False, soft_wrap=True)
 
 
+def run_digits(options: argparse.Namespace) -> None:
+    """Write DigitScenes as an Ultralytics data set."""
+    from lit_prune.data import write_digits
+
+    path = write_digits(options.folder, options.scenes, options.val_scenes, options.image_size, options.seed)
+    Console().print(f"Written: {path}", highlight=False, soft_wrap=True)
+
+
 def _parser() -> argparse.ArgumentParser:
     width = max(len(name) for name in _TRAINER_COMMANDS) + 2
     trainer = "\n".join(f"  {name:<{width}}{text}" for name, text in _TRAINER_COMMANDS.items())
@@ -135,6 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_inspect(commands)
     _add_export(commands)
+    _add_digits(commands)
     return parser
 
 
@@ -173,6 +182,15 @@ def _add_export(commands: Any) -> None:
     export.add_argument(
         "--image-size", type=int, default=640, metavar="PIXELS", help="height and width that the export takes"
     )
+
+
+def _add_digits(commands: Any) -> None:
+    digits = _add(commands, "digits", run_digits, "write scenes of handwritten digits as an Ultralytics data set")
+    digits.add_argument("folder", type=Path, metavar="DIR", help="where to; it must not hold a data set")
+    digits.add_argument("--scenes", type=int, default=2000, help="number of training scenes")
+    digits.add_argument("--val-scenes", type=int, default=400, help="number of validation scenes")
+    digits.add_argument("--image-size", type=int, default=96, metavar="PIXELS", help="height and width; 32 divides it")
+    digits.add_argument("--seed", type=int, default=0, help="which scenes")
 
 
 def _add(commands: Any, name: str, command: Callable[[argparse.Namespace], None], text: str) -> Any:

@@ -1,7 +1,33 @@
 """Ultralytics' detectors in a Lightning Trainer. Ultralytics is imported when the first detector is built."""
 
+from typing import TYPE_CHECKING, Any
+
+from lit_prune.yolo.data import YOLODataModule
 from lit_prune.yolo.figures import draw_detections
 from lit_prune.yolo.module import LitYOLO
 from lit_prune.yolo.networks import build_detector
+from lit_prune.yolo.pruning import UltralyticsPruning
 
-__all__ = ["LitYOLO", "build_detector", "draw_detections"]
+if TYPE_CHECKING:
+    from lit_prune.yolo.trainers import PrunedDetectionTrainer
+
+__all__ = [
+    "LitYOLO",
+    "PrunedDetectionTrainer",
+    "UltralyticsPruning",
+    "YOLODataModule",
+    "build_detector",
+    "draw_detections",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # A subclass of Ultralytics' trainer can't be had without importing Ultralytics.
+    if name == "PrunedDetectionTrainer":
+        from lit_prune.yolo.networks import require_ultralytics
+
+        require_ultralytics()
+        from lit_prune.yolo.trainers import PrunedDetectionTrainer
+
+        return PrunedDetectionTrainer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,7 +14,20 @@ import torch
 from lit_prune.yolo.module import LitYOLO
 from lit_prune.yolo.networks import build_detector, quiet_ultralytics
 
-_NEEDS = {"onnx": ("onnx",), "openvino": ("openvino",), "ncnn": ("ncnn",), "mnn": ("MNN",), "engine": ("tensorrt",)}
+# Format to what its exporter imports, with the name to install where that differs. Checked beforehand: Ultralytics
+# would try to install it by itself. What is missing here is told once its exporter fails to import it.
+_NEEDS: dict[str, dict[str, str]] = {
+    "onnx": {"onnx": "onnx"},
+    "openvino": {"openvino": "openvino"},
+    "engine": {"onnx": "onnx", "tensorrt": "tensorrt"},
+    "coreml": {"coremltools": "coremltools"},
+    "paddle": {"paddle": "paddlepaddle", "x2paddle": "x2paddle"},
+    "mnn": {"onnx": "onnx", "MNN": "MNN"},
+    "ncnn": {"ncnn": "ncnn", "pnnx": "pnnx"},
+    "rknn": {"onnx": "onnx", "rknn": "rknn-toolkit2"},
+    "litert": {"litert_torch": "litert-torch", "ai_edge_litert": "ai-edge-litert"},
+    "executorch": {"executorch": "executorch"},
+}
 
 
 def export_detector(network: Any, path: str | Path, format: str = "pt", image_size: int = 640, **options: Any) -> Path:
@@ -58,7 +71,13 @@ def export_detector(network: Any, path: str | Path, format: str = "pt", image_si
         settings = {"format": format, "imgsz": image_size, "device": "cpu", "batch": 1, **extra, **options}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch's own, about what Ultralytics calls
-            written = Path(Exporter(overrides=settings)(model=plain))
+            try:
+                written = Path(Exporter(overrides=settings)(model=plain))
+            except ModuleNotFoundError as error:
+                raise ImportError(
+                    f"Export to {format} needs a package that is not installed. Install it with: pip install "
+                    f"{error.name}"
+                ) from error
         if path.is_dir():
             shutil.rmtree(path)
         shutil.move(written, path)
@@ -99,10 +118,11 @@ def _check_format(format: str) -> None:
     formats = export_formats()
     if format not in formats:
         raise ValueError(f"format must be one of {', '.join(formats)}, but got {format!r}.")
-    missing = [name for name in _NEEDS.get(format, ()) if importlib.util.find_spec(name) is None]
+    missing = [wheel for name, wheel in _NEEDS.get(format, {}).items() if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(
-            f"Export to {format} needs a package that is not installed. Install it with: pip install {missing[0]}"
+            f"Export to {format} needs a package that is not installed. Install it with: pip install "
+            f"{' '.join(missing)}"
         )
 
 

@@ -195,9 +195,14 @@ class LitYOLO(LightningModule):
         """Log `test/map` and `test/map_50`."""
         self._log_metric("test")
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note the names of the classes, which an exported network carries along."""
+        checkpoint["class_names"] = dict(self.model.names)
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take on the shapes of a pruned checkpoint before its weights are loaded."""
+        """Take on the shapes of a pruned checkpoint before its weights are loaded, and its classes' names."""
         adopt_shapes_(self, checkpoint["state_dict"])
+        self.model.names = checkpoint.get("class_names", self.model.names)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer of two parameter groups, and a scheduler that steps with it."""

@@ -2,12 +2,17 @@
 
 import difflib
 import logging
+import math
+import pickle
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import nn
 
 from lit_prune.surgery import adopt_shapes_
 
@@ -22,20 +27,23 @@ def build_detector(model: str | dict[str, Any], num_classes: int | None = None) 
 
     Args:
         model: As for `LitYOLO`.
-        num_classes: As for `LitYOLO`; weights of the last layer that do not fit another number are drawn anew.
+        num_classes: As for `LitYOLO`. Where the weights are for another number, the last convolutions of the class
+            branch are drawn anew; all other weights stay, and pruned networks stay pruned.
 
     Raises:
         ImportError: If Ultralytics is missing.
         FileNotFoundError: If there is no such configuration or file; near names are listed.
-        ValueError: If `model` is no detection network, or `num_classes` is below 1 or cannot be changed.
+        ValueError: If `model` is no detection network, or `num_classes` is below 1.
     """
-    _require_ultralytics()
+    require_ultralytics()
     from ultralytics.cfg import get_cfg
 
     if num_classes is not None and num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, but got {num_classes}.")
     if isinstance(model, str) and Path(model).suffix == ".pt":
         network = _from_weights(model, num_classes)
+    elif isinstance(model, str) and Path(model).suffix == ".ckpt":
+        network = _from_checkpoint(model, num_classes)
     else:
         network = _from_configuration(model, num_classes)
     network.args = get_cfg()
@@ -55,7 +63,7 @@ def build_network(model: str) -> Any:
         FileNotFoundError: If there is no such configuration or file; near names are listed.
         ValueError: If the file cannot be read.
     """
-    _require_ultralytics()
+    require_ultralytics()
     from ultralytics import RTDETR, YOLO
 
     with quiet_ultralytics():
@@ -87,7 +95,7 @@ def _from_configuration(model: str | dict[str, Any], num_classes: int | None) ->
             config = deepcopy(model)
         else:
             if Path(model).suffix not in {".yaml", ".yml"}:
-                raise ValueError(f"model must end in .yaml or .pt, but got {model!r}.{_near(model)}")
+                raise ValueError(f"model must end in .yaml, .pt or .ckpt, but got {model!r}.{_near(model)}")
             config = _configuration(model)
         head = config["head"][-1][2]
         if head not in _HEADS:
@@ -106,26 +114,84 @@ def _from_weights(path: str, num_classes: int | None) -> Any:
             f"{path!r} holds no network that can be trained (its normalization is fused into its convolutions, or "
             f"it was not written by Ultralytics' trainer or `lit-prune export`); use the file from before export."
         )
-    classes = int(source.model[-1].nc)
-    network = _from_configuration(config, classes)
-    weights = source.state_dict()
-    shapes = {name: value.shape for name, value in network.state_dict().items()}
-    pruned = any(shapes.get(name, value.shape) != value.shape for name, value in weights.items())
-    if pruned:
-        adopt_shapes_(network, weights)
-    network.load_state_dict(weights)
-    network.names = source.names
-    if num_classes in {None, classes}:
-        return network
-    if pruned:
+    return _with_weights(source, num_classes)
+
+
+def _from_checkpoint(path: str, num_classes: int | None) -> Any:
+    if not Path(path).exists():
+        raise FileNotFoundError(f"There is no file {path!r}.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        config = checkpoint["hyper_parameters"]["model"]
+        state = checkpoint["state_dict"]
+    except (KeyError, RuntimeError, TypeError, pickle.UnpicklingError, EOFError) as error:
+        # What follows in torch's message is advice to load files of unknown origin without its safeguards.
+        reason = str(error).partition(". ")[0]
         raise ValueError(
-            f"{path!r} is pruned and has {classes} classes; num_classes={num_classes} would need a new head. Train "
-            f"the dense network for {num_classes} classes first, then prune it."
-        )
-    changed = _from_configuration(config, num_classes)
+            f"{path!r} is no checkpoint that a Trainer saved of a LitYOLO ({type(error).__name__}: {reason})."
+        ) from error
+    source = _from_configuration(config, None)
+    weights = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
+    adopt_shapes_(source, weights)
+    source.load_state_dict(weights)
+    source.names = checkpoint.get("class_names", source.names)
+    return _with_weights(source, num_classes)
+
+
+def _with_weights(source: Any, num_classes: int | None) -> Any:
+    """A new network of the architecture and the weights of `source`, for as many classes, or for others."""
+    classes = int(source.model[-1].nc)
+    network = _from_configuration(source.yaml, num_classes or classes)
+    adopt_widths_(network, source)
+    if num_classes in {None, classes}:
+        network.load_state_dict(source.state_dict())
+        network.names = source.names
+        return network
     with quiet_ultralytics():
-        changed.load(network, verbose=False)
-    return changed
+        network.load(source, verbose=False)
+    return network
+
+
+def adopt_widths_(network: Any, source: Any) -> None:
+    """Give a detection network, in place, the widths of a pruned one; the number of classes stays its own.
+
+    The values come with the loading: `network.load(source)` takes every tensor, but for the last convolutions of the
+    class branch where the numbers of classes differ. Those start anew.
+
+    Args:
+        network: Built from the configuration of `source`, for any number of classes.
+        source: The network to be like, pruned or not.
+
+    Raises:
+        ValueError: If it is of another architecture.
+
+    Example:
+        >>> network, source = (build_detector("yolov8n.yaml", num_classes=classes) for classes in (2, 3))
+        >>> adopt_widths_(network, source)
+        >>> network.model[-1].cv3[0][-1].out_channels
+        2
+    """
+    weights = source.state_dict()
+    classes, fresh = int(network.model[-1].nc), []
+    if classes != int(source.model[-1].nc):
+        for name, layer in _class_layers(network):
+            for end in ("weight", "bias"):
+                stored = weights[f"{name}.{end}"]
+                weights[f"{name}.{end}"] = stored.new_empty((classes, *stored.shape[1:]))
+            if layer.weight.shape != weights[f"{name}.weight"].shape:
+                fresh.append(layer)
+    adopt_shapes_(network, weights)
+    for layer in fresh:
+        # As torch draws a convolution's weights; the bias is as Ultralytics set it.
+        nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5))
+
+
+def _class_layers(network: Any) -> Iterator[tuple[str, Any]]:
+    """The layers with one output channel a class, by their names."""
+    number = len(network.model) - 1
+    for branch in ("cv3", "one2one_cv3"):
+        for level, layers in enumerate(getattr(network.model[-1], branch, None) or ()):
+            yield f"model.{number}.{branch}.{level}.{len(layers) - 1}", layers[-1]
 
 
 def _load_weights(path: str) -> Any:
@@ -167,7 +233,8 @@ def _near(name: str) -> str:
     return f" Did you mean {', '.join(near)}?" if near else f" Known are {', '.join(sorted(known))}."
 
 
-def _require_ultralytics() -> None:
+def require_ultralytics() -> None:
+    """Raise an ImportError that says what to install, if Ultralytics can't be imported."""
     try:
         import ultralytics  # noqa: F401
     except ImportError as error:

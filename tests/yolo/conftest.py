@@ -1,7 +1,11 @@
+import logging
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 
-from lit_prune.data import DigitScenes, collate_detection
+from lit_prune.data import DigitScenes, collate_detection, write_digits
 from lit_prune.yolo import LitYOLO
 
 
@@ -21,3 +25,23 @@ def _detector() -> LitYOLO:
 def detector(_detector: LitYOLO) -> LitYOLO:
     """A detector for tests that leave its weights alone."""
     return _detector.train()
+
+
+@pytest.fixture(scope="session")
+def _digits_folder(tmp_path_factory) -> Path:
+    return write_digits(tmp_path_factory.mktemp("files") / "digits", scenes=8, val_scenes=6, image_size=64).parent
+
+
+@pytest.fixture
+def digits(_digits_folder, tmp_path) -> Path:
+    """The data.yaml of a data set that a test may spoil: 8 and 6 scenes of 64×64."""
+    return Path(shutil.copytree(_digits_folder, tmp_path / "digits")) / "data.yaml"
+
+
+@pytest.fixture
+def ultralytics_log(caplog):
+    """What Ultralytics logs; its logger keeps its lines from pytest's."""
+    logger = logging.getLogger("ultralytics")
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)

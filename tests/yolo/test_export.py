@@ -1,18 +1,20 @@
 import subprocess
 import sys
+from copy import deepcopy
 
 import pytest
 import torch
 
 from lit_prune import ChannelGraph, shrink_
 from lit_prune.yolo import LitYOLO, build_detector
+from lit_prune.yolo.evaluation import find_objects
 from lit_prune.yolo.export import export_detector, export_formats, load_detector
 
 
 @pytest.fixture(scope="module")
 def network():
     torch.manual_seed(0)
-    network = build_detector("yolov8n.yaml", num_classes=3)
+    network = build_detector("yolov8n.yaml", num_classes=10)
     with torch.no_grad():
         for _ in range(30):
             network(torch.rand(2, 3, 64, 64))  # normalizations that do something
@@ -30,7 +32,7 @@ def _answer(network, images):
         return network(images)[0]
 
 
-def test_a_plain_file_opens_without_lit_prune(network, images, tmp_path):
+def test_a_plain_file_opens_and_validates_without_lit_prune(network, images, digits, tmp_path):
     network.criterion = network.init_criterion()
     path = export_detector(network, tmp_path / "deep" / "net.pt")
     torch.save(images, tmp_path / "images")
@@ -42,17 +44,39 @@ yolo = YOLO({str(path)!r})
 images = torch.load({str(tmp_path / "images")!r})
 with torch.no_grad():
     torch.save(yolo.model(images)[0], {str(tmp_path / "answer")!r})
-assert yolo(images, imgsz=64, conf=0.0, verbose=False)[0].boxes is not None
+found = yolo(images, imgsz=64, conf=0.0, iou=0.7, verbose=False)[0].boxes
+torch.save([found.xyxy, found.conf, found.cls], {str(tmp_path / "found")!r})
+scores = yolo.val(data={str(digits)!r}, imgsz=64, plots=False, project={str(tmp_path)!r}, verbose=False)
+assert 0 <= scores.box.map <= 1
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 
     assert torch.equal(torch.load(tmp_path / "answer"), _answer(network, images))
+    (expected,) = find_objects(network, images, confidence=0.0, iou=0.7)
+    boxes, scores, labels = torch.load(tmp_path / "found")
+    # Theirs are of the fused network.
+    torch.testing.assert_close(scores, expected["scores"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(boxes, expected["boxes"], atol=1e-3, rtol=1e-5)
+    assert torch.equal(labels.long(), expected["labels"])
     assert hasattr(network, "criterion")
 
 
 def test_a_plain_file_trains_on(network, tmp_path):
     path = export_detector(network, tmp_path / "net.pt")
     assert LitYOLO(str(path)).model.model[0].conv.out_channels == network.model[0].conv.out_channels
+
+
+def test_a_fused_network_finds_the_same(network):
+    images = torch.rand(3, 3, 64, 64)
+    fused = deepcopy(network).fuse(verbose=False)
+
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in fused.modules())
+    with torch.no_grad():
+        ours, theirs = (find_objects(each, images, confidence=0.0, iou=0.7) for each in (network, fused))
+    for one, other in zip(ours, theirs, strict=True):
+        assert len(one["boxes"])
+        for name in ("scores", "boxes", "labels"):
+            torch.testing.assert_close(one[name], other[name], atol=1e-3, rtol=1e-5)
 
 
 def test_onnx_computes_the_same(network, images, tmp_path):
@@ -97,6 +121,27 @@ def test_wrong_arguments(network, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install onnx"):
         export_detector(network, tmp_path / "net.onnx", "onnx")
+
+
+@pytest.mark.parametrize(
+    ("format", "wheels"),
+    [("engine", "tensorrt"), ("ncnn", "ncnn pnnx"), ("rknn", "rknn-toolkit2"), ("paddle", "paddlepaddle x2paddle")],
+)
+def test_missing_packages_are_named_before_anything_is_installed(format, wheels, network, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name if name == "onnx" else None)
+    with pytest.raises(ImportError, match=rf"Export to {format} needs .*: pip install {wheels}$"):
+        export_detector(network, tmp_path / "net", format)
+
+
+def test_a_package_that_the_exporter_misses_is_named(network, tmp_path, monkeypatch):
+    from ultralytics.engine.exporter import Exporter
+
+    def miss(*_, **__):
+        raise ModuleNotFoundError("No module named 'axelera'", name="axelera")
+
+    monkeypatch.setattr(Exporter, "__call__", miss)
+    with pytest.raises(ImportError, match=r"Export to torchscript needs .* pip install axelera"):
+        export_detector(network, tmp_path / "net", "torchscript")
 
 
 def test_formats_begin_with_the_plain_file():

@@ -1,8 +1,10 @@
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
 from lit_prune import ChannelGraph, shrink_
-from lit_prune.yolo import build_detector
+from lit_prune.yolo import LitYOLO, build_detector
+from lit_prune.yolo.networks import adopt_widths_
 
 
 def _save(network, path):
@@ -72,10 +74,55 @@ def test_a_pruned_file_is_built_with_its_shapes(tmp_path):
     assert torch.equal(_answer(loaded), _answer(network))
 
 
-def test_a_pruned_file_with_another_number_of_classes(tmp_path):
-    path = _save(_pruned(num_classes=3), tmp_path / "pruned.pt")
-    with pytest.raises(ValueError, match="is pruned and has 3 classes; num_classes=5 would need a new head"):
-        build_detector(path, num_classes=5)
+@pytest.mark.parametrize("name", ["yolov8n.yaml", "yolo26n.yaml"])
+def test_another_number_of_classes_changes_the_last_convolutions_only(name, tmp_path):
+    network = _pruned(name, num_classes=3)
+
+    loaded = build_detector(_save(network, tmp_path / "pruned.pt"), num_classes=200)
+
+    before, after = network.state_dict(), loaded.state_dict()
+    fresh = {key for key in after if not torch.equal(before[key], after[key])}
+    number = len(network.model) - 1
+    branches = ["cv3", "one2one_cv3"] if name == "yolo26n.yaml" else ["cv3"]
+    last = [f"model.{number}.{branch}.{level}.2" for branch in branches for level in range(3)]
+    assert fresh == {f"{layer}.{end}" for layer in last for end in ("weight", "bias")}
+    assert all(after[key].shape == (200, *before[key].shape[1:]) for key in fresh)
+    assert all(after[f"{layer}.weight"].std() > 0 and after[f"{layer}.weight"].isfinite().all() for layer in last)
+    assert all((after[f"{layer}.bias"] < -3).all() for layer in last)  # objects are rare, as Ultralytics sets it
+    assert _answer(loaded).isfinite().all()
+
+
+def test_classes_of_the_same_name_keep_their_rows(tmp_path):
+    network = build_detector("yolov8n.yaml", num_classes=3)
+    network.names = {0: "cat", 1: "dog", 2: "cow"}
+    target = build_detector("yolov8n.yaml", num_classes=2)
+    target.names = {0: "cow", 1: "bird"}
+    adopt_widths_(target, network)
+    target.load(network, verbose=False)
+    rows, known = (each.model[-1].cv3[0][-1].weight for each in (target, network))
+    assert torch.equal(rows[0], known[2])
+    assert not any(torch.equal(rows[1], row) for row in known)
+
+
+@pytest.mark.parametrize("num_classes", [None, 5])
+def test_a_checkpoint_of_ours(num_classes, tmp_path):
+    trained = LitYOLO("yolov8n.yaml", num_classes=3)
+    trained.model.names = {0: "cat", 1: "dog", 2: "cow"}
+    trained.model.load_state_dict(build_detector("yolov8n.yaml", num_classes=3).state_dict())
+    graph = ChannelGraph.trace(trained.model.eval(), torch.zeros(1, 3, 64, 64))
+    shrink_(trained.model, graph.plan({graph.groups[0].name: [0, 3]}))
+    trainer = Trainer(accelerator="cpu", logger=False, barebones=True)
+    trainer.strategy.connect(trained)
+    trainer.save_checkpoint(tmp_path / "net.ckpt")
+
+    loaded = build_detector(str(tmp_path / "net.ckpt"), num_classes)
+
+    assert loaded.model[0].conv.out_channels == 14
+    assert loaded.model[-1].nc == (num_classes or 3)
+    assert torch.equal(loaded.model[5].conv.weight, trained.model.model[5].conv.weight)
+    if num_classes is None:
+        assert torch.equal(_answer(loaded), _answer(trained.model))
+        assert loaded.names == trained.model.names
 
 
 def test_a_configuration_as_a_dict_is_left_as_it_is():
@@ -89,10 +136,15 @@ def test_a_configuration_as_a_dict_is_left_as_it_is():
 @pytest.mark.parametrize(
     ("model", "error", "message"),
     [
-        ("yolov8m.yml2", ValueError, r"must end in .yaml or .pt, but got 'yolov8m.yml2'. Did you mean .*yolov8m.yaml"),
+        (
+            "yolov8m.yml2",
+            ValueError,
+            r"must end in .yaml, .pt or .ckpt, but got .*l2'. Did you mean .*yolov8m.yaml",
+        ),
         ("yolo8n.yaml", FileNotFoundError, r"no configuration 'yolo8n.yaml'.* Did you mean .*yolov8n.yaml"),
         ("yolov8n-seg.yaml", ValueError, "trains detection networks .* is Segment"),
         ("nowhere/net.pt", FileNotFoundError, "There is no file 'nowhere/net.pt'"),
+        ("nowhere/net.ckpt", FileNotFoundError, "There is no file 'nowhere/net.ckpt'"),
         ("yolov8q.pt", FileNotFoundError, r"Ultralytics offers none of this name. Did you mean .*yolov8"),
     ],
 )

@@ -1,0 +1,250 @@
+"""YOLODataModule: any Ultralytics detection data set for a Lightning Trainer, with Ultralytics' own augmentation."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import copy
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from lit_prune.yolo.dataset import (
+    Split,
+    WholeBatches,
+    build_dataset,
+    closes_mosaic,
+    read_data,
+    read_hyperparameters,
+    rescale,
+)
+from lit_prune.yolo.networks import require_ultralytics
+
+
+class EpochLoader(DataLoader[Any]):
+    """A DataLoader that calls a function before each pass, before its workers start.
+
+    Args:
+        *args: As for `DataLoader`.
+        before_epoch: What to call.
+        **kwargs: As for `DataLoader`.
+    """
+
+    def __init__(self, *args: Any, before_epoch: Callable[[], None], **kwargs: Any) -> None:
+        self.before_epoch = before_epoch
+        super().__init__(*args, **kwargs)
+
+    def __iter__(self) -> Any:
+        # A generator, so that nothing is done before the first batch is asked for: of a run that is resumed, the
+        # Trainer makes the iterator before it knows the epoch.
+        self.before_epoch()
+        yield from super().__iter__()
+
+
+class YOLODataModule(LightningDataModule):
+    """Loaders of an Ultralytics detection data set, as Ultralytics' trainer would load it.
+
+    Training pictures are augmented by Ultralytics (mosaic, colour, flips, ...), and mosaic, mixup and their kin end
+    `close_mosaic` epochs before the run does, if the Trainer has a `max_epochs`. Validation pictures are letterboxed
+    in rectangular batches. Testing and prediction run on the `test` split where there is one, else on `val`.
+
+    Batches are Ultralytics' own, with the images as floating point in 0..1 once they are on the device: `img`, `cls`,
+    `bboxes` and `batch_idx` as `LitYOLO` takes them, and `im_file`, `ori_shape`, `ratio_pad`. Label files are scanned
+    once; Ultralytics keeps what it found in a `*.cache` file beside the labels. Pictures that can't be read, and
+    pictures with wrong labels, are left out, and a warning names them. Pictures without a label file have no objects.
+
+    Args:
+        data: A `data.yaml`, a folder with one, or a name that Ultralytics offers for download (`"coco8.yaml"`).
+        image_size: Length in pixels of the longer side; by default the hyperparameter `imgsz`, 640.
+        batch_size: Pictures in a batch, on each device; by default the hyperparameter `batch`, 16.
+        num_workers: Worker processes of each loader; by default the hyperparameter `workers`, 8.
+        cache: Keep decoded pictures, in memory (`"ram"` or True) or on the disk beside the pictures (`"disk"`).
+        close_mosaic: Number of last epochs without mosaic; by default the hyperparameter of this name, 10.
+        hyperparameters: Others by Ultralytics' names, such as `{"mosaic": 0.5, "fliplr": 0.0, "multi_scale": 0.25}`,
+            or an `args.yaml` that Ultralytics' trainer wrote; what does not concern data is ignored.
+
+    Attributes:
+        names: Class to name, once the data was set up.
+        num_classes: Number of classes, once the data was set up.
+
+    Raises:
+        FileNotFoundError: If the data, or the pictures of a split, are not there.
+        ImportError: If Ultralytics is missing.
+        ValueError: If an argument is out of range, or the data can't be used; the message names the file.
+
+    Example:
+        >>> import tempfile
+        >>> from lit_prune.data import write_digits
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = write_digits(folder, scenes=4, val_scenes=4, image_size=64)
+        ...     data = YOLODataModule(str(path), image_size=64, batch_size=2, num_workers=0)
+        ...     data.num_classes, data.names[7]
+        (10, '7')
+    """
+
+    def __init__(
+        self,
+        data: str,
+        image_size: int | None = None,
+        batch_size: int | None = None,
+        num_workers: int | None = None,
+        cache: bool | str = False,
+        close_mosaic: int | None = None,
+        hyperparameters: dict[str, Any] | str | None = None,
+    ) -> None:
+        super().__init__()
+        require_ultralytics()
+        if cache not in (False, True, "ram", "disk"):
+            raise ValueError(f"cache must be True, False, 'ram' or 'disk', but got {cache!r}.")
+        self.settings: Any = read_hyperparameters(
+            hyperparameters,
+            imgsz=image_size,
+            batch=batch_size,
+            workers=num_workers,
+            cache=cache,
+            close_mosaic=close_mosaic,
+            task="detect",
+        )
+        for name, low in {"imgsz": 32, "batch": 1, "workers": 0, "close_mosaic": 0}.items():
+            value = getattr(self.settings, name)
+            if not isinstance(value, int) or value < low:
+                raise ValueError(f"{_OURS.get(name, name)} must be a whole number from {low} on, but got {value!r}.")
+        if self.settings.imgsz % 32:
+            raise ValueError(
+                f"image_size must be a multiple of 32, the network's stride, but got {self.settings.imgsz}."
+            )
+        self.save_hyperparameters()
+        self.data = data
+        self._found: dict[str, Any] | None = None
+        self._datasets: dict[Split, Any] = {}
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Class to name."""
+        return {0: "item"} if self.settings.single_cls else dict(self._description()["names"])
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.names)
+
+    def prepare_data(self) -> None:
+        """Download what is not here, and let Ultralytics scan the labels, in one process only."""
+        read_data(self.data)
+
+    def setup(self, stage: str) -> None:
+        """Build the data sets that a stage needs, once, and tell the network the names of its classes.
+
+        Raises:
+            ValueError: If the network has fewer classes than the data.
+        """
+        if stage == "fit":
+            self._dataset("train")
+        self._dataset("val" if stage in ("fit", "validate") else self._held_out)
+        network: Any = getattr(getattr(self.trainer, "lightning_module", None), "model", None)
+        if network is not None and hasattr(network, "names"):
+            classes = int(network.model[-1].nc)
+            if classes < self.num_classes:
+                raise ValueError(
+                    f"{self.data!r} has {self.num_classes} classes, but the network has {classes}: give the model "
+                    f"num_classes={self.num_classes}."
+                )
+            if classes == self.num_classes:
+                network.names = self.names
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Load augmented training pictures, in random order unless they are rectangular."""
+        dataset = self._dataset("train")
+        one_shape = not dataset.rect or bool(np.all(dataset.batch_shapes == dataset.batch_shapes[0]))
+
+        def close_mosaic() -> None:
+            trainer = self.trainer
+            if trainer is None:
+                return
+            if closes_mosaic(trainer.current_epoch, trainer.max_epochs, self.settings.close_mosaic):
+                dataset.close_mosaic(hyp=copy(self.settings))
+
+        options = {"shuffle": True} if one_shape else {"sampler": self._whole_batches(dataset)}
+        return EpochLoader(dataset, before_epoch=close_mosaic, **options, **self._options(dataset))
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Load letterboxed validation pictures."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Load the letterboxed pictures of the test split, or of the validation split if there is none."""
+        return self._loader(self._held_out)
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Load the same pictures as for testing."""
+        return self._loader(self._held_out)
+
+    def calibration_dataloader(self) -> DataLoader[Any]:
+        """Load training pictures letterboxed, without augmentation: what a network's channels are judged on."""
+        dataset = self._build("train", augment=False, rect=False)
+        return DataLoader(dataset, **self._options(dataset))
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Turn bytes into floating point in 0..1, and vary the size of training batches with `multi_scale`."""
+        if isinstance(batch, dict) and not batch["img"].is_floating_point():
+            images = batch["img"].float() / 255
+            if self.settings.multi_scale > 0 and getattr(self.trainer, "training", False):
+                images = rescale(images, self.settings.imgsz, self.settings.multi_scale)
+            batch = {**batch, "img": images}
+        return batch
+
+    @property
+    def _held_out(self) -> Split:
+        return "test" if self._description().get("test") else "val"
+
+    def _description(self) -> dict[str, Any]:
+        if self._found is None:
+            self._found = read_data(self.data)
+        return self._found
+
+    def _dataset(self, split: Split) -> Any:
+        if split not in self._datasets:
+            augment = split == "train"
+            with self._first_process_first(f"labels of {split}"):
+                self._datasets[split] = self._build(split, augment=augment, rect=not augment)
+        return self._datasets[split]
+
+    def _build(self, split: Split, *, augment: bool, rect: bool) -> Any:
+        description = {**self._description(), "names": self.names, "nc": self.num_classes}
+        return build_dataset(self.settings, description, split, self.settings.batch, augment=augment, rect=rect)
+
+    @contextmanager
+    def _first_process_first(self, what: str) -> Iterator[None]:
+        """The first process writes Ultralytics' cache of the labels, the others read it."""
+        strategy: Any = None if self.trainer is None else self.trainer.strategy
+        first = strategy is None or strategy.is_global_zero
+        if not first:
+            strategy.barrier(what)
+        try:
+            yield
+        finally:
+            # Also after an error: the others meet the same one, and would wait for ever.
+            if strategy is not None and first:
+                strategy.barrier(what)
+
+    def _loader(self, split: Split) -> DataLoader[Any]:
+        dataset = self._dataset(split)
+        return DataLoader(dataset, sampler=self._whole_batches(dataset), **self._options(dataset))
+
+    def _whole_batches(self, dataset: Any) -> WholeBatches:
+        trainer = self.trainer
+        ranks = 1 if trainer is None else trainer.world_size
+        return WholeBatches(dataset, num_replicas=ranks, rank=0 if trainer is None else trainer.global_rank)
+
+    def _options(self, dataset: Any) -> dict[str, Any]:
+        # Workers end with each epoch: those that stayed would not learn that mosaic has closed.
+        return {
+            "batch_size": self.settings.batch,
+            "num_workers": self.settings.workers,
+            "collate_fn": dataset.collate_fn,
+            "pin_memory": torch.cuda.is_available(),
+        }
+
+
+_OURS = {"imgsz": "image_size", "batch": "batch_size", "workers": "num_workers"}
