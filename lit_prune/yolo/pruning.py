@@ -9,7 +9,7 @@ from rich.console import Console
 
 from lit_prune.cost import count_parameters
 from lit_prune.criteria import CRITERIA, Criterion
-from lit_prune.event import Recipe
+from lit_prune.event import PruningPolicy
 from lit_prune.graph import Call, ChannelGraph
 from lit_prune.pruner import PruningError
 from lit_prune.record import Dense, Record
@@ -79,13 +79,13 @@ class UltralyticsPruning:
         self.schedule = epochs if isinstance(epochs, Schedule) else AtEpochs(epochs)
         if self.schedule.unit != "epochs":
             raise ValueError("Ultralytics' trainer is pruned at the start of epochs: give a schedule of epochs.")
-        self.recipe = Recipe(
+        self.policy = PruningPolicy(
             scope=Scope(blocks, exclude or []),
             criterion=resolve("criterion", criterion, Criterion, CRITERIA),
             selection=resolve("selection", selection, Selection, SELECTIONS),
             round_to=round_to,
         )
-        if self.recipe.calibration is not None:
+        if self.policy.calibration is not None:
             raise ValueError(
                 "Under Ultralytics' trainer channels are chosen by weights alone; for a criterion or selection that "
                 "looks at activations, train LitYOLO with ChannelPruning on a YOLODataModule."
@@ -130,7 +130,7 @@ class UltralyticsPruning:
             return
         self.record = Record()
         graph = ChannelGraph.trace_calls(trainer.model, self._calls(trainer))
-        self.recipe.check(trainer.model, graph)
+        self.policy.check(trainer.model, graph)
         self.record.dense = Dense.of(trainer.model, graph)
 
     def prune_if_due(self, trainer: Any) -> None:
@@ -157,7 +157,7 @@ class UltralyticsPruning:
     def _prune(self, trainer: Any, part: float) -> dict[str, Any]:
         network, average = trainer.model, trainer.ema.ema
         share = self.amount * part
-        decision = self.recipe.decide(network, self._calls(trainer), share, self.record)
+        decision = self.policy.decide(network, self._calls(trainer), share, self.record)
         params = count_parameters(network)
         prune_(network, decision.plan, [trainer.optimizer], [average])
         for module in (network, average):
