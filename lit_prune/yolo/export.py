@@ -1,7 +1,6 @@
 """A detector for use without lit_prune: a plain Ultralytics file, ONNX, TorchScript, what else Ultralytics writes."""
 
 import importlib.util
-import pickle
 import shutil
 import tempfile
 import warnings
@@ -11,7 +10,6 @@ from typing import Any
 
 import torch
 
-from lit_prune.yolo.module import LitYOLO
 from lit_prune.yolo.networks import build_detector, quiet_ultralytics
 
 # Format to what its exporter imports, with the name to install where that differs. Checked beforehand: Ultralytics
@@ -94,17 +92,7 @@ def load_detector(path: str | Path) -> Any:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"There is no file {str(path)!r}.")
-    if path.suffix == ".pt":
-        return build_detector(str(path)).eval()
-    try:
-        detector = LitYOLO.load_from_checkpoint(path, map_location="cpu")
-    except (KeyError, RuntimeError, TypeError, pickle.UnpicklingError, EOFError) as error:
-        # What follows in torch's message is advice to load files of unknown origin without its safeguards.
-        reason = str(error).partition(". ")[0]
-        raise ValueError(
-            f"{str(path)!r} is no checkpoint that a Trainer saved of a LitYOLO ({type(error).__name__}: {reason})."
-        ) from error
-    return detector.model.eval()
+    return build_detector(str(path)).eval()
 
 
 def export_formats() -> tuple[str, ...]:

@@ -4,10 +4,11 @@ import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from functools import partial
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
@@ -15,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lit_prune.surgery import adopt_shapes_
 from lit_prune.yolo.batches import Detections, box_targets, check_batch
+from lit_prune.yolo.dataset import read_hyperparameters
 from lit_prune.yolo.evaluation import find_objects, mean_average_precision
 from lit_prune.yolo.networks import build_detector
 from lit_prune.yolo.optim import (
@@ -25,6 +27,7 @@ from lit_prune.yolo.optim import (
     lr_factor,
     parameter_groups,
 )
+from lit_prune.yolo.recipe import MovingAverage, Recipe, check_trainer
 
 _CLIP_NORM = 10.0  # what Ultralytics trains with
 _VALIDATION: dict[str, Any] = {"confidence": 0.001, "iou": 0.7, "limit": 100, "multi_label": True}
@@ -50,6 +53,11 @@ class LitYOLO(LightningModule):
         warmup_epochs: Epochs of linear warm-up; a fraction will do.
         schedule: How the learning rate falls after warm-up, step by step: `"cosine"`, `"linear"` or `"constant"`.
         final_lr: Where it ends, as a share of `lr`.
+        hyperparameters: Train as Ultralytics' trainer does, by its names, such as `{"optimizer": "auto", "lr0": 0.01}`,
+            or by an `args.yaml` that it wrote: its optimizer and parameter groups, warm-up, accumulation to `nbs`
+            pictures, loss gains, frozen layers, and a moving average of the weights that is validated and saved. The
+            arguments from `optimizer` on are not used then. Epochs, precision and devices are the Trainer's; give
+            `YOLODataModule` the same hyperparameters for what concerns data.
 
     Attributes:
         model: The Ultralytics `DetectionModel`.
@@ -76,6 +84,7 @@ class LitYOLO(LightningModule):
         warmup_epochs: float = 1.0,
         schedule: ScheduleName = "cosine",
         final_lr: float = 0.01,
+        hyperparameters: Mapping[str, Any] | str | Path | None = None,
     ) -> None:
         super().__init__()
         _check_choice("optimizer", optimizer, get_args(OptimizerName))
@@ -98,6 +107,13 @@ class LitYOLO(LightningModule):
         self.schedule = schedule
         self.final_lr = final_lr
         self._metric: Any = None
+        self._recipe: Recipe | None = None
+        if hyperparameters is not None:
+            self._recipe = Recipe(read_hyperparameters(hyperparameters))
+            # Not the file's name, for the same reason as above.
+            self.hparams["hyperparameters"] = dict(vars(self._recipe.settings))
+            self.model.args = deepcopy(self._recipe.settings)
+            self._recipe.freeze_(self.model)
 
     @property
     def num_classes(self) -> int:
@@ -150,6 +166,9 @@ class LitYOLO(LightningModule):
         options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": size, "sync_dist": True}
         self.log("train/loss", loss.detach() / size, prog_bar=True, **options)
         self.log_dict({f"train/{name}": mean for name, mean in means.items()}, **options)
+        if self._recipe is not None:
+            # Theirs is the sum over devices and accumulated batches, where Lightning takes the mean.
+            loss = loss * (self.trainer.world_size * self.trainer.accumulate_grad_batches)
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -168,6 +187,10 @@ class LitYOLO(LightningModule):
             batch = batch[0]
         return self.detect(batch)
 
+    def configure_callbacks(self) -> list[Callback]:
+        """Keep a moving average of the weights, if Ultralytics' hyperparameters are given."""
+        return [] if self._recipe is None else [MovingAverage()]
+
     def on_fit_start(self) -> None:
         """Tell the loss how long the run is: end-to-end heads shift its weights over the epochs."""
         self.model.args.epochs = self.trainer.max_epochs if (self.trainer.max_epochs or -1) > 0 else 100
@@ -178,6 +201,18 @@ class LitYOLO(LightningModule):
         if hasattr(criterion, "update"):
             criterion.updates = self.current_epoch - 1
             criterion.update()
+        if self._recipe is not None:
+            self._recipe.train_(self.model)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Warm up as Ultralytics does, if its hyperparameters are given."""
+        if self._recipe is not None:
+            self._recipe.before_batch(self.trainer, batch_idx)
+
+    def on_fit_end(self) -> None:
+        """Leave the Trainer's accumulation as it was."""
+        if self._recipe is not None:
+            self.trainer.accumulate_grad_batches = 1
 
     def on_validation_epoch_start(self) -> None:
         """Start the metric anew."""
@@ -205,10 +240,14 @@ class LitYOLO(LightningModule):
         self.model.names = checkpoint.get("class_names", self.model.names)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimizer of two parameter groups, and a scheduler that steps with it."""
+        """Build the optimizer, and a scheduler that steps with it; by Ultralytics' recipe, once an epoch."""
+        total = self.trainer.estimated_stepping_batches
+        if self._recipe is not None:
+            check_trainer(self.trainer)
+            optimizer, scheduler = self._recipe.configure(self.trainer, self.model)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
         groups = parameter_groups(self.parameters(), self.weight_decay)
         optimizer = build_optimizer(self.optimizer_name, groups, self.lr, self.momentum)
-        total = self.trainer.estimated_stepping_batches
         if math.isinf(total) and self.schedule != "constant":
             raise ValueError(
                 f"schedule={self.schedule!r} needs to know where the run ends, but the Trainer has no end. "
