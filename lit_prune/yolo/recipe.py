@@ -120,7 +120,7 @@ class Recipe:
         else:
 
             def factor(epoch: int) -> float:
-                return max(1 - epoch / epochs, 0) * (1.0 - final) + final
+                return float(max(1 - epoch / epochs, 0) * (1.0 - final) + final)
 
         return optimizer, LambdaLR(optimizer, factor)
 

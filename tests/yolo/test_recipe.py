@@ -35,18 +35,21 @@ def test_the_average_is_that_of_ultralytics():
     lit = lightning.LightningModule()
     lit.net = net
     callback.setup(None, lit, "fit")
-    for _ in range(5):
+    for update in range(5):
         net(torch.rand(2, 3, 4, 4))
         with torch.no_grad():
             for parameter in net.parameters():
                 parameter.add_(torch.randn_like(parameter))
         theirs.update(net)
         callback._average_model.update_parameters(lit)
+        if update == 0:
+            # torch takes the first weights whole, Ultralytics all but 0.05 % of them.
+            theirs.ema.load_state_dict(net.state_dict())
 
     ours = callback._average_model.module.net.state_dict()
     for name, value in theirs.ema.state_dict().items():
         if value.is_floating_point():
-            torch.testing.assert_close(ours[name], value, rtol=0, atol=5e-3)
+            torch.testing.assert_close(ours[name], value)
             assert not torch.equal(value, net.state_dict()[name])
 
 
@@ -77,14 +80,14 @@ def test_auto_chooses_as_ultralytics(tmp_path):
 
 def test_warmup_and_accumulation(tmp_path):
     lit = _lit(optimizer="SGD", lr0=0.01, lrf=0.1, nbs=4, warmup_epochs=1, warmup_bias_lr=0.1, warmup_momentum=0.8)
-    seen, steps = [], []
-    lit.on_before_zero_grad = lambda _: steps.append(trainer.global_step)
+    seen = []
 
     def note(*_):
         groups = {group["param_group"]: group for group in trainer.optimizers[0].param_groups}
         seen.append((groups["weight"]["lr"], groups["bias"]["lr"], groups["bn"]["momentum"], trainer.global_step))
 
-    lit.on_train_batch_end = note
+    # Not at the end of a batch: after the last one of an epoch the next epoch's rate is set already.
+    lit.on_before_backward = note
     trainer = _trainer(tmp_path, limit_val_batches=0)
     trainer.fit(lit, _data())
 
@@ -94,7 +97,8 @@ def test_warmup_and_accumulation(tmp_path):
     assert bias == pytest.approx([0.1, 0.0775, 0.055, 0.0325, end, end, end, end])
     assert momentum == pytest.approx([0.8, 0.83425, 0.8685, 0.90275, *[0.937] * 4])
     # One batch a step at first; from the middle of the warm-up on two, as `nbs` says.
-    assert steps == (1, 2, 3, 4, 4, 5, 5, 6)
+    assert steps == (0, 1, 2, 2, 3, 3, 4, 4)
+    assert trainer.global_step == 5
     assert trainer.accumulate_grad_batches == 1
 
 
@@ -110,13 +114,12 @@ def test_frozen_layers_stay(tmp_path):
 
 
 def test_gains_weigh_the_loss(batch):
-    losses = []
+    losses, first = [], _lit()
     for gain in (7.5, 15.0):
-        torch.manual_seed(0)
         lit = _lit(box=gain)
-        losses.append(lit.model.loss(batch)[0])
-    assert losses[1][0] == pytest.approx(2 * losses[0][0].item(), rel=1e-5)
-    assert losses[1][1] == pytest.approx(losses[0][1].item(), rel=1e-5)
+        lit.model.load_state_dict(first.model.state_dict())
+        losses.append(lit.model.loss(batch)[0].detach())
+    torch.testing.assert_close(losses[1], losses[0] * torch.tensor([2.0, 1.0, 1.0]))
 
 
 def test_the_average_is_pruned_validated_and_saved(tmp_path):
@@ -127,9 +130,9 @@ def test_the_average_is_pruned_validated_and_saved(tmp_path):
     lit.on_train_epoch_end = lambda: live.append(copy.deepcopy(lit.model.state_dict()))
     evaluate = lit.validation_step
 
-    def validation_step(batch, index):
+    def validation_step(batch, batch_idx=0):
         validated.append(copy.deepcopy(lit.model.state_dict()))
-        return evaluate(batch, index)
+        evaluate(batch, batch_idx)
 
     lit.validation_step = validation_step
     trainer.fit(lit, _data())
