@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from lit_prune.eager import eagerly
+
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
@@ -35,8 +37,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(_isolated_rng(model))
         stack.enter_context(torch.no_grad())
-        if any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in modules):
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(eagerly())
         try:
             for module in modules:
                 module.training = False

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+import gc
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -79,7 +81,8 @@ class ChannelGraph:
         Raises:
             TraceError: If a forward fails on these inputs; the message names the layer.
         """
-        return cls(*examine(model, list(calls)))
+        with _collector_paused():
+            return cls(*examine(model, list(calls)))
 
     def __getitem__(self, name: str) -> ChannelGroup:
         """The group of that name.
@@ -134,7 +137,8 @@ class ChannelGraph:
         Raises:
             TraceError: If the shrunk copy doesn't run, or couples its channels in another way.
         """
-        return ChannelGraph(*rehearse(self._network, self._calls, self._recording, plan))
+        with _collector_paused():
+            return ChannelGraph(*rehearse(self._network, self._calls, self._recording, plan))
 
     def _channels(self, name: str, channels: Sequence[int] | Tensor | Row) -> Row:
         group = self[name]
@@ -157,6 +161,19 @@ class ChannelGraph:
                         f"Groups {name!r} and {partner!r} are equal pieces of one split and must stay equally wide, "
                         f"but would lose {len(channels)} and {other} channels. Remove equally many of both."
                     )
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """While open, Python looks for no garbage."""
+    # A trace makes many small objects that live on; where much is imported, one search takes longer than the trace.
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _idle(network: nn.Module, recording: Recording) -> dict[str, str]:

@@ -27,8 +27,9 @@ _COPY_PROTOCOL = ("__deepcopy__", "__copy__", "__getstate__", "__setstate__", "_
 def copy_module(network: nn.Module, copy_tensor: Callable[[Tensor], Tensor]) -> nn.Module:
     """A copy of ``network`` and of all that its modules hold.
 
-    Modules and tensors that are one stay one. Hooks stay behind, but for those of torch itself, which compute weights;
-    data sets, and what can't be copied (locks, open files, generators), are shared with the copy.
+    Modules and tensors that are one stay one. Nothing in it is compiled. Hooks stay behind, but for those of torch
+    itself, which compute weights; data sets, and what can't be copied (locks, open files, generators), are shared with
+    the copy.
 
     Args:
         network: Any module.
@@ -49,12 +50,22 @@ class _Copier:
         plain = [module for module in modules if _is_plain(type(module))]  # type: ignore[arg-type]
         for module in plain:
             self._memo[id(module)] = object.__new__(type(module))
+        wrappers = [module for module in modules if _is_wrapper(type(module))]  # type: ignore[arg-type]
+        for module in wrappers:
+            self._memo[id(module)] = _Uncompiled()
         for module in modules:
             if id(module) not in self._memo:
                 self._prepare(module)
         for module in plain:
             self._fill(module)
+        for module in wrappers:
+            shell = self._memo[id(module)]
+            shell._orig_mod = self._value(module._orig_mod)
+            shell.training = module.training
         copied: nn.Module = self._value(self._network)
+        for module in copied.modules():
+            # Compiled in place, a copy would run the module that it was copied from.
+            vars(module)["_compiled_call_impl"] = None
         return copied
 
     def _fill(self, module: nn.Module) -> None:
@@ -128,6 +139,29 @@ class _Copier:
         shell = self._memo[id(value)] = object.__new__(type(value))
         self._fill(value)
         return shell
+
+
+class _Uncompiled(nn.Module):
+    """In the place of what ``torch.compile`` returned: the names of its parts stay what they are."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_orig_mod":
+            return self._modules[name]
+        return getattr(self._orig_mod, name)
+
+    def __len__(self) -> int:
+        return len(self._orig_mod)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._orig_mod(*args, **kwargs)
+
+
+@cache
+def _is_wrapper(kind: Any) -> bool:
+    # By name, for its module is torch's whole compiler.
+    return any(
+        (base.__module__, base.__name__) == ("torch._dynamo.eval_frame", "OptimizedModule") for base in kind.__mro__
+    )
 
 
 @cache

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from lit_prune.eager import eagerly
 from lit_prune.graph.composites import Composites
 from lit_prune.graph.labels import OUTPUT
 from lit_prune.graph.operation import Operation
@@ -61,7 +62,7 @@ def record(
     recording = Recording()
     tracer = Tracer(network, recording, rules)
     network.eval()
-    with torch.no_grad(), _plain_attention():
+    with torch.no_grad(), eagerly(), _plain_attention():
         _run(network, calls, tracer, until)
         if any(parameter.numel() > 1 and not tracer.has_met(parameter) for parameter in network.parameters()):
             # What it costs is what it costs to use.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_prune import ChannelGraph, shrink_
+from lit_prune.graph.recording import TraceError
 from tests.networks import random_removal
 
 IMAGES = torch.zeros(1, 3, 8, 8)
@@ -128,3 +130,25 @@ def test_down_to_the_last_channel() -> None:
     shrunk = shrink_(net, plan)
     assert shrunk(torch.zeros(2, 3, 8, 8)).shape == (2, 4)
     assert ChannelGraph.trace(shrunk, IMAGES).groups == ()
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_garbage_collector_is_left_as_it_was(enabled):
+    seen = []
+
+    class Looks(nn.Conv2d):
+        def forward(self, image):
+            seen.append(gc.isenabled())
+            return super().forward(image)
+
+    before = gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        ChannelGraph.trace(Looks(3, 4, 1), torch.zeros(1, 3, 4, 4))
+        with pytest.raises(TraceError):
+            ChannelGraph.trace(Looks(3, 4, 1), torch.zeros(1, 2, 4, 4))
+        assert gc.isenabled() is enabled
+    finally:
+        (gc.enable if before else gc.disable)()
+    assert seen
+    assert not any(seen)
