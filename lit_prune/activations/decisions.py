@@ -120,8 +120,9 @@ def decide(
         keep = survey.knee or channels
     if method == "gamma" and strength is not None:
         return Decision(np.sort(np.argsort(-strength, kind="stable")[:keep]), survey)
-    known = {len(clustering.medoids): clustering for clustering in survey.clusterings}
-    clustering = known.get(keep) or cluster(survey.distances, keep, seed)
+    # The curve need only be right on average; what is decided by rests on fresh starts as well.
+    known = [clustering for clustering in survey.clusterings if len(clustering.medoids) == keep]
+    clustering = min([*known, cluster(survey.distances, keep, seed)], key=lambda found: found.cost)
     return Decision(representatives(clustering, method, strength), survey, clustering)
 
 

@@ -82,39 +82,44 @@ class DenseGradient:
     def __init__(self, target: npt.NDArray[Any]) -> None:
         number = len(target)
         self._target = target.astype(np.float32)
+        self._drawn, self._exaggeration = self._target, 1.0
         self._kernel = np.empty((number, number), np.float32)
-        self._pull = np.empty_like(self._kernel)
+        self._itself = self._kernel.reshape(-1)[:: number + 1]
+        self._weights = np.empty_like(self._kernel)
+        self._mean = np.full((1, number), 1 / number, np.float32)
+        # 1 + |x - y|² of all pairs is one product of these.
         self._left = np.ones((number, 4), np.float32)
         self._right = np.ones((4, number), np.float32)
         self._points = np.ones((number, 3), np.float32)
 
     def __call__(self, flat: Array, exaggeration: float = 1.0, compute_error: bool = True) -> tuple[float, Array]:
         """Divergence (NaN unless asked for) and gradient ``(2n,)`` at points ``(2n,)``."""
-        points = flat.reshape(-1, 2)
+        if exaggeration != self._exaggeration:
+            self._drawn, self._exaggeration = self._target * np.float32(exaggeration), exaggeration
+        points, given = self._points[:, :2], flat.reshape(-1, 2)
         # Distances do not change with the origin, but their rounding does.
-        points = points - points.mean(0)
+        np.subtract(given, self._mean @ given, out=points)
         squares = np.einsum("ij,ij->i", points, points)
-        self._left[:, :2], self._left[:, 3] = -2 * points, squares + 1
+        np.multiply(points, -2, out=self._left[:, :2])
+        np.add(squares, 1, out=self._left[:, 3])
         self._right[:2], self._right[2] = points.T, squares
-        self._points[:, :2] = points
-        # 1 + |x - y|² of all pairs is one product.
         kernel = np.matmul(self._left, self._right, out=self._kernel)
         np.reciprocal(kernel, out=kernel)
-        np.fill_diagonal(kernel, 0)
-        total = kernel.sum()
-        error = self._divergence(total, exaggeration) if compute_error else np.nan
-        pull = np.multiply(self._target, kernel, out=self._pull) @ self._points
-        push = np.multiply(kernel, kernel, out=kernel) @ self._points
-        forces = exaggeration * _towards(points, pull) - _towards(points, push) / total
-        return error, (4 * forces).ravel()
+        self._itself[:] = 0
+        total = np.add.reduce(kernel, axis=None)
+        error = self._divergence(total) if compute_error else np.nan
+        # Each pair pulls by P and pushes by Q = kernel / total, both times the kernel.
+        weights = np.multiply(kernel, -1 / total, out=self._weights)
+        weights += self._drawn
+        weights *= kernel
+        sums = weights @ self._points
+        forces = sums[:, 2:] * points
+        forces -= sums[:, :2]
+        forces *= 4
+        return error, forces.ravel()
 
-    def _divergence(self, total: float, exaggeration: float) -> float:
+    def _divergence(self, total: float) -> float:
         present = self._target > 0
-        wanted = exaggeration * self._target[present].astype(np.float64)
+        wanted = self._drawn[present].astype(np.float64)
         found = np.maximum(self._kernel[present].astype(np.float64) / total, _LEAST)
         return float(wanted @ np.log(np.maximum(wanted, _LEAST) / found))
-
-
-def _towards(points: Array, sums: Array) -> Array:
-    """Of weights w and ``sums`` of w·(x, y, 1) over the others: the sums of w·(own point - other point)."""
-    return sums[:, 2:] * points - sums[:, :2]

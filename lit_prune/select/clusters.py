@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import warnings
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import get_args
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.nn.modules.conv import _ConvTransposeNd
 
@@ -93,33 +90,22 @@ class ClusterSelection(Selection):
         """
         self._check_classes(evidence)
         members = [unit for unit in units(evidence.groups, scores) if _is_observed(unit, evidence)]
-        # The largest first, so that no core is left alone with one of them at the end.
-        work = [
-            partial(
-                self._settle,
-                unit,
-                [separability_of(group, evidence) for group in unit],
-                [self._strength(group, evidence) for group in unit],
-                target,
-            )
-            for unit in sorted(members, key=lambda unit: -unit[0].size)
-        ]
-        decided = _in_threads(work)
-        found = {name: decision for decisions in decided for name, decision in decisions.items()}
-        self.decisions = {group.name: found[group.name] for unit in members for group in unit if group.name in found}
+        self.decisions = {}
+        # The steps are many and small: more threads would wait for each other longer than they compute.
+        with threadpool_limits(1):
+            for unit in members:
+                self.decisions |= self._settle(unit, evidence, target)
         gone = {}
         for unit in members:
             for group in unit:
-                if group.name in found:
+                if group.name in self.decisions:
                     stays = np.zeros(group.size, dtype=np.bool_)
-                    stays[found[group.name].kept] = True
+                    stays[self.decisions[group.name].kept] = True
                     if not stays.all():
                         gone[group.name] = torch.from_numpy(np.flatnonzero(~stays))
         return gone
 
-    def _settle(
-        self, unit: Unit, rows: Sequence[Matrix], strengths: Sequence[Matrix | None], target: Target
-    ) -> dict[str, Decision]:
+    def _settle(self, unit: Unit, evidence: Evidence, target: Target) -> dict[str, Decision]:
         """Decide about groups that must stay equally wide; nothing where they lose nothing."""
         by_knee = target.share is None
         width = unit[0].size if target.share is None else target.keep(unit[0], target.share)
@@ -127,14 +113,16 @@ class ClusterSelection(Selection):
             return {}
         # Ranks of |γ| need no clusters, unless to know how many stay.
         embedding = "none" if self.method == "gamma" and not by_knee else self.embedding
-        surveys = [survey_channels(row, embedding, self.seed, curve=by_knee) for row in rows]
+        surveys = [
+            survey_channels(separability_of(group, evidence), embedding, self.seed, curve=by_knee) for group in unit
+        ]
         if by_knee:
             # Without a knee nothing says how many would do, and all stay.
             knees = [survey.knee or group.size for group, survey in zip(unit, surveys, strict=True)]
             width = target.allowed(unit[0], float(np.mean(knees)))
         return {
-            group.name: decide(survey, width, self.method, strength, self.seed)
-            for group, survey, strength in zip(unit, surveys, strengths, strict=True)
+            group.name: decide(survey, width, self.method, self._strength(group, evidence), self.seed)
+            for group, survey in zip(unit, surveys, strict=True)
         }
 
     def _strength(self, group: ChannelGroup, evidence: Evidence) -> Matrix | None:
@@ -225,20 +213,3 @@ def _is_observed(unit: Unit, evidence: Evidence) -> bool:
             )
             return False
     return True
-
-
-def _in_threads(tasks: Sequence[Callable[[], dict[str, Decision]]]) -> list[dict[str, Decision]]:
-    """Run tasks side by side, each on one core: the libraries below let go of the interpreter while they compute."""
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-
-    def one_core() -> None:
-        # OpenMP counts its threads by the thread that asks, BLAS for the whole process.
-        threadpool_limits(1, user_api="openmp")
-
-    with (
-        threadpool_limits(1, user_api="blas"),
-        ThreadPoolExecutor(max(1, min(cores, len(tasks))), initializer=one_core) as pool,
-    ):
-        return list(pool.map(lambda task: task(), tasks))

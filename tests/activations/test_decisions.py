@@ -44,8 +44,17 @@ def test_the_knee_decides():
     assert survey.knee is not None
     decision = decide(survey, None, "max_weight", STRENGTH)
     assert len(decision.kept) == survey.knee
-    assert decision.clustering is survey.clusterings[survey.knee - 2]
+    assert decision.clustering.cost <= survey.clusterings[survey.knee - 2].cost
     assert survey.counts.tolist() == list(range(2, 40))
+
+
+@pytest.mark.parametrize("channels", [60, 140])
+def test_clusters_are_never_worse_than_the_curves_nor_than_fresh_ones(channels):
+    survey = survey_channels(rows(channels, kinds=20), "pca")
+    for clustering in survey.clusterings[:: channels // 12]:
+        k = len(clustering.medoids)
+        decided = decide(survey, k, "medoid").clustering
+        assert decided.cost <= min(clustering.cost, cluster(survey.distances, k).cost)
 
 
 @pytest.mark.parametrize("channels", [2, 3, 4])
