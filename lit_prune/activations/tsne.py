@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial.distance import squareform
 from sklearn.manifold import TSNE
-from sklearn.manifold import _t_sne as steps
 
 Array = npt.NDArray[np.float32]
 
@@ -20,9 +19,8 @@ _LEAST = float(np.finfo(np.double).eps)
 class DenseTSNE(TSNE):  # type: ignore[misc]
     """scikit-learn's ``TSNE(method="exact")`` in the plane, with a gradient that takes no loop over points.
 
-    Neighbourhoods, start, schedule and gradient descent are scikit-learn's own. Of its two gradients one visits a tree,
-    which approximates, and one loops over points in Python; below a thousand points both are slower than all pairs at
-    once.
+    Neighbourhoods, start and schedule are scikit-learn's own. Of its two gradients one visits a tree, which
+    approximates, and one loops over points in Python; below a thousand points both are slower than all pairs at once.
 
     Args:
         perplexity: How many neighbours count.
@@ -46,30 +44,49 @@ class DenseTSNE(TSNE):  # type: ignore[misc]
         self, P: npt.NDArray[Any], degrees_of_freedom: float, n_samples: int, X_embedded: Array, **kwargs: Any
     ) -> Array:
         gradient = DenseGradient(squareform(P))
-
-        def descend(points: Array, start: int, end: int, patience: int, **options: Any) -> tuple[Array, float, int]:
-            found: tuple[Array, float, int] = steps._gradient_descent(
-                gradient,
-                points,
-                start,
-                end,
-                n_iter_check=self._N_ITER_CHECK,
-                n_iter_without_progress=patience,
-                min_grad_norm=self.min_grad_norm,
-                learning_rate=self.learning_rate_,
-                **options,
-            )
-            return found
-
+        points = X_embedded.astype(np.float32).ravel()
         # Twice, as scikit-learn does: first with like points drawn together, then as they are.
-        drawn = {"exaggeration": self.early_exaggeration}
-        start = X_embedded.astype(np.float32).ravel()
-        points, _, last = descend(start, 0, _EXPLORATION, _EXPLORATION, momentum=0.5, kwargs=drawn)
-        points, self.kl_divergence_, self.n_iter_ = descend(
-            points, last + 1, self.iterations, self.n_iter_without_progress, momentum=0.8
-        )
+        last = self._descend(gradient, points, range(_EXPLORATION), 0.5, self.early_exaggeration, _EXPLORATION)
+        rest = range(last + 1, self.iterations)
+        self.n_iter_ = self._descend(gradient, points, rest, 0.8, 1.0, self.n_iter_without_progress)
+        self.kl_divergence_ = gradient(points)[0]
         embedded: Array = points.reshape(n_samples, 2)
         return embedded
+
+    def _descend(
+        self,
+        gradient: DenseGradient,
+        points: Array,
+        steps: range,
+        momentum: float,
+        exaggeration: float,
+        patience: int,
+    ) -> int:
+        """Move ``points`` down, each coordinate at a pace of its own; returns the last step that was made.
+
+        References:
+            Jacobs, "Increased rates of convergence through learning rate adaptation", Neural Networks 1, 1988.
+        """
+        update, pace = np.zeros_like(points), np.ones_like(points)
+        best, best_step, step = np.inf, steps.start, steps.start
+        for step in steps:
+            check = (step + 1) % self._N_ITER_CHECK == 0
+            error, slope = gradient(points, exaggeration, check)
+            turned = update * slope >= 0
+            pace = np.where(turned, pace * np.float32(0.8), pace + np.float32(0.2))
+            np.maximum(pace, np.float32(0.01), out=pace)
+            slope *= pace
+            update *= momentum
+            update -= slope * np.float32(self.learning_rate_)
+            points += update
+            if check:
+                if error < best:
+                    best, best_step = error, step
+                elif step - best_step > patience:
+                    break
+                if np.linalg.norm(slope) <= self.min_grad_norm:
+                    break
+        return step
 
 
 class DenseGradient:

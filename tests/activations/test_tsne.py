@@ -37,8 +37,10 @@ def test_steps_are_scikit_learns():
     target = _joint_probabilities(squareform(pdist(rows(60), "sqeuclidean")), 10.0, 0)
     start = np.random.default_rng(0).normal(size=120)
     options = {"momentum": 0.5, "learning_rate": 50.0}
-    expected, *_ = _gradient_descent(_kl_divergence, start, 0, 15, args=[target, 1, 60, 2], **options)
-    found, *_ = _gradient_descent(DenseGradient(squareform(target)), start.astype(np.float32), 0, 15, **options)
+    expected, _, last = _gradient_descent(_kl_divergence, start, 0, 15, args=[target, 1, 60, 2], **options)
+    ours, found = DenseTSNE(), start.astype(np.float32)
+    ours.learning_rate_ = 50.0
+    assert ours._descend(DenseGradient(squareform(target)), found, range(15), 0.5, 1.0, patience=300) == last
     np.testing.assert_allclose(found, expected, atol=0.02)
 
 
