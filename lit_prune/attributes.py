@@ -25,6 +25,10 @@ def register_attributes(cls: type[nn.Module] | str) -> Callable[[AttributeUpdate
     Args:
         cls: The class, or its qualified name where importing it would cost a dependency.
 
+    Raises:
+        TypeError: If it is given no class of modules and no name, or decorates what can't be called.
+        ValueError: If a name is not qualified.
+
     Example:
         >>> class Halves(nn.Module):
         ...     def __init__(self):
@@ -34,8 +38,15 @@ def register_attributes(cls: type[nn.Module] | str) -> Callable[[AttributeUpdate
         ... def _halves(module):
         ...     module.half = module.conv.out_channels // 2
     """
+    if isinstance(cls, str):
+        if "." not in cls:
+            raise ValueError(f"Expected a qualified name such as 'mylib.blocks.{cls}', not {cls!r}.")
+    elif not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        raise TypeError(f"register_attributes takes a class of modules, or its qualified name. It got {cls!r}.")
 
     def register(update: AttributeUpdate) -> AttributeUpdate:
+        if not callable(update):
+            raise TypeError(f"Expected a function that is given a module. It got {update!r}.")
         _ATTRIBUTES[cls] = update
         return update
 

@@ -85,3 +85,20 @@ def test_a_class_by_name() -> None:
     net = Derived()
     update_attributes_(net)
     assert net.half == 4
+
+
+@pytest.mark.parametrize("given", [nn.Linear(2, 2), int, None, lambda module: None])
+def test_what_is_no_class_of_modules_is_refused(given: Any) -> None:
+    with pytest.raises(TypeError, match="takes a class of modules, or its qualified name"):
+        register_attributes(given)
+
+
+def test_a_name_without_its_module_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"qualified name such as 'mylib\.blocks\.Tokens', not 'Tokens'"):
+        register_attributes("Tokens")
+
+
+def test_an_update_must_be_a_function() -> None:
+    with pytest.raises(TypeError, match="Expected a function that is given a module"):
+        register_attributes(Base)({"width": 4})  # type: ignore[arg-type]
+    assert Base not in attributes._ATTRIBUTES

@@ -116,3 +116,38 @@ def test_a_rule_of_ones_own() -> None:
         assert sizes(exact(Between(odd, 12))) == {"enter.0": 12}
     finally:
         del RULES["cummax"]
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("aten::add", "add"),
+        ("add_", "add"),
+        ("add.Tensor", "add"),
+        ("aten::_softmax.default", "softmax"),
+        ("mylib::scale.default", "mylib::scale"),
+    ],
+)
+def test_a_name_that_no_operation_is_found_by_is_refused_with_the_right_one(given: str, wanted: str) -> None:
+    before = dict(RULES)
+    with pytest.raises(ValueError, match=f"every overload has the rule of '{wanted}'"):
+        register_rule(given)
+    assert before == RULES
+
+
+@pytest.mark.parametrize("given", ["", "mylib::", "no name", "mylib scale"])
+def test_what_is_no_name_is_refused(given: str) -> None:
+    with pytest.raises(ValueError, match="is no name of an operation"):
+        register_rule(given)
+
+
+@pytest.mark.parametrize("given", [(), (torch.ops.aten.add,), (lambda trace, operation: None,)])
+def test_rules_go_by_names(given: tuple[object, ...]) -> None:
+    with pytest.raises(TypeError, match="register_rule takes names of operations"):
+        register_rule(*given)  # type: ignore[arg-type]
+
+
+def test_a_rule_is_a_function() -> None:
+    with pytest.raises(TypeError, match="A rule is a function of the tracer and the operation"):
+        register_rule("mylib::scale")("scale")  # type: ignore[arg-type]
+    assert "mylib::scale" not in RULES
