@@ -127,13 +127,17 @@ class Recipe:
     def before_batch(self, trainer: Trainer, batch_idx: int) -> None:
         """Warm up learning rates, momentum and accumulation, and decide whether this batch ends with a step.
 
-        Gradients add up until a nominal batch (`nbs`) is full. The last batch of an epoch always ends with a step:
-        Lightning keeps no gradients over the end of an epoch.
+        Gradients add up until a nominal batch (`nbs`) is full, and are cleared where the next one begins. The last
+        batch of an epoch always ends with a step: Lightning keeps no gradients over the end of an epoch.
         """
         batches = int(trainer.num_training_batches)
         done = batches * trainer.current_epoch + batch_idx
         if batch_idx == 0:
             self._last_step = done - 1
+        if done == self._last_step + 1:
+            # Lightning would clear them where `accumulate_grad_batches` divides the batch's number, but that changes.
+            for optimizer in trainer.optimizers:
+                optimizer.zero_grad()
         epochs = _epochs(trainer)
         nominal = min(max(round(self.settings.nbs / _sizes(trainer)[0]), 1), batches * epochs)
         warmup = round(min(self.settings.warmup_epochs, max(epochs - 1, 0)) * batches)
