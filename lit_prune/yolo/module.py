@@ -209,6 +209,11 @@ class LitYOLO(LightningModule):
         if self._recipe is not None:
             self._recipe.before_batch(self.trainer, batch_idx)
 
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        """Clear the gradients, but by Ultralytics' recipe, which does that where a nominal batch begins."""
+        if self._recipe is None:
+            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
+
     def on_fit_end(self) -> None:
         """Leave the Trainer's accumulation as it was."""
         if self._recipe is not None:

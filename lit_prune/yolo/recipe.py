@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -23,7 +23,52 @@ class MovingAverage(WeightAveraging):
     """
 
     def __init__(self) -> None:
-        super().__init__(use_buffers=True, multi_avg_fn=_average_)
+        super().__init__(use_buffers=True)
+        self._places: list[tuple[dict[str, Any], dict[str, Any], str]] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Bring the average to where the network is: it was made before the network moved."""
+        self._averaged.to(pl_module.device)
+        modules = dict(pl_module.named_modules())
+        # Dictionaries, not tensors: those may be others after a pruning.
+        self._places = [
+            (stored, getattr(modules[name], kind), key)
+            for name, module in self._averaged.module.named_modules()
+            for kind in ("_parameters", "_buffers")
+            for stored in (getattr(module, kind),)
+            for key, tensor in stored.items()
+            if tensor is not None
+        ]
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Follow the weights after each step of the optimizer."""
+        if trainer.global_step > self._latest_update_step:
+            self._latest_update_step = trainer.global_step
+            self.follow()
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Take the weights of the network into the average.
+
+        `AveragedModel.update_parameters` does the same, but searches all modules for their tensors each time, which
+        takes a good part of a step of a small network. It also takes the first weights whole, Ultralytics does not.
+        """
+        self._averaged.n_averaged += 1
+        averages: list[Tensor] = []
+        values: list[Tensor] = []
+        for stored, live, key in self._places:
+            if stored[key].is_floating_point():
+                averages.append(stored[key])
+                values.append(live[key])
+            else:
+                stored[key].copy_(live[key])
+        torch._foreach_lerp_(averages, values, 1 - moving_average_decay(int(self._averaged.n_averaged)))
+
+    @property
+    def _averaged(self) -> Any:
+        return self._average_model
 
 
 def moving_average_decay(updates: float) -> float:
@@ -34,15 +79,6 @@ def moving_average_decay(updates: float) -> float:
         [0.0005, 0.6321, 0.9999]
     """
     return _DECAY * (1 - math.exp(-updates / _RAMP))
-
-
-@torch.no_grad()
-def _average_(averages: Any, values: Any, updates: Tensor | int) -> None:
-    if averages[0].is_floating_point():
-        # torch counts the updates that were before this one.
-        torch._foreach_lerp_(averages, values, 1 - moving_average_decay(float(updates) + 1))
-    else:
-        torch._foreach_copy_(averages, values)
 
 
 class Recipe:
@@ -127,13 +163,17 @@ class Recipe:
     def before_batch(self, trainer: Trainer, batch_idx: int) -> None:
         """Warm up learning rates, momentum and accumulation, and decide whether this batch ends with a step.
 
-        Gradients add up until a nominal batch (`nbs`) is full. The last batch of an epoch always ends with a step:
-        Lightning keeps no gradients over the end of an epoch.
+        Gradients add up until a nominal batch (`nbs`) is full, and are cleared where the next one begins. The last
+        batch of an epoch always ends with a step: Lightning keeps no gradients over the end of an epoch.
         """
         batches = int(trainer.num_training_batches)
         done = batches * trainer.current_epoch + batch_idx
         if batch_idx == 0:
             self._last_step = done - 1
+        if done == self._last_step + 1:
+            # Lightning would clear them where `accumulate_grad_batches` divides the batch's number, but that changes.
+            for optimizer in trainer.optimizers:
+                optimizer.zero_grad()
         epochs = _epochs(trainer)
         nominal = min(max(round(self.settings.nbs / _sizes(trainer)[0]), 1), batches * epochs)
         warmup = round(min(self.settings.warmup_epochs, max(epochs - 1, 0)) * batches)

@@ -35,16 +35,14 @@ def test_the_average_is_that_of_ultralytics():
     lit = lightning.LightningModule()
     lit.net = net
     callback.setup(None, lit, "fit")
-    for update in range(5):
+    callback.on_train_start(None, lit)
+    for _ in range(5):
         net(torch.rand(2, 3, 4, 4))
         with torch.no_grad():
             for parameter in net.parameters():
                 parameter.add_(torch.randn_like(parameter))
         theirs.update(net)
-        callback._average_model.update_parameters(lit)
-        if update == 0:
-            # torch takes the first weights whole, Ultralytics all but 0.05 % of them.
-            theirs.ema.load_state_dict(net.state_dict())
+        callback.follow()
 
     ours = callback._average_model.module.net.state_dict()
     for name, value in theirs.ema.state_dict().items():
@@ -80,10 +78,11 @@ def test_auto_chooses_as_ultralytics(tmp_path):
 
 def test_warmup_and_accumulation(tmp_path):
     lit = _lit(optimizer="SGD", lr0=0.01, lrf=0.1, nbs=4, warmup_epochs=1, warmup_bias_lr=0.1, warmup_momentum=0.8)
-    seen = []
+    seen, cleared = [], []
 
     def note(*_):
         groups = {group["param_group"]: group for group in trainer.optimizers[0].param_groups}
+        cleared.append(lit.model.model[0].conv.weight.grad is None)
         seen.append((groups["weight"]["lr"], groups["bias"]["lr"], groups["bn"]["momentum"], trainer.global_step))
 
     # Not at the end of a batch: after the last one of an epoch the next epoch's rate is set already.
@@ -98,6 +97,8 @@ def test_warmup_and_accumulation(tmp_path):
     assert momentum == pytest.approx([0.8, 0.83425, 0.8685, 0.90275, *[0.937] * 4])
     # One batch a step at first; from the middle of the warm-up on two, as `nbs` says.
     assert steps == (0, 1, 2, 2, 3, 3, 4, 4)
+    # The second batch of a step adds its gradients to those of the first.
+    assert cleared == [True, True, True, False, True, False, True, False]
     assert trainer.global_step == 5
     assert trainer.accumulate_grad_batches == 1
 
