@@ -3,7 +3,8 @@ import torch
 
 from lit_prune.yolo import build_detector
 from lit_prune.yolo.batches import box_targets
-from lit_prune.yolo.evaluation import find_objects, mean_average_precision
+from lit_prune.yolo.evaluation import find_objects
+from lit_prune.yolo.metrics import mean_average_precision
 
 
 class _Answers(torch.nn.Module):
