@@ -24,7 +24,7 @@ def box_label(box: Sequence[float], ink: Mask) -> list[float]:
 
 
 def outline_label(box: Sequence[float], ink: Mask) -> list[float]:
-    """x and y of each point of the ink's outline, through the middles of its outermost pixels; parts are joined.
+    """X and y of each point of the ink's outline, through the middles of its outermost pixels; parts are joined.
 
     Example:
         >>> ink = np.zeros((8, 8), dtype=bool)
@@ -63,7 +63,7 @@ def keypoint_label(box: Sequence[float], ink: Mask) -> list[float]:
 
 
 def corner_label(box: Sequence[float], ink: Mask) -> list[float]:
-    """x and y of the corners of the smallest rectangle, turned as need be, around the ink's pixels.
+    """X and y of the corners of the smallest rectangle, turned as need be, around the ink's pixels.
 
     Example:
         >>> ink = np.eye(8, dtype=bool)

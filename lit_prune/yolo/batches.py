@@ -1,6 +1,6 @@
 """Batches of images with objects: what LitYOLO takes, checked, and turned into boxes in pixels."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -63,7 +63,7 @@ def box_targets(batch: dict[str, Tensor]) -> Detections:
     return [{"boxes": boxes[row], "labels": labels[row]} for row in rows]
 
 
-def upright_targets(batch: dict[str, Tensor]) -> Tensor:
+def upright_targets(batch: Mapping[str, Any]) -> Tensor:
     """The upright boxes (M, 4; centre, width and height as shares) around a batch's rotated ones (M, 5)."""
     images, rotated = batch["img"], batch["bboxes"].float()
     size = torch.tensor([images.shape[3], images.shape[2]], dtype=torch.float32, device=rotated.device)

@@ -99,7 +99,7 @@ class UltralyticsPrecision(Metric):
         from ultralytics.utils.metrics import ap_per_class
 
         conf, predicted, true = (_joined(getattr(self, name)) for name in ("conf", "pred_cls", "target_cls"))
-        values = {}
+        values: dict[str, Tensor] = {}
         for name, prefix in self._kinds.items():
             scores = Scores()
             scores.update(ap_per_class(_joined(getattr(self, name)), conf, predicted, true)[2:])
@@ -112,6 +112,9 @@ class Accuracy(Metric):
     """The share of pictures whose class is the network's first choice, and among its first five."""
 
     full_state_update = False
+    first: Tensor
+    five: Tensor
+    pictures: Tensor
 
     def __init__(self, network: Any = None) -> None:
         super().__init__()

@@ -60,6 +60,7 @@ def build_detector(
     else:
         network = _from_configuration(model, num_classes, kpt_shape)
     network.args = get_cfg(overrides={"task": task_of(network).name})
+    network.nc = count_classes(network)  # what RT-DETR's loss asks for
     if getattr(network.model[-1], "one2one_cv2", None) is not None:
         network.end2end = True
     return network
@@ -233,11 +234,10 @@ def _last_layers(network: Any, pattern: re.Pattern[str]) -> Iterator[tuple[str, 
     number = len(network.model) - 1
     for name, module in network.model[-1].named_modules():
         if pattern.fullmatch(name):
-            name = f"model.{number}.{name}"
-            if isinstance(module, nn.Sequential):
-                name, module = f"{name}.{len(module) - 1}", module[-1]
-            if isinstance(module, (nn.Conv2d, nn.Linear, nn.Embedding)):
-                yield name, module
+            sequence = isinstance(module, nn.Sequential)
+            layer = module[-1] if sequence else module
+            if isinstance(layer, (nn.Conv2d, nn.Linear, nn.Embedding)):
+                yield f"model.{number}.{name}" + (f".{len(module) - 1}" if sequence else ""), layer
 
 
 def _load_weights(path: str) -> Any:

@@ -14,7 +14,7 @@ class _Answers(torch.nn.Module):
         super().__init__()
         self.rows, self.end2end = rows, end2end
         self.stride = torch.tensor([32.0])
-        head = torch.nn.Identity()
+        head = type("Detect", (torch.nn.Identity,), {})()
         head.nc, head.shape = nc, (1, 2)
         self.model = torch.nn.ModuleList([head])
 
