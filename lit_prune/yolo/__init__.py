@@ -6,6 +6,7 @@ from lit_prune.yolo.data import YOLODataModule
 from lit_prune.yolo.figures import draw_detections
 from lit_prune.yolo.module import LitYOLO
 from lit_prune.yolo.networks import build_detector
+from lit_prune.yolo.pictures import DrawPredictions
 from lit_prune.yolo.pruning import UltralyticsPruning
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "DrawPredictions",
     "LitYOLO",
     "PrunedClassificationTrainer",
     "PrunedDetectionTrainer",

@@ -123,7 +123,8 @@ class YOLODataModule(LightningDataModule):
             raise ValueError(
                 f"image_size must be a multiple of 32, the network's stride, but got {self.settings.imgsz}."
             )
-        self.save_hyperparameters()
+        # Loggers refuse two values of one name, and LitYOLO logs all of Ultralytics' hyperparameters.
+        self.save_hyperparameters(logger=False)
         self.data = data
         self._found: dict[str, dict[str, Any]] = {}
         self._datasets: dict[Split, Any] = {}
