@@ -68,8 +68,8 @@ def test_corners_hold_all_ink_in_the_smallest_rectangle(inks):
         corners = _points(corner_label([], ink)).astype(np.float32)
         area = cv2.contourArea(corners)
         y, x = np.nonzero(ink)
-        inside = [cv2.pointPolygonTest(corners, (float(a) + 0.5, float(b) + 0.5), False) for a, b in zip(x, y)]
-        assert min(inside) >= 0
+        middles = np.stack([x, y], axis=1).astype(float) + 0.5
+        assert min(cv2.pointPolygonTest(corners, tuple(middle), False) for middle in middles) >= 0
         assert area <= box[2] * box[3] * 96**2 + 1e-2
 
 
