@@ -31,6 +31,18 @@ def run_network(network: Any, images: Tensor, thresholds: Thresholds) -> Any:
     return task_of(network).decode(network, answer, images, thresholds)
 
 
+def run_untouched(network: Any, images: Tensor, thresholds: Thresholds) -> Any:
+    """Run a network as `run_network` does, without gradients; the mode of every part of it is as it was before."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        with torch.no_grad():
+            return run_network(network, images, thresholds)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
 def find_objects(
     network: Any, images: Tensor, *, confidence: float, iou: float, limit: int = 300, multi_label: bool = False
 ) -> Detections:

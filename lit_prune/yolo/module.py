@@ -1,32 +1,28 @@
 """LitYOLO: trains Ultralytics' networks, by their own losses, in a Lightning Trainer."""
 
-import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from lit_prune.activations import CalibrationBatch, read_batch
 from lit_prune.surgery import adopt_shapes_
 from lit_prune.yolo.batches import Detections, check_batch, upright_targets
 from lit_prune.yolo.dataset import read_hyperparameters
 from lit_prune.yolo.decode import Thresholds
-from lit_prune.yolo.evaluation import run_network, within
+from lit_prune.yolo.evaluation import run_network, run_untouched, within
 from lit_prune.yolo.networks import build_detector, count_classes
 from lit_prune.yolo.optim import (
     DEFAULT_LR,
     OptimizerName,
     ScheduleName,
     build_optimizer,
-    lr_factor,
+    build_scheduler,
     parameter_groups,
 )
 from lit_prune.yolo.recipe import MovingAverage, Recipe, check_trainer
@@ -166,7 +162,7 @@ class LitYOLO(LightningModule):
         _check_range("iou", iou, 0 <= iou <= 1, "in [0, 1]")
         if not self.task.finds_objects:
             raise ValueError("This network classifies whole pictures, and finds no objects in them: use `classify`.")
-        return within(self._run(images, Thresholds(confidence, iou)), images)
+        return within(run_untouched(self.model, images, Thresholds(confidence, iou)), images)
 
     def classify(self, images: Tensor) -> Tensor:
         """Return the shares (B, C) that a classification network gives to the classes, in eval mode, without gradients.
@@ -176,7 +172,7 @@ class LitYOLO(LightningModule):
         """
         if self.task.finds_objects:
             raise ValueError(f"This network's task is {self.task.name}, which finds objects: use `detect`.")
-        shares: Tensor = self._run(images, Thresholds())
+        shares: Tensor = run_untouched(self.model, images, Thresholds())
         return shares
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -276,23 +272,13 @@ class LitYOLO(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer, and a scheduler that steps with it; by Ultralytics' recipe, once an epoch."""
-        total = self.trainer.estimated_stepping_batches
         if self._recipe is not None:
             check_trainer(self.trainer)
             optimizer, scheduler = self._recipe.configure(self.trainer, self.model)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
         groups = parameter_groups(self.parameters(), self.weight_decay)
         optimizer = build_optimizer(self.optimizer_name, groups, self.lr, self.momentum)
-        if math.isinf(total) and self.schedule != "constant":
-            raise ValueError(
-                f"schedule={self.schedule!r} needs to know where the run ends, but the Trainer has no end. "
-                f"Set max_epochs or max_steps, or use schedule='constant'."
-            )
-        batches = self.trainer.num_training_batches
-        epoch = total if math.isinf(batches) else math.ceil(batches / self.trainer.accumulate_grad_batches)
-        warmup = min(self.warmup_epochs * epoch, total) if self.warmup_epochs else 0
-        factor = partial(lr_factor, warmup=warmup, total=total, schedule=self.schedule, final=self.final_lr)
-        scheduler = LambdaLR(optimizer, factor)
+        scheduler = build_scheduler(optimizer, self.trainer, self.warmup_epochs, self.schedule, self.final_lr)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(
@@ -308,16 +294,6 @@ class LitYOLO(LightningModule):
 
     def _evaluate(self, batch: dict[str, Tensor]) -> None:
         self._metric.update(run_network(self.model, batch["img"], self.task.validation), batch)
-
-    def _run(self, images: Tensor, thresholds: Thresholds) -> Any:
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
-            with torch.no_grad():
-                return run_network(self.model, images, thresholds)
-        finally:
-            for module, mode in modes:
-                module.training = mode
 
     def _start_metric(self) -> None:
         if self._metric is None:
