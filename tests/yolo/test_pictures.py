@@ -2,6 +2,7 @@ import lightning
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from lit_prune.yolo import DrawPredictions
 from lit_prune.yolo.pictures import draw_picture
@@ -60,13 +61,17 @@ def _trainer(tmp_path, **options):
     return lightning.Trainer(default_root_dir=tmp_path, **quiet, **options)
 
 
+def _loader(*batches):
+    return DataLoader(batches, batch_size=None)
+
+
 def test_every_picture_gets_a_file_of_its_name(tmp_path, detector, batch, capsys):
     named = {**batch, "im_file": [f"there/{name}.jpg" for name in "abcd"]}
-    _trainer(tmp_path, callbacks=[DrawPredictions()]).predict(detector, [named])
+    _trainer(tmp_path, callbacks=[DrawPredictions()]).predict(detector, _loader(named))
     assert sorted(path.name for path in (tmp_path / "predictions").iterdir()) == ["a.png", "b.png", "c.png", "d.png"]
     assert "Written: 4 pictures" in capsys.readouterr().out
 
-    _trainer(tmp_path, callbacks=[DrawPredictions(tmp_path / "drawn")]).predict(detector, [batch, batch])
+    _trainer(tmp_path, callbacks=[DrawPredictions(tmp_path / "drawn")]).predict(detector, _loader(batch, batch))
     assert sorted(path.stem for path in (tmp_path / "drawn").iterdir()) == [f"{number:06d}" for number in range(8)]
 
 
@@ -76,4 +81,4 @@ def test_only_what_lit_yolo_finds_is_drawn(tmp_path):
             return batch
 
     with pytest.raises(TypeError, match="draws what a LitYOLO finds, but this is a Other"):
-        _trainer(tmp_path, callbacks=[DrawPredictions()]).predict(Other(), [torch.zeros(1)])
+        _trainer(tmp_path, callbacks=[DrawPredictions()]).predict(Other(), _loader(torch.zeros(1)))
