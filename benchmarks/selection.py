@@ -33,7 +33,8 @@ from lit_prune import ChannelPruning
 from lit_prune.activations.untouched import untouched
 from lit_prune.cli import run_trainer
 from lit_prune.yolo.batches import box_targets
-from lit_prune.yolo.evaluation import find_objects, mean_average_precision
+from lit_prune.yolo.evaluation import find_objects
+from lit_prune.yolo.metrics import mean_average_precision
 
 OUT = Path(__file__).with_suffix(".json")
 ROOT = Path(__file__).parents[1]

@@ -17,7 +17,7 @@ _TRAINER_COMMANDS = {
     "fit": "train a model; add ChannelPruning to --trainer.callbacks and it shrinks meanwhile",
     "validate": "measure a checkpoint on the validation data",
     "test": "measure a checkpoint on the test data",
-    "predict": "run a checkpoint on data",
+    "predict": "run a checkpoint on data, and draw what it finds",
 }
 _EPILOG = """\
 commands of the Trainer (each has its own --help, and reads YAML by --config):
@@ -29,6 +29,7 @@ examples:
   lit-prune fit --trainer.max_epochs 24 --trainer.callbacks+=lit_prune.ChannelPruning \\
       --trainer.callbacks.amount 0.3 --trainer.callbacks.epochs "[6, 9, 12]"
   lit-prune export lightning_logs/version_0/checkpoints/last.ckpt --format onnx --out pruned.onnx
+  lit-prune compare yolov8n.pt pruned.pt --data data.yaml
 """
 
 
@@ -64,8 +65,7 @@ def run_trainer(arguments: Sequence[str]) -> Any:
     from lightning.pytorch.cli import LightningCLI
 
     # What is imported is known to the command line by its short name.
-    import lit_prune.data
-    import lit_prune.yolo  # noqa: F401
+    from lit_prune.yolo import DrawPredictions, LitYOLO
 
     class PruneCLI(LightningCLI):
         def add_arguments_to_parser(self, parser: Any) -> None:
@@ -75,6 +75,13 @@ def run_trainer(arguments: Sequence[str]) -> Any:
                     "data": {"class_path": "lit_prune.data.DigitScenesDataModule"},
                 }
             )
+
+        def instantiate_trainer(self, **options: Any) -> Any:
+            trainer: Any = super().instantiate_trainer(**options)
+            draws = any(isinstance(callback, DrawPredictions) for callback in trainer.callbacks)
+            if self.subcommand == "predict" and isinstance(self.model, LitYOLO) and not draws:
+                trainer.callbacks.append(DrawPredictions())
+            return trainer
 
     # LightningCLI reads the process's arguments, and warns when others are given beside them.
     before, sys.argv = sys.argv, ["lit-prune", *arguments]
@@ -124,11 +131,24 @@ def run_export(options: argparse.Namespace) -> None:
     Console().print(f"Written: {path} ({options.format})", highlight=False, soft_wrap=True)
 
 
+def run_compare(options: argparse.Namespace) -> None:
+    """Compare two networks on the validation pictures of a data set."""
+    from lit_prune.yolo import YOLODataModule
+    from lit_prune.yolo.comparison import compare_networks, comparison_table
+
+    data = YOLODataModule(options.data, options.image_size, options.batch_size, options.workers)
+    report = compare_networks(options.dense, options.pruned, data, options.out)
+    console = Console()
+    console.print(comparison_table(report))
+    console.print(f"Written: report.json and detections.png in {options.out}", highlight=False, soft_wrap=True)
+
+
 def run_digits(options: argparse.Namespace) -> None:
     """Write DigitScenes as an Ultralytics data set."""
     from lit_prune.data import write_digits
 
-    path = write_digits(options.folder, options.scenes, options.val_scenes, options.image_size, options.seed)
+    sizes = (options.scenes, options.val_scenes, options.image_size)
+    path = write_digits(options.folder, *sizes, seed=options.seed, task=options.task)
     Console().print(f"Written: {path}", highlight=False, soft_wrap=True)
 
 
@@ -145,6 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_inspect(commands)
     _add_export(commands)
+    _add_compare(commands)
     _add_digits(commands)
     return parser
 
@@ -174,7 +195,7 @@ def _add_inspect(commands: Any) -> None:
 
 
 def _add_export(commands: Any) -> None:
-    export = _add(commands, "export", run_export, "write a detector for use without lit_prune")
+    export = _add(commands, "export", run_export, "write a network for use without lit_prune")
     export.add_argument("checkpoint", metavar="CKPT", help="a checkpoint of LitYOLO (.ckpt), or a .pt file")
     export.add_argument(
         "--format", default="pt", metavar="F", help="pt, onnx, torchscript, or another of Ultralytics' exporter"
@@ -185,6 +206,17 @@ def _add_export(commands: Any) -> None:
     )
 
 
+def _add_compare(commands: Any) -> None:
+    compare = _add(commands, "compare", run_compare, "measure and draw a dense and a pruned network on your own data")
+    compare.add_argument("dense", metavar="DENSE", help="a .pt file, or a checkpoint of LitYOLO (.ckpt)")
+    compare.add_argument("pruned", metavar="PRUNED", help="another one, of the same task and classes")
+    compare.add_argument("--data", required=True, metavar="YAML", help="data.yaml; a folder of classes to classify")
+    compare.add_argument("--out", type=Path, default=Path("comparison"), metavar="DIR", help="where the report goes")
+    compare.add_argument("--image-size", type=int, metavar="PIXELS", help="by default 640, to classify 224")
+    compare.add_argument("--batch-size", type=int, default=16, help="pictures in a batch of validation")
+    compare.add_argument("--workers", type=int, default=4, help="processes that read pictures")
+
+
 def _add_digits(commands: Any) -> None:
     digits = _add(commands, "digits", run_digits, "write scenes of handwritten digits as an Ultralytics data set")
     digits.add_argument("folder", type=Path, metavar="DIR", help="where to; it must not hold a data set")
@@ -192,6 +224,7 @@ def _add_digits(commands: Any) -> None:
     digits.add_argument("--val-scenes", type=int, default=400, help="number of validation scenes")
     digits.add_argument("--image-size", type=int, default=96, metavar="PIXELS", help="height and width; 32 divides it")
     digits.add_argument("--seed", type=int, default=0, help="which scenes")
+    digits.add_argument("--task", default="detect", help="detect, segment, pose, obb or classify: what labels say")
 
 
 def _add(commands: Any, name: str, command: Callable[[argparse.Namespace], None], text: str) -> Any:

@@ -22,13 +22,17 @@ def _exit(*arguments: str) -> int:
     return int(stopped.value.code or 0)
 
 
-@pytest.mark.parametrize("command", [(), ("demo",), ("inspect",), ("export",), ("fit",), ("predict",)])
+@pytest.mark.parametrize(
+    "command", [(), ("demo",), ("inspect",), ("export",), ("compare",), ("digits",), ("fit",), ("predict",)]
+)
 def test_help(command, capsys):
     assert _exit(*command, "--help") == 0
     text = capsys.readouterr().out
     assert "usage: lit-prune" in text
     if not command:
-        assert all(name in text for name in ("demo", "inspect", "fit", "validate", "test", "predict", "export"))
+        assert all(
+            name in text for name in ("demo", "inspect", "fit", "validate", "test", "predict", "export", "compare")
+        )
 
 
 @pytest.mark.parametrize("arguments", [(), ("prune",), ("inspect",), ("export", "net.ckpt")])
@@ -54,6 +58,8 @@ def test_inspect_prints_groups_and_totals(capsys, monkeypatch):
         (["inspect", "torchvision:resnt18"], "Did you mean resnet18"),
         (["inspect", "yolo8n.yaml"], "Did you mean yolov8n.yaml"),
         (["export", "missing.ckpt", "--out", "net.pt"], "There is no file 'missing.ckpt'"),
+        (["compare", "missing.pt", "net.pt", "--data", "data.yaml"], "There is no file 'missing.pt'"),
+        (["digits", "digits", "--task", "boxes"], "task must be one of detect, segment"),
         (["demo", "--epochs", "3"], "needs at least"),
         (["demo", "--amount", "1.5", "--epochs", "8"], "amount must be a share in (0, 1)"),
     ],
@@ -99,6 +105,8 @@ def test_fit_prunes_and_export_and_validate_read_its_checkpoint(tmp_path, capsys
 
     assert main(["validate", *_QUIET, *_SMALL, "--ckpt_path", str(checkpoint)]) == 0
     assert "val/map" in capsys.readouterr().out
+    assert main(["predict", *_QUIET, *_SMALL, "--ckpt_path", str(checkpoint)]) == 0
+    assert len(list((tmp_path / "predictions").glob("*.png"))) == 4
     assert main(["export", str(checkpoint), "--out", "net.pt"]) == 0
     widths = [LitYOLO("net.pt").model.model[k].conv.out_channels for k in (0, 1)]
     assert widths == [8, 24]

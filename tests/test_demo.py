@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from lit_prune.demo import Recipe, run_demo
-from lit_prune.demo.comparison import comparison_table
+from lit_prune.yolo.comparison import comparison_table
 
 
 def _measured(**changes):

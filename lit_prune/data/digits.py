@@ -58,6 +58,8 @@ class DigitScenes(Dataset[dict[str, Tensor]]):
 
     images: Tensor
     """uint8 (scenes, 3, H, W): every scene."""
+    masks: Tensor
+    """uint8 (scenes, H, W): 0 where the background is seen, k + 1 where the ink of a scene's object k is."""
     digit_ids: list[Tensor]
     """For each scene the indices (n,) of its digits within `sklearn.datasets.load_digits().images`."""
 
@@ -71,8 +73,9 @@ class DigitScenes(Dataset[dict[str, Tensor]]):
         pixels, labels = _digits()
         held_out = np.arange(len(labels)) % 5 == 4
         pool = np.flatnonzero(held_out if split == "val" else ~held_out)
-        images, boxes, sources = _draw(pixels, pool, scenes, image_size, seed=[seed, int(split == "val")])
+        images, masks, boxes, sources = _draw(pixels, pool, scenes, image_size, seed=[seed, int(split == "val")])
         self.images = torch.from_numpy(images)
+        self.masks = torch.from_numpy(masks)
         self.digit_ids = [torch.from_numpy(ids) for ids in sources]
         counts = [len(ids) for ids in sources]
         self._labels = torch.from_numpy(labels[np.concatenate(sources)]).float()[:, None].split_with_sizes(counts)
@@ -166,8 +169,8 @@ def _photographs(image_size: int) -> list[NDArray[np.uint8]]:
 
 def _draw(
     pixels: Tensor, pool: NDArray[np.int64], scenes: int, image_size: int, seed: list[int]
-) -> tuple[NDArray[np.uint8], list[NDArray[np.int64]], list[NDArray[np.int64]]]:
-    """Draw scenes: images (scenes, 3, H, W), and for each its boxes (n, 4; xyxy pixels) and digit indices (n,)."""
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], list[NDArray[np.int64]], list[NDArray[np.int64]]]:
+    """Draw scenes: images (scenes, 3, H, W), masks (scenes, H, W), for each its boxes (n, 4) and digit indices (n,)."""
     # One row of random numbers a scene: this is why a shorter set is the beginning of a longer one.
     draws = np.random.default_rng(seed).random((scenes, _SCENE_DRAWS + _MAX_OBJECTS * _OBJECT_DRAWS))
     of_scene, of_object = np.split(draws, [_SCENE_DRAWS], axis=1)
@@ -180,12 +183,16 @@ def _draw(
     glyphs, shapes = _glyphs(pixels, sources, sizes, wanted)
     boxes, placed = _place(of_object[..., 5:], shapes, wanted, image_size)
     images = _backgrounds(of_scene[:, 1:], image_size)
+    masks = np.zeros((scenes, image_size, image_size), dtype=np.uint8)
+    number = placed.cumsum(1)  # of an object among those of its scene, from 1 on
     for scene, k in np.argwhere(placed).tolist():
         x0, y0, x1, y1 = boxes[scene, k].tolist()
         _paint(images[scene, :, y0:y1, x0:x1], glyphs[scene, k], of_object[scene, k, 2:5])
-    _uncover(boxes, placed, glyphs, image_size)
+        masks[scene, y0:y1, x0:x1][glyphs[scene, k] > 0] = number[scene, k]
+    _uncover(boxes, placed, number, masks)
     return (
         images,
+        masks,
         [box[keep] for box, keep in zip(boxes, placed, strict=True)],
         [ids[keep] for ids, keep in zip(sources, placed, strict=True)],
     )
@@ -243,20 +250,17 @@ def _place(
     return boxes, placed
 
 
-def _uncover(boxes: NDArray[np.int64], placed: NDArray[np.bool_], glyphs: NDArray[np.object_], image_size: int) -> None:
+def _uncover(
+    boxes: NDArray[np.int64], placed: NDArray[np.bool_], number: NDArray[np.int64], masks: NDArray[np.uint8]
+) -> None:
     """Tighten, in place, every box of which a later object hides ink."""
     low, high = boxes[..., :2], boxes[..., 2:]
     meet: NDArray[np.bool_] = np.all(low[:, :, None] < high[:, None], axis=-1)
     meet &= meet.transpose(0, 2, 1) & placed[:, :, None] & placed[:, None]
     crowded = meet.sum((1, 2)) > placed.sum(1)  # every object meets itself
     for scene in np.flatnonzero(crowded):
-        owner = np.full((image_size, image_size), -1)
-        objects = np.flatnonzero(placed[scene])
-        for k in objects:
-            x0, y0, x1, y1 = boxes[scene, k]
-            owner[y0:y1, x0:x1][glyphs[scene, k] > 0] = k
-        for k in objects:
-            boxes[scene, k] = _tight(owner == k)
+        for k in np.flatnonzero(placed[scene]):
+            boxes[scene, k] = _tight(masks[scene] == number[scene, k])
 
 
 def _area(boxes: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,21 +1,37 @@
-"""DigitScenes as files: an Ultralytics data set of PNG pictures and label files, lossless."""
+"""DigitScenes as files: an Ultralytics data set of any task, of PNG pictures and label files, lossless."""
 
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
+
+from torch import Tensor
 
 from lit_prune.data.digits import DigitScenes, Split, check_scene_arguments
+from lit_prune.data.labels import HEADERS, LABELS, picture_around
 
-_CONTENT = ("images", "labels", "data.yaml")
+_TASKS = (*LABELS, "classify")
 
 
 def write_digits(
-    folder: str | Path, scenes: int = 2000, val_scenes: int = 400, image_size: int = 96, seed: int = 0
+    folder: str | Path,
+    scenes: int = 2000,
+    val_scenes: int = 400,
+    image_size: int = 96,
+    seed: int = 0,
+    task: str = "detect",
 ) -> Path:
-    """Write `DigitScenes` as an Ultralytics detection data set: pictures, label files and a `data.yaml`.
+    """Write `DigitScenes` as an Ultralytics data set: pictures, label files and a `data.yaml`.
 
     Pictures are PNG files with the very pixels of `DigitScenes`, in `images/train` and `images/val`. Each has a file
-    in `labels/train` or `labels/val`, with one line an object: class, centre x, centre y, width, height, as shares of
-    the picture. The folder may be moved: `data.yaml` names no absolute path.
+    in `labels/train` or `labels/val`, with one line an object: its class, then by the task, as shares of the picture,
+
+    - `"detect"`: centre x, centre y, width, height;
+    - `"segment"`: the outline of the ink that can be seen, without holes;
+    - `"pose"`: the same as to detect, then five keypoints, each x, y and 2: the middles of the topmost and bottommost
+      row and of the leftmost and rightmost column of ink, and the ink's centre;
+    - `"obb"`: the corners of the smallest rectangle around the ink.
+
+    To `"classify"`, there is a picture of each digit alone, in a folder of its class, in `train` and `val`. The folder
+    may be moved: `data.yaml` names no absolute path.
 
     Args:
         folder: Where to; it is made if need be, and must not hold a data set.
@@ -23,12 +39,14 @@ def write_digits(
         val_scenes: Number of validation scenes.
         image_size: Height and width in pixels; a multiple of 32, at least 64.
         seed: Which scenes; a non-negative integer.
+        task: What the labels are for.
 
     Returns:
-        The path of `data.yaml`.
+        The path of `data.yaml`; of the folder itself, which Ultralytics asks for, to classify.
 
     Raises:
-        FileExistsError: If the folder holds images, labels or a data.yaml; nothing of it has changed.
+        FileExistsError: If the folder holds a data set already; nothing of it has changed.
+        ImportError: If OpenCV, which draws outlines and comes with Ultralytics, is needed and missing.
         ValueError: If an argument is outside the range given above.
 
     Example:
@@ -39,34 +57,56 @@ def write_digits(
         ['000000.png', '000000.txt', '000001.png', '000001.txt']
     """
     folder = Path(folder)
+    if task not in _TASKS:
+        raise ValueError(f"task must be one of {', '.join(_TASKS)}, but got {task!r}.")
     counts: dict[Split, int] = {"train": scenes, "val": val_scenes}
     for count in counts.values():
         check_scene_arguments(scenes=count, image_size=image_size, seed=seed)
-    present = [name for name in _CONTENT if (folder / name).exists()]
+    content = get_args(Split) if task == "classify" else ("images", "labels", "data.yaml")
+    present = [name for name in content if (folder / name).exists()]
     if present:
         raise FileExistsError(
             f"{str(folder)!r} holds {' and '.join(present)} already, which would be mixed up with the new scenes; "
             f"name another folder, or remove it first."
         )
+    write = _write_pictures if task == "classify" else _write_split
     for split in get_args(Split):
-        _write_split(folder, DigitScenes(split, counts[split], image_size, seed))
+        write(folder, DigitScenes(split, counts[split], image_size, seed), task)
+    if task == "classify":
+        return folder
     names = "".join(f"  {digit}: {digit}\n" for digit in range(DigitScenes.num_classes))
     path = folder / "data.yaml"
-    path.write_text(f"train: images/train\nval: images/val\nnames:\n{names}")
+    path.write_text(f"train: images/train\nval: images/val\n{HEADERS.get(task, '')}names:\n{names}")
     return path
 
 
-def _write_split(folder: Path, scenes: DigitScenes) -> None:
-    # Pillow comes with matplotlib, and Ultralytics reads pictures by it as well.
-    from PIL import Image
-
+def _write_split(folder: Path, scenes: DigitScenes, task: str) -> None:
     images, labels = folder / "images" / scenes.split, folder / "labels" / scenes.split
     images.mkdir(parents=True, exist_ok=True)
     labels.mkdir(parents=True, exist_ok=True)
-    for number, pixels in enumerate(scenes.images):
+    for number, (pixels, mask) in enumerate(zip(scenes.images, scenes.masks, strict=True)):
         name = f"{number:06d}"
-        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(images / f"{name}.png")
+        _picture(pixels).save(images / f"{name}.png")
         item = scenes[number]
-        rows = zip(item["cls"].flatten().tolist(), item["bboxes"].tolist(), strict=True)
-        lines = (f"{int(digit)} {' '.join(f'{side:.9g}' for side in box)}\n" for digit, box in rows)
+        lines = []
+        for k, (digit, box) in enumerate(zip(item["cls"].flatten().tolist(), item["bboxes"].tolist(), strict=True)):
+            values = LABELS[task](box, (mask == k + 1).numpy())
+            lines.append(f"{int(digit)} {' '.join(f'{value:.9g}' for value in values)}\n")
         (labels / f"{name}.txt").write_text("".join(lines))
+
+
+def _write_pictures(folder: Path, scenes: DigitScenes, task: str) -> None:
+    for digit in range(scenes.num_classes):  # also of those that no scene shows: the folders are the classes
+        (folder / scenes.split / str(digit)).mkdir(parents=True, exist_ok=True)
+    for number, pixels in enumerate(scenes.images):
+        item = scenes[number]
+        for k, (digit, box) in enumerate(zip(item["cls"].flatten().tolist(), item["bboxes"].tolist(), strict=True)):
+            path = folder / scenes.split / str(int(digit)) / f"{number:06d}-{k}.png"
+            _picture(picture_around(box, pixels)).save(path)
+
+
+def _picture(pixels: Tensor) -> Any:
+    # Pillow comes with matplotlib, and Ultralytics reads pictures by it as well.
+    from PIL import Image
+
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())

@@ -1,4 +1,4 @@
-"""What two runs came to: costs, accuracy and latency side by side, as plain data, a table and figures."""
+"""What two runs came to: costs, accuracy and latency side by side, as plain data and figures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
 
 from lit_prune.cost import Cost, Latency, measure_latency
 from lit_prune.data import DigitScenes, collate_detection
@@ -47,29 +46,6 @@ def compare(recipe: Recipe, runs: Mapping[str, Run]) -> dict[str, Any]:
     report["recipe"] = asdict(recipe)
     report["torch"] = torch.__version__
     return report
-
-
-def comparison_table(report: Mapping[str, Any]) -> Table:
-    """The dense and the pruned network of a report as a table."""
-    dense, pruned = report["dense"], report["pruned"]
-    table = Table(title="Before and after", title_style="bold", header_style="bold", caption_justify="left")
-    table.add_column("")
-    for name, side in (("dense", dense), ("pruned", pruned)):
-        table.add_column(f"{name}, after {side['epochs']} epochs", justify="right")
-    table.add_column("change", justify="right")
-    for title, key in (("parameters", "params"), ("multiply-adds", "macs")):
-        table.add_row(title, human(dense[key]), human(pruned[key]), f"{pruned[key] / dense[key] - 1:+.0%}")
-    for title, key in (("mAP50-95", "map"), ("mAP50", "map_50")):
-        table.add_row(title, f"{dense[key]:.3f}", f"{pruned[key]:.3f}", f"{pruned[key] - dense[key]:+.3f}")
-    for before, after in zip(dense["latency"], pruned["latency"], strict=True):
-        old, new = before["median_ms"], after["median_ms"]
-        title = f"latency, batch {before['batch_size']}"
-        table.add_row(title, f"{old:.1f} ms", f"{new:.1f} ms", f"{old / new:.2f}× faster")
-    first = dense["latency"][0]
-    threads = f", {first['threads']} threads" if first["device"] == "cpu" else ""
-    height, width = first["image_size"]
-    table.caption = f"latency: {height}×{width}, {first['device']}{threads}, median of {first['repeats']}, side by side"
-    return table
 
 
 def save_figures(out: Path, recipe: Recipe, dense: Run, pruned: Run) -> None:

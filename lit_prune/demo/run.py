@@ -9,11 +9,12 @@ from typing import Any
 
 from rich.console import Console
 
-from lit_prune.demo.comparison import compare, comparison_table, save_figures
+from lit_prune.demo.comparison import compare, save_figures
 from lit_prune.demo.recipe import Recipe
 from lit_prune.demo.training import Run, train
 from lit_prune.report import save_json
 from lit_prune.yolo import LitYOLO
+from lit_prune.yolo.comparison import comparison_table
 from lit_prune.yolo.export import export_detector
 
 

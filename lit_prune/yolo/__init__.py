@@ -1,4 +1,4 @@
-"""Ultralytics' detectors in a Lightning Trainer. Ultralytics is imported when the first detector is built."""
+"""Ultralytics' networks in a Lightning Trainer. Ultralytics is imported when the first one is built."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -6,14 +6,28 @@ from lit_prune.yolo.data import YOLODataModule
 from lit_prune.yolo.figures import draw_detections
 from lit_prune.yolo.module import LitYOLO
 from lit_prune.yolo.networks import build_detector
+from lit_prune.yolo.pictures import DrawPredictions
 from lit_prune.yolo.pruning import UltralyticsPruning
 
 if TYPE_CHECKING:
-    from lit_prune.yolo.trainers import PrunedDetectionTrainer
+    from lit_prune.yolo.trainers import (
+        PrunedClassificationTrainer,
+        PrunedDetectionTrainer,
+        PrunedOBBTrainer,
+        PrunedPoseTrainer,
+        PrunedRTDETRTrainer,
+        PrunedSegmentationTrainer,
+    )
 
 __all__ = [
+    "DrawPredictions",
     "LitYOLO",
+    "PrunedClassificationTrainer",
     "PrunedDetectionTrainer",
+    "PrunedOBBTrainer",
+    "PrunedPoseTrainer",
+    "PrunedRTDETRTrainer",
+    "PrunedSegmentationTrainer",
     "UltralyticsPruning",
     "YOLODataModule",
     "build_detector",
@@ -22,12 +36,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # A subclass of Ultralytics' trainer can't be had without importing Ultralytics.
-    if name == "PrunedDetectionTrainer":
+    # A subclass of one of Ultralytics' trainers can't be had without importing Ultralytics.
+    if name in __all__ and name.endswith("Trainer"):
         from lit_prune.yolo.networks import require_ultralytics
 
         require_ultralytics()
-        from lit_prune.yolo.trainers import PrunedDetectionTrainer
+        from lit_prune.yolo import trainers
 
-        return PrunedDetectionTrainer
+        return getattr(trainers, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

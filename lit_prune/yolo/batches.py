@@ -1,12 +1,16 @@
-"""Batches of images with boxes: what LitYOLO takes, checked, and turned into boxes in pixels."""
+"""Batches of images with objects: what LitYOLO takes, checked, and turned into boxes in pixels."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 Detections: TypeAlias = list[dict[str, Tensor]]
-"""One dict an image: `boxes` (n, 4; x0, y0, x1, y1 in pixels), `labels` (n,) and, if predicted, `scores` (n,)."""
+"""One dict an image: `boxes` (n, 4; x0, y0, x1, y1 in pixels), `labels` (n,) and, if predicted, `scores` (n,).
+
+What a task finds beside boxes comes with it: `masks` (n, H, W), `keypoints` (n, K, 2 or 3), `rotated` (n, 5).
+"""
 
 
 def check_images(images: Tensor, stride: int) -> None:
@@ -23,25 +27,27 @@ def check_images(images: Tensor, stride: int) -> None:
         )
 
 
-def check_batch(batch: Any, stride: int, num_classes: int) -> None:
+def check_batch(
+    batch: Any, stride: int, num_classes: int, fields: Sequence[str] = ("img", "batch_idx", "cls", "bboxes")
+) -> None:
     """Raise a ValueError unless `batch` is one that a network of this stride and number of classes can train on."""
     if not isinstance(batch, dict):
         raise ValueError(
-            f"a batch must be a dict of img, batch_idx, cls and bboxes, but is a {type(batch).__name__}; "
-            f"see lit_prune.data.collate_detection."
+            f"a batch must be a dict of {_listed(fields)}, but is a {type(batch).__name__}; see "
+            f"lit_prune.data.collate_detection, or use YOLODataModule."
         )
-    missing = {"img", "batch_idx", "cls", "bboxes"} - set(batch)
+    missing = set(fields) - set(batch)
     if missing:
         raise ValueError(
-            f"a batch must have img, batch_idx, cls and bboxes, but lacks {', '.join(sorted(missing))}; "
-            f"see lit_prune.data.collate_detection."
+            f"a batch must have {_listed(fields)}, but lacks {', '.join(sorted(missing))}; see "
+            f"lit_prune.data.collate_detection, or use YOLODataModule."
         )
     check_images(batch["img"], stride)
     labels = batch["cls"]
     if len(labels) and not (labels.min() >= 0 and labels.max() < num_classes):
         raise ValueError(
             f"classes must be in 0..{num_classes - 1}, as the network has {num_classes} classes, but the "
-            f"batch has {labels.min():.0f}..{labels.max():.0f}; pass num_classes to LitYOLO."
+            f"batch has {float(labels.min()):.0f}..{float(labels.max()):.0f}; pass num_classes to LitYOLO."
         )
 
 
@@ -49,8 +55,36 @@ def box_targets(batch: dict[str, Tensor]) -> Detections:
     """Turn a batch's objects into one dict an image: `boxes` (n, 4; x0, y0, x1, y1 in pixels) and `labels` (n,)."""
     images = batch["img"]
     size = torch.tensor([images.shape[3], images.shape[2]], dtype=torch.float32, device=images.device)
-    centre, extent = batch["bboxes"].float().tensor_split(2, dim=1)
+    shares = batch["bboxes"].float() if batch["bboxes"].shape[1] == 4 else upright_targets(batch)
+    centre, extent = shares.tensor_split(2, dim=1)
     boxes = torch.cat([(centre - extent / 2) * size, (centre + extent / 2) * size], dim=1)
     labels = batch["cls"].flatten().long()
     rows = [batch["batch_idx"] == image for image in range(len(images))]
     return [{"boxes": boxes[row], "labels": labels[row]} for row in rows]
+
+
+def upright_targets(batch: Mapping[str, Any]) -> Tensor:
+    """The upright boxes (M, 4; centre, width and height as shares) around a batch's rotated ones (M, 5)."""
+    images, rotated = batch["img"], batch["bboxes"].float()
+    size = torch.tensor([images.shape[3], images.shape[2]], dtype=torch.float32, device=rotated.device)
+    # An angle is one of pixels, not of shares.
+    pixels = torch.cat([rotated[:, :2] * size, rotated[:, 2:4] * size, rotated[:, 4:]], dim=1)
+    low, high = upright(pixels).div(size.repeat(2)).tensor_split(2, dim=1)
+    return torch.cat([(low + high) / 2, high - low], dim=1)
+
+
+def upright(rotated: Tensor) -> Tensor:
+    """The upright boxes (k, 4; x0, y0, x1, y1) around rotated ones (k, 5; centre x, y, width, height, angle).
+
+    Example:
+        >>> upright(torch.tensor([[4.0, 4.0, 4.0, 2.0, torch.pi / 2]])).round().tolist()
+        [[3.0, 2.0, 5.0, 6.0]]
+    """
+    centre, extent, angle = rotated[:, :2], rotated[:, 2:4], rotated[:, 4:]
+    cosine, sine = angle.cos().abs(), angle.sin().abs()
+    half = (extent * cosine + extent.flip(1) * sine) / 2
+    return torch.cat([centre - half, centre + half], dim=1)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"

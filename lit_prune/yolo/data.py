@@ -1,4 +1,4 @@
-"""YOLODataModule: any Ultralytics detection data set for a Lightning Trainer, with Ultralytics' own augmentation."""
+"""YOLODataModule: any Ultralytics data set for a Lightning Trainer, with Ultralytics' own augmentation."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +19,8 @@ from lit_prune.yolo.dataset import (
     read_hyperparameters,
     rescale,
 )
-from lit_prune.yolo.networks import require_ultralytics
+from lit_prune.yolo.networks import count_classes, require_ultralytics
+from lit_prune.yolo.tasks import Task, task_named
 
 
 class EpochLoader(DataLoader[Any]):
@@ -43,11 +44,14 @@ class EpochLoader(DataLoader[Any]):
 
 
 class YOLODataModule(LightningDataModule):
-    """Loaders of an Ultralytics detection data set, as Ultralytics' trainer would load it.
+    """Loaders of an Ultralytics data set of any task, as Ultralytics' trainer would load it.
 
     Training pictures are augmented by Ultralytics (mosaic, colour, flips, ...), and mosaic, mixup and their kin end
     `close_mosaic` epochs before the run does, if the Trainer has a `max_epochs`. Validation pictures are letterboxed
     in rectangular batches. Testing and prediction run on the `test` split where there is one, else on `val`.
+
+    The task is that of the `LitYOLO` which the Trainer runs: detection, segmentation, pose, OBB, or classification,
+    whose data is a folder a class. Pictures are stretched to a square for RT-DETR, as Ultralytics does.
 
     Batches are Ultralytics' own, with the images as floating point in 0..1 once they are on the device: `img`, `cls`,
     `bboxes` and `batch_idx` as `LitYOLO` takes them, and `im_file`, `ori_shape`, `ratio_pad`. Label files are scanned
@@ -55,14 +59,17 @@ class YOLODataModule(LightningDataModule):
     pictures with wrong labels, are left out, and a warning names them. Pictures without a label file have no objects.
 
     Args:
-        data: A `data.yaml`, a folder with one, or a name that Ultralytics offers for download (`"coco8.yaml"`).
-        image_size: Length in pixels of the longer side; by default the hyperparameter `imgsz`, 640.
+        data: A `data.yaml`, a folder with one, or a name that Ultralytics offers for download (`"coco8.yaml"`); to
+            classify, a folder with `train` and `val`, each with a folder a class.
+        image_size: Length in pixels of the longer side; by default the hyperparameter `imgsz`, 640, to classify 224.
         batch_size: Pictures in a batch, on each device; by default the hyperparameter `batch`, 16.
         num_workers: Worker processes of each loader; by default the hyperparameter `workers`, 8.
         cache: Keep decoded pictures, in memory (`"ram"` or True) or on the disk beside the pictures (`"disk"`).
         close_mosaic: Number of last epochs without mosaic; by default the hyperparameter of this name, 10.
         hyperparameters: Others by Ultralytics' names, such as `{"mosaic": 0.5, "fliplr": 0.0, "multi_scale": 0.25}`,
             or an `args.yaml` that Ultralytics' trainer wrote; what does not concern data is ignored.
+        task: `"detect"`, `"segment"`, `"pose"`, `"obb"` or `"classify"`; by default that of the network in the
+            Trainer, or detection without one.
 
     Attributes:
         names: Class to name, once the data was set up.
@@ -92,6 +99,7 @@ class YOLODataModule(LightningDataModule):
         cache: bool | str = False,
         close_mosaic: int | None = None,
         hyperparameters: dict[str, Any] | str | None = None,
+        task: str | None = None,
     ) -> None:
         super().__init__()
         require_ultralytics()
@@ -104,8 +112,9 @@ class YOLODataModule(LightningDataModule):
             workers=num_workers,
             cache=cache,
             close_mosaic=close_mosaic,
-            task="detect",
         )
+        self._given_task = None if task is None else task_named(task)
+        self._sized = image_size is not None or self.settings.imgsz != _SIDE
         for name, low in {"imgsz": 32, "batch": 1, "workers": 0, "close_mosaic": 0}.items():
             value = getattr(self.settings, name)
             if not isinstance(value, int) or value < low:
@@ -114,10 +123,19 @@ class YOLODataModule(LightningDataModule):
             raise ValueError(
                 f"image_size must be a multiple of 32, the network's stride, but got {self.settings.imgsz}."
             )
-        self.save_hyperparameters()
+        # Loggers refuse two values of one name, and LitYOLO logs all of Ultralytics' hyperparameters.
+        self.save_hyperparameters(logger=False)
         self.data = data
-        self._found: dict[str, Any] | None = None
+        self._found: dict[str, dict[str, Any]] = {}
         self._datasets: dict[Split, Any] = {}
+
+    @property
+    def task(self) -> Task:
+        """The task whose labels are read."""
+        network = getattr(getattr(self.trainer, "lightning_module", None), "task", None)
+        if isinstance(network, Task) and self._given_task in (None, task_named(network.name)):
+            return network
+        return self._given_task or task_named("detect")
 
     @property
     def names(self) -> dict[int, str]:
@@ -131,38 +149,56 @@ class YOLODataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Download what is not here, and let Ultralytics scan the labels, in one process only."""
-        read_data(self.data)
+        read_data(self.data, task=self.task.name)
 
     def setup(self, stage: str) -> None:
         """Build the data sets that a stage needs, once, and tell the network the names of its classes.
 
         Raises:
-            ValueError: If the network has fewer classes than the data.
+            ValueError: If the network's task, classes or keypoints are not those of the data.
         """
+        module: Any = getattr(self.trainer, "lightning_module", None)
+        if isinstance(getattr(module, "task", None), Task):
+            self._check_network(module)
         if stage == "fit":
             self._dataset("train")
         self._dataset("val" if stage in ("fit", "validate") else self._held_out)
-        network: Any = getattr(getattr(self.trainer, "lightning_module", None), "model", None)
-        if network is not None and hasattr(network, "names"):
-            classes = int(network.model[-1].nc)
-            if classes < self.num_classes:
+
+    def _check_network(self, module: Any) -> None:
+        network, theirs = module.model, module.task.name
+        if self.task.name != theirs:
+            raise ValueError(
+                f"The network's task is {theirs}, but the data is for {self.task.name}: leave out task="
+                f"{self.task.name!r}, or take a network of that task."
+            )
+        classes = count_classes(network)
+        if classes < self.num_classes:
+            raise ValueError(
+                f"{self.data!r} has {self.num_classes} classes, but the network has {classes}: give the model "
+                f"num_classes={self.num_classes}."
+            )
+        if classes == self.num_classes:
+            network.names = self.names
+        if hasattr(network, "kpt_shape"):
+            ours, shape = list(network.kpt_shape), self._description().get("kpt_shape")
+            if shape is not None and ours != list(shape):
                 raise ValueError(
-                    f"{self.data!r} has {self.num_classes} classes, but the network has {classes}: give the model "
-                    f"num_classes={self.num_classes}."
+                    f"{self.data!r} has kpt_shape {list(shape)}, but the network has {ours}: give the model "
+                    f"kpt_shape={list(shape)}."
                 )
-            if classes == self.num_classes:
-                network.names = self.names
+            network.kpt_oks_sigmas = self._description().get("kpt_oks_sigmas")
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Load augmented training pictures, in random order unless they are rectangular."""
         dataset = self._dataset("train")
-        one_shape = not dataset.rect or bool(np.all(dataset.batch_shapes == dataset.batch_shapes[0]))
+        one_shape = not getattr(dataset, "rect", False) or bool(np.all(dataset.batch_shapes == dataset.batch_shapes[0]))
 
         def close_mosaic() -> None:
             trainer = self.trainer
             if trainer is None:
                 return
-            if closes_mosaic(trainer.current_epoch, trainer.max_epochs, self.settings.close_mosaic):
+            has_mosaic = hasattr(dataset, "close_mosaic")
+            if has_mosaic and closes_mosaic(trainer.current_epoch, trainer.max_epochs, self.settings.close_mosaic):
                 dataset.close_mosaic(hyp=copy(self.settings))
 
         options = {"shuffle": True} if one_shape else {"sampler": self._whole_batches(dataset)}
@@ -199,9 +235,10 @@ class YOLODataModule(LightningDataModule):
         return "test" if self._description().get("test") else "val"
 
     def _description(self) -> dict[str, Any]:
-        if self._found is None:
-            self._found = read_data(self.data)
-        return self._found
+        task = self.task.name
+        if task not in self._found:
+            self._found[task] = read_data(self.data, task=task)
+        return self._found[task]
 
     def _dataset(self, split: Split) -> Any:
         if split not in self._datasets:
@@ -212,7 +249,19 @@ class YOLODataModule(LightningDataModule):
 
     def _build(self, split: Split, *, augment: bool, rect: bool) -> Any:
         description = {**self._description(), "names": self.names, "nc": self.num_classes}
-        return build_dataset(self.settings, description, split, self.settings.batch, augment=augment, rect=rect)
+        settings = copy(self.settings)
+        settings.task = self.task.name
+        if settings.task == "classify" and not self._sized:
+            settings.imgsz = _CLASSIFY_SIDE
+        return build_dataset(
+            settings,
+            description,
+            split,
+            self.settings.batch,
+            augment=augment,
+            rect=rect,
+            stretched=self.task.stretched,
+        )
 
     @contextmanager
     def _first_process_first(self, what: str) -> Iterator[None]:
@@ -235,16 +284,18 @@ class YOLODataModule(LightningDataModule):
     def _whole_batches(self, dataset: Any) -> WholeBatches:
         trainer = self.trainer
         ranks = 1 if trainer is None else trainer.world_size
-        return WholeBatches(dataset, num_replicas=ranks, rank=0 if trainer is None else trainer.global_rank)
+        rank = 0 if trainer is None else trainer.global_rank
+        return WholeBatches(dataset, num_replicas=ranks, rank=rank, batch_size=self.settings.batch)
 
     def _options(self, dataset: Any) -> dict[str, Any]:
         # Workers end with each epoch: those that stayed would not learn that mosaic has closed.
         return {
             "batch_size": self.settings.batch,
             "num_workers": self.settings.workers,
-            "collate_fn": dataset.collate_fn,
+            "collate_fn": getattr(dataset, "collate_fn", None),
             "pin_memory": torch.cuda.is_available(),
         }
 
 
+_SIDE, _CLASSIFY_SIDE = 640, 224  # in pixels, Ultralytics' own
 _OURS = {"imgsz": "image_size", "batch": "batch_size", "workers": "num_workers"}

@@ -10,6 +10,7 @@ from copy import copy
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.data import Dataset, DistributedSampler
@@ -59,12 +60,14 @@ def read_hyperparameters(given: Mapping[str, Any] | str | Path | None, **changes
         raise ValueError(f"hyperparameters={given!r} can't be used: {_plain(error)}") from error
 
 
-def read_data(data: str | Path, split: str = "") -> dict[str, Any]:
+def read_data(data: str | Path, split: str = "", task: str = "detect") -> dict[str, Any]:
     """Read a `data.yaml` by Ultralytics' `check_det_dataset`, which downloads what it offers and is not here.
 
     Args:
-        data: A file, a folder with one, or a name that Ultralytics knows (`"coco8.yaml"`).
+        data: A file, a folder with one, or a name that Ultralytics knows (`"coco8.yaml"`); for `"classify"` a folder
+            with a folder a split, with a folder a class, or a name (`"imagenette"`), by `check_cls_dataset`.
         split: A split that has to be there beside `train` and `val`.
+        task: Ultralytics' name of the task.
 
     Returns:
         `names` (class to name), `nc`, `channels`, `path`, and an absolute path for each split.
@@ -73,9 +76,13 @@ def read_data(data: str | Path, split: str = "") -> dict[str, Any]:
         FileNotFoundError: If the file or its validation pictures are not there.
         ValueError: If a key is missing or wrong.
     """
-    from ultralytics.data.utils import check_det_dataset
+    from ultralytics.data.utils import check_cls_dataset, check_det_dataset
 
     try:
+        if task == "classify":
+            found = check_cls_dataset(str(data), split=split)
+            # The rest of Ultralytics calls a split by what it is there for: one will do for both.
+            return {**found, "val": found["val"] or found["test"]}
         return dict(check_det_dataset(str(data), split=split))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"data={str(data)!r} can't be used: {_plain(error)}") from error
@@ -84,9 +91,16 @@ def read_data(data: str | Path, split: str = "") -> dict[str, Any]:
 
 
 def build_dataset(
-    settings: Any, data: Mapping[str, Any], split: Split, batch_size: int, *, augment: bool, rect: bool
+    settings: Any,
+    data: Mapping[str, Any],
+    split: Split,
+    batch_size: int,
+    *,
+    augment: bool,
+    rect: bool,
+    stretched: bool = False,
 ) -> Any:
-    """Build Ultralytics' `YOLODataset` of a split.
+    """Build Ultralytics' `YOLODataset` of a split; its `ClassificationDataset` where the settings' task is that.
 
     Pictures that can't be used are left out as Ultralytics leaves them out, and a warning names them.
 
@@ -97,19 +111,39 @@ def build_dataset(
         batch_size: Pictures of a rectangular batch.
         augment: Whether pictures are augmented; else they are letterboxed.
         rect: Whether each batch has the least shape that its pictures fit into.
+        stretched: Whether pictures are stretched to a square instead, as RT-DETR's are.
 
     Raises:
         FileNotFoundError: If there are no pictures.
         ValueError: If no picture can be used, or no training picture has a label.
     """
-    from ultralytics.data import build_yolo_dataset
+    from ultralytics.data import ClassificationDataset, build_yolo_dataset
+    from ultralytics.models.rtdetr.val import RTDETRDataset
 
     mode, where = "train" if augment else "val", data[split]
     with _notes() as notes:
         try:
-            dataset = build_yolo_dataset(
-                copy(settings), where, batch_size, dict(data), mode=mode, rect=rect, stride=_STRIDE
-            )
+            if settings.task == "classify":
+                dataset = ClassificationDataset(where, settings, augment=augment, prefix=split, names=data["names"])
+                if not dataset.samples:
+                    raise FileNotFoundError(f"no picture of these classes is in {str(where)!r}")
+            elif stretched:
+                dataset = RTDETRDataset(
+                    img_path=where,
+                    data=dict(data),
+                    imgsz=settings.imgsz,
+                    batch_size=batch_size,
+                    augment=augment,
+                    hyp=copy(settings),
+                    cache=settings.cache or None,
+                    single_cls=settings.single_cls or False,
+                    classes=settings.classes,
+                    prefix=f"{mode}: ",
+                )
+            else:
+                dataset = build_yolo_dataset(
+                    copy(settings), where, batch_size, dict(data), mode=mode, rect=rect, stride=_STRIDE
+                )
         except FileNotFoundError as error:
             raise FileNotFoundError(f"The {split} split has no pictures: {_plain(error.__cause__ or error)}") from error
         except (RuntimeError, ValueError) as error:
@@ -122,15 +156,16 @@ def build_dataset(
 
 
 class WholeBatches(DistributedSampler[Any]):
-    """Gives each rank whole rectangular batches of a data set, in order; every picture once.
+    """Gives each rank whole batches of a data set, in order; every picture once.
 
     Pictures of a rectangular data set are sorted by shape and padded to the shape of their batch, so a batch has to
     stay together. Being a `DistributedSampler`, it is left alone by Lightning.
 
     Args:
-        dataset: An Ultralytics data set with `rect`.
+        dataset: An Ultralytics data set.
         num_replicas: Number of ranks.
         rank: This one.
+        batch_size: Pictures of a batch of a data set that is not rectangular.
 
     Example:
         >>> from types import SimpleNamespace
@@ -139,13 +174,14 @@ class WholeBatches(DistributedSampler[Any]):
         [[0, 1, 4], [2, 3]]
     """
 
-    def __init__(self, dataset: Any, num_replicas: int, rank: int) -> None:
+    def __init__(self, dataset: Any, num_replicas: int, rank: int, batch_size: int = 1) -> None:
         # The base class would ask the process group for what is given here, and pads the ranks to one length.
         self.dataset: Dataset[Any] = dataset
         self.num_replicas = num_replicas
         self.rank = rank
         self.epoch = 0
-        self.indices = [index for index, batch in enumerate(dataset.batch) if batch % num_replicas == rank]
+        whole = dataset.batch if hasattr(dataset, "batch") else np.arange(len(dataset)) // batch_size
+        self.indices = [index for index, batch in enumerate(whole) if batch % num_replicas == rank]
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.indices)

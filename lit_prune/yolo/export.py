@@ -1,4 +1,4 @@
-"""A detector for use without lit_prune: a plain Ultralytics file, ONNX, TorchScript, what else Ultralytics writes."""
+"""A network for use without lit_prune: a plain Ultralytics file, ONNX, TorchScript, what else Ultralytics writes."""
 
 import importlib.util
 import shutil
@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
+from lit_prune.yolo.evaluation import forget_anchors_
 from lit_prune.yolo.networks import build_detector, quiet_ultralytics
+from lit_prune.yolo.tasks import task_of
 
 # Format to what its exporter imports, with the name to install where that differs. Checked beforehand: Ultralytics
 # would try to install it by itself. What is missing here is told once its exporter fails to import it.
@@ -29,10 +31,10 @@ _NEEDS: dict[str, dict[str, str]] = {
 
 
 def export_detector(network: Any, path: str | Path, format: str = "pt", image_size: int = 640, **options: Any) -> Path:
-    """Write a detection network, pruned or not, to a file that other programs read.
+    """Write a network of any of Ultralytics' tasks, pruned or not, to a file that other programs read.
 
     Args:
-        network: An Ultralytics `DetectionModel`; it stays as it is.
+        network: As `build_detector` builds it; it stays as it is.
         path: The file, or for some formats the folder, to write; what is there is replaced.
         format: `"pt"` (opens with `ultralytics.YOLO`, needs no lit_prune; pickled, so open it only if you trust its
             source), or a format of Ultralytics' exporter: `"onnx"`, `"torchscript"`, `"openvino"`, ...
@@ -127,7 +129,7 @@ def _plain_copy(network: Any) -> Any:
         module._forward_pre_hooks.clear()
         module._backward_hooks.clear()
         module._load_state_dict_pre_hooks.clear()
-    copy.model[-1].shape = None
+    forget_anchors_(copy)
     copy.zero_grad(set_to_none=True)
-    copy.task = "detect"
+    copy.task = task_of(copy).name
     return copy.float().cpu().eval()

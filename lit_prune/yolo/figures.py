@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _COLOURS = "#d1495b #1f6f8b #3a7d44 #b3541e #6b4e9b #8c6d1f #b0417f #20807a #4a5fb0 #5c6670".split()
 _MATCH_IOU = 0.5
 _INK = "#22303c"
+_MASK_ALPHA = 0.45
+_SEEN = 0.5  # from which share on a keypoint is drawn, as Ultralytics does
 
 
 def draw_detections(
@@ -32,7 +34,8 @@ def draw_detections(
     Args:
         images: (N, 3, H, W) in 0..1.
         found: For each image a dict of `boxes` (k, 4; x0, y0, x1, y1 in pixels), `scores` (k,) and `labels` (k,), as
-            `LitYOLO.detect` returns it; or a row's title to such a list, one entry a network.
+            `LitYOLO.detect` returns it; or a row's title to such a list, one entry a network. `masks`, `keypoints` and
+            `rotated` are drawn where there are any.
         targets: The true objects, `boxes` and `labels` of each image: those that were not found are dashed, and
             boxes that are no object's are crossed.
         names: Class names by label; by default the label itself.
@@ -121,13 +124,11 @@ def _draw_image(
         right, seen = match_objects(found, truth)
         for x0, y0, x1, y1 in truth["boxes"][~seen].tolist():
             axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec="white", lw=1.3, ls=(0, (2, 2))))
-    for box, label, score, good in zip(
-        found["boxes"].tolist(), found["labels"].tolist(), found["scores"].tolist(), right.tolist(), strict=True
-    ):
+    lists = (found["boxes"].tolist(), found["labels"].tolist(), found["scores"].tolist(), right.tolist())
+    for number, (box, label, score, good) in enumerate(zip(*lists, strict=True)):
         x0, y0, x1, y1 = box
         colour = _COLOURS[label % len(_COLOURS)]
-        axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec="white", lw=2.6, alpha=0.55))
-        axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=colour, lw=1.5))
+        _draw_shape(axes, {name: found[name][number] for name in found}, colour)
         name = str(label) if names is None else names.get(label, str(label))
         above = y0 > 0.1 * height
         axes.annotate(
@@ -143,6 +144,31 @@ def _draw_image(
             clip_on=True,
             bbox={"boxstyle": "square,pad=0.2", "fc": colour, "ec": "none"},
         )
+
+
+def _draw_shape(axes: Axes, entry: Mapping[str, Tensor], colour: str) -> None:
+    """One object: its box, turned if it is rotated, and the mask or the keypoints that it has beside."""
+    from matplotlib.colors import to_rgba
+    from matplotlib.patches import Polygon
+
+    if "masks" in entry:
+        height, width = entry["masks"].shape
+        layer = entry["masks"][..., None].float() * torch.tensor(to_rgba(colour, _MASK_ALPHA))
+        axes.imshow(layer.numpy(), extent=(0, width, height, 0), aspect="auto", interpolation="nearest")
+    x0, y0, x1, y1 = entry["boxes"].tolist()
+    corners = torch.tensor([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])
+    if "rotated" in entry:
+        centre, extent, angle = entry["rotated"][:2], entry["rotated"][2:4], entry["rotated"][4]
+        along = torch.stack([angle.cos(), angle.sin()]) * extent[0] / 2
+        across = torch.stack([-angle.sin(), angle.cos()]) * extent[1] / 2
+        corners = centre + torch.stack([along + across, along - across, -along - across, -along + across])
+    axes.add_patch(Polygon(corners.tolist(), fill=False, ec="white", lw=2.6, alpha=0.55))
+    axes.add_patch(Polygon(corners.tolist(), fill=False, ec=colour, lw=1.5))
+    if "keypoints" in entry:
+        points = entry["keypoints"]
+        seen = points[:, 2] > _SEEN if points.shape[1] == 3 else torch.ones(len(points), dtype=torch.bool)
+        x, y = points[seen, :2].T.tolist()
+        axes.scatter(x, y, s=9, c=colour, edgecolors="white", linewidths=0.6, zorder=3)
 
 
 def _check_rows(images: Tensor, rows: Mapping[str, Detections], targets: Detections | None) -> None:

@@ -1,50 +1,53 @@
-"""LitYOLO: trains Ultralytics' detection networks, by their own losses, in a Lightning Trainer."""
+"""LitYOLO: trains Ultralytics' networks, by their own losses, in a Lightning Trainer."""
 
-import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
+from lit_prune.activations import CalibrationBatch, read_batch
 from lit_prune.surgery import adopt_shapes_
-from lit_prune.yolo.batches import Detections, box_targets, check_batch
+from lit_prune.yolo.batches import Detections, check_batch, upright_targets
 from lit_prune.yolo.dataset import read_hyperparameters
-from lit_prune.yolo.evaluation import find_objects, mean_average_precision
-from lit_prune.yolo.networks import build_detector
+from lit_prune.yolo.decode import Thresholds
+from lit_prune.yolo.evaluation import run_network, run_untouched, within
+from lit_prune.yolo.networks import build_detector, count_classes
 from lit_prune.yolo.optim import (
     DEFAULT_LR,
     OptimizerName,
     ScheduleName,
     build_optimizer,
-    lr_factor,
+    build_scheduler,
     parameter_groups,
 )
 from lit_prune.yolo.recipe import MovingAverage, Recipe, check_trainer
+from lit_prune.yolo.tasks import Task, task_of
 
 _CLIP_NORM = 10.0  # what Ultralytics trains with
-_VALIDATION: dict[str, Any] = {"confidence": 0.001, "iou": 0.7, "limit": 100, "multi_label": True}
 
 
 class LitYOLO(LightningModule):
-    """An Ultralytics detection network that any Lightning Trainer trains, validates and runs.
+    """An Ultralytics network, of whatever task, that any Lightning Trainer trains, validates and runs.
 
     Batches are dicts as `lit_prune.data.collate_detection` makes them: `img` (B, 3, H, W) in 0..1 with H and W
     multiples of the network's stride, `batch_idx` (M,), `cls` (M, 1), `bboxes` (M, 4; centre, width and height as
-    shares of the image). The loss is Ultralytics' own, summed over the batch. Logged are `train/loss` and its parts
-    (means per image and epoch), `val/map`, `val/map_50`, and the same under `test/`. Gradients are clipped to norm 10
+    shares of the image). To these come `masks` for segmentation and `keypoints` for pose; of OBB, `bboxes` are (M, 5)
+    with the angle last; of classification there are `img` and `cls` (B,) alone. `YOLODataModule` makes them all.
+
+    The loss is Ultralytics' own. Logged are `train/loss` and its parts (means per image and epoch), and in validation
+    `val/map` and `val/map_50` of boxes, `val/mask_map` or `val/pose_map` with their `_50` beside them, or for
+    classification `val/accuracy` and `val/accuracy_top5`; the same under `test/`. Gradients are clipped to norm 10
     unless the Trainer has a `gradient_clip_val`.
 
     Args:
-        model: A configuration that Ultralytics knows (`"yolov8n.yaml"`), or weights: a `.pt` file, pruned or not, or
-            the name of one that Ultralytics offers for download (`"yolov8n.pt"`). A dict is a configuration, too.
+        model: A configuration that Ultralytics knows (`"yolov8n.yaml"`, `"yolo11n-seg.yaml"`, `"rtdetr-l.yaml"`), or
+            weights: a `.pt` file, pruned or not, or the name of one that Ultralytics offers for download
+            (`"yolov8n.pt"`). A dict is a configuration, too.
         num_classes: Number of classes; by default that of the configuration or of the weights.
         optimizer: `"adamw"` or `"sgd"` (with Nesterov momentum).
         lr: The highest learning rate; by default 0.002 for AdamW and 0.01 for SGD.
@@ -58,14 +61,16 @@ class LitYOLO(LightningModule):
             pictures, loss gains, frozen layers, and a moving average of the weights that is validated and saved. The
             arguments from `optimizer` on are not used then. Epochs, precision and devices are the Trainer's; give
             `YOLODataModule` the same hyperparameters for what concerns data.
+        kpt_shape: Of pose networks, the number of keypoints, and 2 (x, y) or 3 (x, y, visible) numbers for each, as
+            `data.yaml` has it; by default that of the configuration or of the weights.
 
     Attributes:
-        model: The Ultralytics `DetectionModel`.
+        model: The Ultralytics network: a `DetectionModel`, `SegmentationModel`, ...
 
     Raises:
         ImportError: If Ultralytics is missing.
         FileNotFoundError: If there is no such configuration or file; near names are listed.
-        ValueError: If an argument is out of range, or `model` is no detection network.
+        ValueError: If an argument is out of range, or `model` is no network of a task that is known.
 
     Example:
         >>> lit = LitYOLO("yolov8n.yaml", num_classes=10)
@@ -85,6 +90,7 @@ class LitYOLO(LightningModule):
         schedule: ScheduleName = "cosine",
         final_lr: float = 0.01,
         hyperparameters: Mapping[str, Any] | str | Path | None = None,
+        kpt_shape: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         _check_choice("optimizer", optimizer, get_args(OptimizerName))
@@ -96,7 +102,7 @@ class LitYOLO(LightningModule):
         _check_range("warmup_epochs", warmup_epochs, warmup_epochs >= 0, "0 or more")
         _check_range("final_lr", final_lr, 0 <= final_lr <= 1, "in [0, 1]")
         self.save_hyperparameters()
-        self.model: Any = build_detector(model, num_classes)
+        self.model: Any = build_detector(model, num_classes, kpt_shape)
         # A checkpoint must load where the file with the first weights does not exist.
         self.hparams["model"] = deepcopy(self.model.yaml)
         self.optimizer_name = optimizer
@@ -109,21 +115,26 @@ class LitYOLO(LightningModule):
         self._metric: Any = None
         self._recipe: Recipe | None = None
         if hyperparameters is not None:
-            self._recipe = Recipe(read_hyperparameters(hyperparameters))
+            self._recipe = Recipe(read_hyperparameters(hyperparameters, task=self.task.name))
             # Not the file's name, for the same reason as above.
             self.hparams["hyperparameters"] = dict(vars(self._recipe.settings))
             self.model.args = deepcopy(self._recipe.settings)
             self._recipe.freeze_(self.model)
 
     @property
+    def task(self) -> Task:
+        """What the network does, and what is done differently for it."""
+        return task_of(self.model)
+
+    @property
     def num_classes(self) -> int:
         """Number of classes that the head tells apart."""
-        return int(self.model.model[-1].nc)
+        return count_classes(self.model)
 
     @property
     def end_to_end(self) -> bool:
         """Whether the head's answers are final (YOLOv10, YOLO26), so that no NMS follows."""
-        return bool(self.model.end2end)
+        return bool(getattr(self.model, "end2end", False))
 
     def forward(self, images: Tensor) -> Any:
         """Run the network on images (B, 3, H, W) in 0..1; what returns is Ultralytics' own, by mode and head."""
@@ -139,33 +150,44 @@ class LitYOLO(LightningModule):
 
         Returns:
             For each image a dict of `boxes` (k, 4; x0, y0, x1, y1 in pixels, within the image), `scores` (k,; falling)
-            and `labels` (k,; int64).
+            and `labels` (k,; int64). Of segmentation networks there are `masks` (k, H, W; bool), too; of pose networks
+            `keypoints` (k, K, 2 or 3; x, y in pixels, and how likely it is to be seen); of OBB networks `rotated` (k,
+            5; centre x, y, width, height in pixels, angle in radians), with `boxes` upright around them.
 
         Raises:
-            ValueError: If the images have another shape or type, or an argument is out of range.
+            ValueError: If the images have another shape or type, an argument is out of range, or the network
+                classifies.
         """
         _check_range("confidence", confidence, 0 <= confidence <= 1, "in [0, 1]")
         _check_range("iou", iou, 0 <= iou <= 1, "in [0, 1]")
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
-            with torch.no_grad():
-                return find_objects(self.model, images, confidence=confidence, iou=iou)
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        if not self.task.finds_objects:
+            raise ValueError("This network classifies whole pictures, and finds no objects in them: use `classify`.")
+        return within(run_untouched(self.model, images, Thresholds(confidence, iou)), images)
+
+    def classify(self, images: Tensor) -> Tensor:
+        """Return the shares (B, C) that a classification network gives to the classes, in eval mode, without gradients.
+
+        Raises:
+            ValueError: If the images have another shape or type, or the network finds objects.
+        """
+        if self.task.finds_objects:
+            raise ValueError(f"This network's task is {self.task.name}, which finds objects: use `detect`.")
+        shares: Tensor = run_untouched(self.model, images, Thresholds())
+        return shares
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Return Ultralytics' loss of one batch, the sum over its images."""
+        """Return Ultralytics' loss of one batch: for most tasks the sum over its images."""
+        task = self.task
         if batch_idx == 0:  # once an epoch: it waits for the device
-            check_batch(batch, int(self.model.stride.max()), self.num_classes)
+            check_batch(batch, int(self.model.stride.max()), self.num_classes, task.fields)
         # Not `loss(batch)` alone: that would run the network past its `__call__`, and no hook would see the images.
-        parts, means = self.model.loss(batch, self.model(batch["img"]))
+        parts, means = self.model.loss(batch, task.enter(self.model, batch))
         loss: Tensor = parts.sum()
         size = len(batch["img"])
         options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": size, "sync_dist": True}
-        self.log("train/loss", loss.detach() / size, prog_bar=True, **options)
-        self.log_dict({f"train/{name}": mean for name, mean in means.items()}, **options)
+        self.log("train/loss", loss.detach() / (size if task.loss_is_sum else 1), prog_bar=True, **options)
+        # A loss of one part has that part's name for its own.
+        self.log_dict({f"train/{name}": mean for name, mean in means.items() if name != "loss"}, **options)
         if self._recipe is not None:
             # Theirs is the sum over devices and accumulated batches, where Lightning takes the mean.
             loss = loss * (self.trainer.world_size * self.trainer.accumulate_grad_batches)
@@ -179,13 +201,22 @@ class LitYOLO(LightningModule):
         """Take one batch into the metric."""
         self._evaluate(batch)
 
-    def predict_step(self, batch: Any, batch_idx: int = 0) -> Detections:
-        """Detect with the defaults of `detect`, in a batch dict, a sequence that starts with images, or images."""
+    def predict_step(self, batch: Any, batch_idx: int = 0) -> Detections | Tensor:
+        """Detect or classify by the defaults, in a batch dict, a sequence that starts with images, or images."""
         if isinstance(batch, Mapping):
             batch = batch["img"]
         elif isinstance(batch, Sequence):
             batch = batch[0]
-        return self.detect(batch)
+        return self.detect(batch) if self.task.finds_objects else self.classify(batch)
+
+    def calibration_batch(self, batch: Any) -> CalibrationBatch:
+        """Tell the criteria that look at activations what a batch shows: its objects, or its pictures' classes."""
+        if isinstance(batch, Mapping):
+            if not self.task.finds_objects:
+                batch = (batch["img"], batch["cls"])
+            elif batch["bboxes"].shape[1] == 5:
+                batch = {**batch, "bboxes": upright_targets(batch)}
+        return read_batch(batch)
 
     def configure_callbacks(self) -> list[Callback]:
         """Keep a moving average of the weights, if Ultralytics' hyperparameters are given."""
@@ -224,7 +255,7 @@ class LitYOLO(LightningModule):
         self._start_metric()
 
     def on_validation_epoch_end(self) -> None:
-        """Log `val/map` and `val/map_50`."""
+        """Log the scores of the task: `val/map`, `val/map_50`, ..."""
         self._log_metric("val")
 
     def on_test_epoch_start(self) -> None:
@@ -232,7 +263,7 @@ class LitYOLO(LightningModule):
         self._start_metric()
 
     def on_test_epoch_end(self) -> None:
-        """Log `test/map` and `test/map_50`."""
+        """Log the scores of the task: `test/map`, `test/map_50`, ..."""
         self._log_metric("test")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -246,23 +277,13 @@ class LitYOLO(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer, and a scheduler that steps with it; by Ultralytics' recipe, once an epoch."""
-        total = self.trainer.estimated_stepping_batches
         if self._recipe is not None:
             check_trainer(self.trainer)
             optimizer, scheduler = self._recipe.configure(self.trainer, self.model)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
         groups = parameter_groups(self.parameters(), self.weight_decay)
         optimizer = build_optimizer(self.optimizer_name, groups, self.lr, self.momentum)
-        if math.isinf(total) and self.schedule != "constant":
-            raise ValueError(
-                f"schedule={self.schedule!r} needs to know where the run ends, but the Trainer has no end. "
-                f"Set max_epochs or max_steps, or use schedule='constant'."
-            )
-        batches = self.trainer.num_training_batches
-        epoch = total if math.isinf(batches) else math.ceil(batches / self.trainer.accumulate_grad_batches)
-        warmup = min(self.warmup_epochs * epoch, total) if self.warmup_epochs else 0
-        factor = partial(lr_factor, warmup=warmup, total=total, schedule=self.schedule, final=self.final_lr)
-        scheduler = LambdaLR(optimizer, factor)
+        scheduler = build_scheduler(optimizer, self.trainer, self.warmup_epochs, self.schedule, self.final_lr)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(
@@ -277,22 +298,18 @@ class LitYOLO(LightningModule):
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def _evaluate(self, batch: dict[str, Tensor]) -> None:
-        found = find_objects(self.model, batch["img"], **_VALIDATION)
-        self._metric.update(found, box_targets(batch))
+        self._metric.update(run_network(self.model, batch["img"], self.task.validation), batch)
 
     def _start_metric(self) -> None:
         if self._metric is None:
-            self._metric = mean_average_precision()
+            self._metric = self.task.metric(self.model)
         self._metric.to(self.device).reset()
 
     def _log_metric(self, stage: str) -> None:
         values = self._metric.compute()
         self._metric.reset()
-        self.log_dict(
-            {f"{stage}/{name}": values[name].to(self.device) for name in ("map", "map_50")},
-            prog_bar=True,
-            sync_dist=True,
-        )
+        scores = {f"{stage}/{name}": value.to(self.device) for name, value in values.items()}
+        self.log_dict(scores, prog_bar=True, sync_dist=True)
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -1,11 +1,11 @@
-"""Ultralytics' detection networks, from a configuration or from weights, dense or pruned."""
+"""Ultralytics' networks of any task, from a configuration or from weights, dense or pruned."""
 
 import difflib
 import logging
 import math
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -15,38 +15,52 @@ import torch
 from torch import nn
 
 from lit_prune.surgery import adopt_shapes_
+from lit_prune.yolo.tasks import HEADS, TASK_NAMES, task_of, task_of_head
 
-_HEADS = ("Detect", "v10Detect")
+# Layers of heads whose outputs are the data's: one a class, or one a number of each keypoint. Of a sequence, the last.
+_CLASS_LAYERS = re.compile(
+    r"(one2one_)?cv3\.\d+|proto\.semseg|linear|enc_score_head|dec_score_head\.\d+|denoising_class_embed"
+)
+_KEYPOINT_LAYERS = re.compile(r"(one2one_)?cv4(_kpts|_sigma)?\.\d+")
 
 
-def build_detector(model: str | dict[str, Any], num_classes: int | None = None) -> Any:
-    """Build an Ultralytics `DetectionModel` that is ready to train.
+def build_detector(
+    model: str | dict[str, Any], num_classes: int | None = None, kpt_shape: Sequence[int] | None = None
+) -> Any:
+    """Build an Ultralytics network, a `DetectionModel` or that of another task, that is ready to train.
 
     Its weights require gradients, it has the hyperparameters that its loss asks for, and in eval mode end-to-end
     heads answer end to end.
 
     Args:
         model: As for `LitYOLO`.
-        num_classes: As for `LitYOLO`. Where the weights are for another number, the last convolutions of the class
-            branch are drawn anew; all other weights stay, and pruned networks stay pruned.
+        num_classes: As for `LitYOLO`. Where the weights are for another number, the last layers of the class branch
+            are drawn anew; all other weights stay, and pruned networks stay pruned.
+        kpt_shape: As for `LitYOLO`. Where the weights are for another shape, the last layers of the keypoint branch
+            are drawn anew.
 
     Raises:
         ImportError: If Ultralytics is missing.
         FileNotFoundError: If there is no such configuration or file; near names are listed.
-        ValueError: If `model` is no detection network, or `num_classes` is below 1.
+        ValueError: If `model` is no network of a task that is known, `num_classes` is below 1, or `kpt_shape` is wrong.
     """
     require_ultralytics()
     from ultralytics.cfg import get_cfg
 
     if num_classes is not None and num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, but got {num_classes}.")
+    if kpt_shape is not None and not (len(kpt_shape) == 2 and kpt_shape[0] >= 1 and kpt_shape[1] in {2, 3}):
+        raise ValueError(
+            f"kpt_shape must be the number of keypoints, and 2 (x, y) or 3 (x, y, visible), but got {kpt_shape!r}."
+        )
     if isinstance(model, str) and Path(model).suffix == ".pt":
-        network = _from_weights(model, num_classes)
+        network = _from_weights(model, num_classes, kpt_shape)
     elif isinstance(model, str) and Path(model).suffix == ".ckpt":
-        network = _from_checkpoint(model, num_classes)
+        network = _from_checkpoint(model, num_classes, kpt_shape)
     else:
-        network = _from_configuration(model, num_classes)
-    network.args = get_cfg()
+        network = _from_configuration(model, num_classes, kpt_shape)
+    network.args = get_cfg(overrides={"task": task_of(network).name})
+    network.nc = count_classes(network)  # what RT-DETR's loss asks for
     if getattr(network.model[-1], "one2one_cv2", None) is not None:
         network.end2end = True
     return network
@@ -87,8 +101,10 @@ def _configuration(model: str) -> dict[str, Any]:
     return config
 
 
-def _from_configuration(model: str | dict[str, Any], num_classes: int | None) -> Any:
-    from ultralytics.nn.tasks import DetectionModel
+def _from_configuration(
+    model: str | dict[str, Any], num_classes: int | None, kpt_shape: Sequence[int] | None = None
+) -> Any:
+    from ultralytics.nn import tasks
 
     with quiet_ultralytics():
         if isinstance(model, dict):
@@ -98,15 +114,22 @@ def _from_configuration(model: str | dict[str, Any], num_classes: int | None) ->
                 raise ValueError(f"model must end in .yaml, .pt or .ckpt, but got {model!r}.{_near(model)}")
             config = _configuration(model)
         head = config["head"][-1][2]
-        if head not in _HEADS:
+        task = task_of_head(head)
+        name = repr(model) if isinstance(model, str) else "this configuration"
+        if task is None:
             raise ValueError(
-                f"LitYOLO trains detection networks (their head is one of {', '.join(_HEADS)}), but the head of "
-                f"{model if isinstance(model, str) else 'this configuration'!r} is {head}."
+                f"LitYOLO trains networks of the tasks {', '.join(TASK_NAMES)} (their head is one of "
+                f"{', '.join(HEADS)}), but the head of {name} is {head}."
             )
-        return DetectionModel(config, nc=num_classes, verbose=False)
+        options = {}
+        if kpt_shape is not None:
+            if "kpt_shape" not in config:
+                raise ValueError(f"kpt_shape is for pose networks, but {name} has a {head} head; leave it out.")
+            options["data_kpt_shape"] = list(kpt_shape)
+        return getattr(tasks, task.network)(config, nc=num_classes, verbose=False, **options)
 
 
-def _from_weights(path: str, num_classes: int | None) -> Any:
+def _from_weights(path: str, num_classes: int | None, kpt_shape: Sequence[int] | None) -> Any:
     source = _load_weights(path)
     config = getattr(source, "yaml", None)
     if not isinstance(config, dict) or source.is_fused():
@@ -114,10 +137,10 @@ def _from_weights(path: str, num_classes: int | None) -> Any:
             f"{path!r} holds no network that can be trained (its normalization is fused into its convolutions, or "
             f"it was not written by Ultralytics' trainer or `lit-prune export`); use the file from before export."
         )
-    return _with_weights(source, num_classes)
+    return _with_weights(source, num_classes, kpt_shape)
 
 
-def _from_checkpoint(path: str, num_classes: int | None) -> Any:
+def _from_checkpoint(path: str, num_classes: int | None, kpt_shape: Sequence[int] | None) -> Any:
     if not Path(path).exists():
         raise FileNotFoundError(f"There is no file {path!r}.")
     try:
@@ -135,28 +158,35 @@ def _from_checkpoint(path: str, num_classes: int | None) -> Any:
     adopt_shapes_(source, weights)
     source.load_state_dict(weights)
     source.names = checkpoint.get("class_names", source.names)
-    return _with_weights(source, num_classes)
+    return _with_weights(source, num_classes, kpt_shape)
 
 
-def _with_weights(source: Any, num_classes: int | None) -> Any:
-    """A new network of the architecture and the weights of `source`, for as many classes, or for others."""
-    classes = int(source.model[-1].nc)
-    network = _from_configuration(source.yaml, num_classes or classes)
-    adopt_widths_(network, source)
-    if num_classes in {None, classes}:
+def _with_weights(source: Any, num_classes: int | None, kpt_shape: Sequence[int] | None) -> Any:
+    """A new network of the architecture and the weights of `source`, for its classes and keypoints, or for others."""
+    classes = count_classes(source)
+    network = _from_configuration(source.yaml, num_classes or classes, kpt_shape)
+    if not _fresh_layers(network, source):
+        adopt_widths_(network, source)
         network.load_state_dict(source.state_dict())
+    else:
+        adopt_widths_(network, source)
+        with quiet_ultralytics():
+            network.load(source, verbose=False)
+    if num_classes in {None, classes}:
         network.names = source.names
-        return network
-    with quiet_ultralytics():
-        network.load(source, verbose=False)
     return network
 
 
-def adopt_widths_(network: Any, source: Any) -> None:
-    """Give a detection network, in place, the widths of a pruned one; the number of classes stays its own.
+def count_classes(network: Any) -> int:
+    """The number of classes that a network of any task tells apart."""
+    return int(network.yaml["nc"])
 
-    The values come with the loading: `network.load(source)` takes every tensor, but for the last convolutions of the
-    class branch where the numbers of classes differ. Those start anew.
+
+def adopt_widths_(network: Any, source: Any) -> None:
+    """Give a network, in place, the widths of a pruned one; the numbers of classes and keypoints stay its own.
+
+    The values come with the loading: `network.load(source)` takes every tensor, but for the last layers of the class
+    branch where the numbers of classes differ, and of the keypoint branch where the keypoints do. Those start anew.
 
     Args:
         network: Built from the configuration of `source`, for any number of classes.
@@ -172,26 +202,42 @@ def adopt_widths_(network: Any, source: Any) -> None:
         2
     """
     weights = source.state_dict()
-    classes, fresh = int(network.model[-1].nc), []
-    if classes != int(source.model[-1].nc):
-        for name, layer in _class_layers(network):
-            for end in ("weight", "bias"):
-                stored = weights[f"{name}.{end}"]
-                weights[f"{name}.{end}"] = stored.new_empty((classes, *stored.shape[1:]))
-            if layer.weight.shape != weights[f"{name}.weight"].shape:
-                fresh.append(layer)
+    fresh = []
+    for name, layer in _fresh_layers(network, source):
+        kept = {f"{name}.{end}": value for end, value in layer.named_parameters()}
+        for key, value in kept.items():
+            stored = weights[key]
+            weights[key] = stored.new_empty((len(value), *stored.shape[1:]))
+        if layer.weight.shape != weights[f"{name}.weight"].shape:
+            fresh.append(layer)
     adopt_shapes_(network, weights)
     for layer in fresh:
-        # As torch draws a convolution's weights; the bias is as Ultralytics set it.
-        nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5))
+        # As torch draws the weights of such a layer; the bias is as Ultralytics set it.
+        if isinstance(layer, nn.Embedding):
+            nn.init.normal_(layer.weight)
+        else:
+            nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5))
 
 
-def _class_layers(network: Any) -> Iterator[tuple[str, Any]]:
-    """The layers with one output channel a class, by their names."""
+def _fresh_layers(network: Any, source: Any) -> list[tuple[str, Any]]:
+    """The layers, by their names, with an output for each class or keypoint, if the two networks differ in these."""
+    layers: list[tuple[str, Any]] = []
+    if count_classes(network) != count_classes(source):
+        layers += _last_layers(network, _CLASS_LAYERS)
+    ours, theirs = (list(each.yaml.get("kpt_shape", [])) for each in (network, source))
+    if ours != theirs:
+        layers += _last_layers(network, _KEYPOINT_LAYERS)
+    return layers
+
+
+def _last_layers(network: Any, pattern: re.Pattern[str]) -> Iterator[tuple[str, Any]]:
     number = len(network.model) - 1
-    for branch in ("cv3", "one2one_cv3"):
-        for level, layers in enumerate(getattr(network.model[-1], branch, None) or ()):
-            yield f"model.{number}.{branch}.{level}.{len(layers) - 1}", layers[-1]
+    for name, module in network.model[-1].named_modules():
+        if pattern.fullmatch(name):
+            sequence = isinstance(module, nn.Sequential)
+            layer = module[-1] if sequence else module
+            if isinstance(layer, (nn.Conv2d, nn.Linear, nn.Embedding)):
+                yield f"model.{number}.{name}" + (f".{len(module) - 1}" if sequence else ""), layer
 
 
 def _load_weights(path: str) -> Any:
@@ -220,14 +266,18 @@ def _near(name: str) -> str:
 
     stem, suffix = Path(name).stem, Path(name).suffix
     if suffix == ".pt":
-        known = {asset for asset in GITHUB_ASSETS_NAMES if re.fullmatch(r"yolo[^-]*\.pt", asset)}
+        known = {
+            asset
+            for asset in GITHUB_ASSETS_NAMES
+            if re.fullmatch(r"(yolo[^-]*(-(seg|pose|obb|cls))?|rtdetr-\w+)\.pt", asset)
+        }
     else:
         suffix = ".yaml"
         known = set()
         for path in (Path(ultralytics.__file__).parent / "cfg" / "models").rglob("*.yaml"):
             config = YAML.load(path)
-            if config["head"][-1][2] in _HEADS:
-                scales = config.get("scales") or [""]
+            if config["head"][-1][2] in HEADS:
+                scales = (not path.stem.startswith("rtdetr") and config.get("scales")) or [""]
                 known |= {re.sub(r"(\d+)(?=$|-)", rf"\g<1>{scale}", path.stem, count=1) + suffix for scale in scales}
     near = difflib.get_close_matches(stem + suffix, sorted(known), n=4, cutoff=0.4)
     return f" Did you mean {', '.join(near)}?" if near else f" Known are {', '.join(sorted(known))}."

@@ -2,10 +2,13 @@
 
 import math
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Literal
 
+from lightning.pytorch import Trainer
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 OptimizerName = Literal["adamw", "sgd"]
 ScheduleName = Literal["cosine", "linear", "constant"]
@@ -32,6 +35,26 @@ def build_optimizer(name: OptimizerName, groups: list[dict[str, Any]], lr: float
     if name == "adamw":
         return AdamW(groups, lr=lr, betas=(momentum, 0.999))
     return SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
+
+
+def build_scheduler(
+    optimizer: Optimizer, trainer: Trainer, warmup_epochs: float, schedule: ScheduleName, final: float
+) -> LambdaLR:
+    """Build the scheduler of a run, which steps with the optimizer.
+
+    Raises:
+        ValueError: If the learning rate is to fall until an end that the Trainer does not have.
+    """
+    total = trainer.estimated_stepping_batches
+    if math.isinf(total) and schedule != "constant":
+        raise ValueError(
+            f"schedule={schedule!r} needs to know where the run ends, but the Trainer has no end. "
+            f"Set max_epochs or max_steps, or use schedule='constant'."
+        )
+    batches = trainer.num_training_batches
+    epoch = total if math.isinf(batches) else math.ceil(batches / trainer.accumulate_grad_batches)
+    warmup = min(warmup_epochs * epoch, total) if warmup_epochs else 0
+    return LambdaLR(optimizer, partial(lr_factor, warmup=warmup, total=total, schedule=schedule, final=final))
 
 
 def lr_factor(step: int, *, warmup: float, total: float, schedule: ScheduleName, final: float) -> float:

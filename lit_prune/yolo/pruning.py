@@ -19,6 +19,7 @@ from lit_prune.schedule import AtEpochs, Schedule
 from lit_prune.scope import Scope
 from lit_prune.select import SELECTIONS, Selection
 from lit_prune.trainer import check_optimizer, prune_
+from lit_prune.yolo.evaluation import forget_anchors_
 
 STATE = "lit_prune_state"
 """The attribute of a network under which Ultralytics' checkpoints carry the record of what was pruned."""
@@ -161,8 +162,7 @@ class UltralyticsPruning:
         params = count_parameters(network)
         prune_(network, decision.plan, [trainer.optimizer], [average])
         for module in (network, average):
-            # The head keeps anchors of the size that it has seen last.
-            module.model[-1].shape = None
+            forget_anchors_(module)
         torch.clear_autocast_cache()
         _renew_average(trainer)
         _forget_scores(trainer)

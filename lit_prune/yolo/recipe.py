@@ -130,7 +130,7 @@ class Recipe:
         from ultralytics.engine.trainer import BaseTrainer
         from ultralytics.utils.torch_utils import one_cycle
 
-        from lit_prune.yolo.networks import quiet_ultralytics
+        from lit_prune.yolo.networks import count_classes, quiet_ultralytics
 
         epochs = _epochs(trainer)
         batch, images = _sizes(trainer)
@@ -138,7 +138,7 @@ class Recipe:
         nominal = max(round(settings.nbs / batch), 1)
         decay = settings.weight_decay * batch * nominal / settings.nbs
         # It is a method, but all that it reads of its trainer is here.
-        stand_in = SimpleNamespace(args=settings, data={"nc": int(network.model[-1].nc)})
+        stand_in = SimpleNamespace(args=settings, data={"nc": count_classes(network)})
         with quiet_ultralytics():
             optimizer = BaseTrainer.build_optimizer(
                 stand_in,

@@ -156,3 +156,15 @@ def test_collate_detection_says_whose_objects_they_are(train):
 def test_collate_detection_of_nothing():
     with pytest.raises(ValueError, match="at least one item"):
         collate_detection([])
+
+
+def test_masks_show_the_ink_of_every_object_within_its_box():
+    scenes = DigitScenes("train", scenes=50, image_size=64)
+    for number, mask in enumerate(scenes.masks):
+        boxes = scenes[number]["bboxes"] * 64
+        assert sorted(set(mask.flatten().tolist()) - {0}) == list(range(1, len(boxes) + 1))
+        for k, (x, y, width, height) in enumerate(boxes.tolist()):
+            rows, columns = (mask == k + 1).nonzero(as_tuple=True)
+            edges = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+            expected = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
+            assert [int(edge) for edge in edges] == pytest.approx(expected, abs=1e-3)

@@ -35,6 +35,41 @@ def test_ultralytics_reads_it_wherever_it_is_moved(tmp_path):
     assert data["val"] == str(tmp_path / "moved" / "images" / "val")
 
 
+@pytest.mark.parametrize("task", ["segment", "pose", "obb"])
+def test_ultralytics_reads_the_labels_of_every_task(task, tmp_path):
+    path = write_digits(tmp_path / "digits", scenes=6, val_scenes=1, image_size=64, task=task)
+    from lit_prune.yolo.dataset import build_dataset, read_data, read_hyperparameters
+
+    settings = read_hyperparameters({"imgsz": 64}, task=task)
+    dataset = build_dataset(settings, read_data(path, task=task), "train", 2, augment=False, rect=False)
+
+    scenes = DigitScenes("train", 6, 64)
+    assert len(dataset) == 6
+    for number in range(6):
+        batch, item = dataset[number], scenes[number]
+        # Ultralytics sorts masks by their areas.
+        theirs, ours = batch["bboxes"][:, 0].argsort(), item["bboxes"][:, 0].argsort()
+        assert torch.equal(batch["cls"][theirs], item["cls"][ours])
+        wanted = {"segment": "masks", "pose": "keypoints", "obb": "bboxes"}[task]
+        assert batch[wanted].shape[-1] == {"segment": 16, "pose": 3, "obb": 5}[task]
+        # A box around the middles of pixels is up to a pixel less than one around their edges.
+        apart = batch["bboxes"][theirs, :2] - item["bboxes"][ours, :2]
+        assert apart.abs().max() < (0.08 if task == "obb" else 0.01)
+
+
+def test_a_picture_of_each_digit_lies_in_the_folder_of_its_class(tmp_path):
+    path = write_digits(tmp_path / "digits", scenes=4, val_scenes=2, image_size=64, task="classify")
+
+    assert path == tmp_path / "digits"
+    assert sorted(folder.name for folder in (path / "val").iterdir()) == [str(digit) for digit in range(10)]
+    labels = torch.cat([DigitScenes("train", 4, 64)[number]["cls"].flatten() for number in range(4)])
+    files = list((path / "train").glob("*/*.png"))
+    assert sorted(int(file.parent.name) for file in files) == sorted(labels.int().tolist())
+    for file in files:
+        width, height = Image.open(file).size
+        assert width == height >= 13
+
+
 def test_a_folder_with_data_stays_as_it_is(tmp_path):
     (tmp_path / "labels").mkdir()
     with pytest.raises(FileExistsError, match="holds labels already"):
@@ -42,7 +77,9 @@ def test_a_folder_with_data_stays_as_it_is(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["labels"]
 
 
-@pytest.mark.parametrize("wrong", [{"scenes": 0}, {"val_scenes": 0}, {"image_size": 50}, {"seed": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"scenes": 0}, {"val_scenes": 0}, {"image_size": 50}, {"seed": -1}, {"task": "boxes"}]
+)
 def test_wrong_arguments_write_nothing(wrong, tmp_path):
     with pytest.raises(ValueError, match="must"):
         write_digits(tmp_path / "digits", **wrong)

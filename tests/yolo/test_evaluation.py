@@ -3,7 +3,8 @@ import torch
 
 from lit_prune.yolo import build_detector
 from lit_prune.yolo.batches import box_targets
-from lit_prune.yolo.evaluation import find_objects, mean_average_precision
+from lit_prune.yolo.evaluation import find_objects
+from lit_prune.yolo.metrics import mean_average_precision
 
 
 class _Answers(torch.nn.Module):
@@ -13,7 +14,7 @@ class _Answers(torch.nn.Module):
         super().__init__()
         self.rows, self.end2end = rows, end2end
         self.stride = torch.tensor([32.0])
-        head = torch.nn.Identity()
+        head = type("Detect", (torch.nn.Identity,), {})()
         head.nc, head.shape = nc, (1, 2)
         self.model = torch.nn.ModuleList([head])
 

@@ -139,7 +139,7 @@ def test_perfect_answers_are_worth_a_map_of_one(tmp_path, data, detector, monkey
     data.setup("validate")
     truth = iter([box_targets(batch) for batch in data.val_dataloader()])
     monkeypatch.setattr(
-        "lit_prune.yolo.module.find_objects",
+        "lit_prune.yolo.module.run_network",
         lambda *_, **__: [entry | {"scores": torch.ones(len(entry["labels"]))} for entry in next(truth)],
     )
     (values,) = _trainer(tmp_path).validate(detector, data, verbose=False)
