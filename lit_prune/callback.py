@@ -7,6 +7,7 @@ from typing import Any, Literal
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lit_prune.averages import accept_in_copies
 from lit_prune.checkpoint import RECORD, LoadGuard, NamedReading
 from lit_prune.criteria import CRITERIA, Criterion
 from lit_prune.event import PruningPolicy
@@ -23,11 +24,9 @@ from lit_prune.scope import Scope
 from lit_prune.select import SELECTIONS, Selection
 from lit_prune.surgery import accepts_pruned, adopt_shapes_hook, is_cut_to
 from lit_prune.trainer import (
-    averaged_copies,
     check_launcher,
     check_optimizer,
     check_strategy,
-    follow_shapes,
     print_above_progress,
     tell_loggers,
 )
@@ -158,10 +157,13 @@ class ChannelPruning(Callback):
             if self.before_wrap:
                 self._prune_before_wrap(trainer, pl_module)
         self._hooks = [LoadGuard(trainer, self.plan).stand_before(pl_module), NamedReading(trainer)]
-        # Copies that were made before this, too: a checkpoint has its averages in the shapes of the pruned network.
-        for module in (pl_module, *averaged_copies(trainer)):
-            if not accepts_pruned(module):
-                self._hooks.append(module.register_load_state_dict_pre_hook(adopt_shapes_hook))  # type: ignore[no-untyped-call]
+        if not accepts_pruned(pl_module):
+            self._hooks.append(pl_module.register_load_state_dict_pre_hook(adopt_shapes_hook))  # type: ignore[no-untyped-call]
+        self._hooks += accept_in_copies(trainer)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Let averages that were made since :meth:`setup` load, too, in the shapes of the pruned network."""
+        self._hooks += accept_in_copies(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         """The record of what was pruned, and what it takes to go on from here, as plain data."""
@@ -178,7 +180,7 @@ class ChannelPruning(Callback):
             return
         for optimizer in trainer.optimizers:
             check_optimizer(optimizer)
-        follow_shapes(pl_module, averaged_copies(trainer))
+        self.pruner.averages.follow(trainer)
         if not self.pruner.see_again(pl_module) and pl_module.example_input_array is not None:
             self._see_example(trainer, pl_module)
 
@@ -202,6 +204,7 @@ class ChannelPruning(Callback):
         # How many steps an epoch has is known only now.
         self._events = self.schedule.events(known_length(trainer, self.schedule.unit))
         self._missed_start = True
+        self.pruner.averages.watch(trainer)
         if not self.pruner.sees:
             self._recorder = CallRecorder(pl_module)
         self.pruner.rewarm_again(trainer)
@@ -209,6 +212,7 @@ class ChannelPruning(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune where an event is due, and log what the network costs now."""
         self._missed_start = False
+        self.pruner.averages.watch(trainer)
         if self.pruner.sees:
             self._prune_if_due(trainer, pl_module)
             self._log(pl_module)
