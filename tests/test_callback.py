@@ -4,6 +4,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 
 from lit_prune import ChannelGraph, ChannelPruning
@@ -79,6 +80,19 @@ def test_other_precisions(precision):
     module, callback = Classifier(), pruning(0.5, [1, 2])
     trainer(callback, precision=precision).fit(module, loader())
     assert widths(module)["net.2.0.weight"] == (16, 8, 3, 3)
+
+
+def test_float16_with_a_scaler():
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in module.parameters())
+
+    # Lightning's "16-mixed" is bfloat16 on a CPU; the plugin is not.
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
+    module = Classifier(optimizer="adamw")
+    trainer(pruning(0.5, [1, 2]), Watch(), plugins=MixedPrecision("16-mixed", "cpu", scaler)).fit(module, loader())
+    assert widths(module)["net.2.0.weight"] == (16, 8, 3, 3)
+    assert scaler.get_scale() == 2.0**8
 
 
 def test_training_without_a_due_event_is_that_without_the_callback():
