@@ -90,11 +90,11 @@ def _held(owner: Any) -> Iterator[tuple[str, Any]]:
         if isinstance(owner, nn.Module) and name in _OF_EVERY_MODULE:
             continue
         key = f"{type(owner).__name__}.{name}"
-        if isinstance(value, (nn.Module, Mapping, list, tuple)):
+        if isinstance(value, (nn.Module, dict, list, tuple)):
             yield key, value
         elif hasattr(value, "__dict__") and not isinstance(value, (type, Tensor)) and _is_users(value):
             for inner, held in vars(value).items():
-                if isinstance(held, (nn.Module, Mapping, list, tuple)):
+                if isinstance(held, (nn.Module, dict, list, tuple)):
                     yield f"{key}.{inner}", held
 
 
@@ -150,22 +150,24 @@ def _placed(module: nn.Module, prefix: str) -> nn.Module:
 
 def _named(value: Any, network: nn.Module) -> dict[str, Tensor]:
     """Tensors of a dict or list by the names that they have in the network; none where they are others."""
-    tensors = [*value.values()] if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else []
-    if len(tensors) < 2 or not all(isinstance(each, Tensor) for each in tensors):
+    # Others than built-in ones may load what they hold when it is looked at.
+    if not isinstance(value, (dict, list, tuple)) or len(value) < 2:
+        return {}
+    if not all(isinstance(each, Tensor) for each in (value.values() if isinstance(value, dict) else value)):
         return {}
     known = dict(tensors_of(network))
     for prefix in ("", *(f"{name}." for name, _ in network.named_children())):
         parameters = {name: each for name, each in network.named_parameters() if name.startswith(prefix)}
         trained = [name for name, parameter in parameters.items() if parameter.requires_grad]
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             named = {f"{prefix}{name}": each for name, each in value.items()}
             complete = bool(trained) and set(trained) <= named.keys() <= known.keys()
             if complete and all(known[name].dim() == each.dim() for name, each in named.items()):
                 return named
         else:
             for names in (list(parameters), trained):
-                if [known[name].shape for name in names] == [each.shape for each in tensors]:
-                    return dict(zip(names, tensors, strict=True))
+                if [known[name].shape for name in names] == [each.shape for each in value]:
+                    return dict(zip(names, value, strict=True))
     return {}
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from lit_prune import ChannelPruning, PruningPlan, accept_pruned
@@ -209,6 +210,7 @@ def main(out: Path, options: dict[str, Any]) -> None:
     gpus = options.get("gpus", 0)
     if options.get("trainer", {}).get("sync_batchnorm") and not gpus:
         mock.patch.object(nn.SyncBatchNorm, "forward", synchronise_on_cpu).start()
+        mock.patch.object(DistributedDataParallel, "_passing_sync_batchnorm_handle", lambda *_: None).start()
     criterion = RankDependent() if options.get("criterion") == "rank" else Magnitude()
     callback = ChannelPruning(
         0.6,
