@@ -210,7 +210,7 @@ def main(out: Path, options: dict[str, Any]) -> None:
     gpus = options.get("gpus", 0)
     if options.get("trainer", {}).get("sync_batchnorm") and not gpus:
         mock.patch.object(nn.SyncBatchNorm, "forward", synchronise_on_cpu).start()
-        mock.patch.object(DistributedDataParallel, "_passing_sync_batchnorm_handle", lambda *_: None).start()
+        mock.patch.object(DistributedDataParallel, "_passing_sync_batchnorm_handle", return_value=None).start()
     criterion = RankDependent() if options.get("criterion") == "rank" else Magnitude()
     callback = ChannelPruning(
         0.6,
