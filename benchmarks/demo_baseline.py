@@ -4,7 +4,7 @@ The dense twin has the same weights at the start, the same scenes in the same or
 length. As nothing differs before the first pruning, it goes on from a checkpoint of the pruned run at that point.
 Seeds that ``demo_baseline.json`` has by the same recipe are not run again.
 
-    python -m benchmarks.demo_baseline [--seeds 0 1 2] [--epochs 32] [--threads 1]
+    python -m benchmarks.demo_baseline [--seeds 0 1 2] [--epochs 24] [--threads 1]
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def train(
     pruning = ChannelPruning(
         recipe.amount,
         list(recipe.prune_at),
-        selection=MacsBudget(spread=Weighted({f"model.model.{len(detector.model.model) - 1}.*": recipe.head})),
+        selection=MacsBudget(spread=Weighted(recipe.factors)),
         round_to=recipe.round_to,
         verbose=console is not None,
     )
