@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lit_prune.checkpoint import RECORD, LoadGuard
+from lit_prune.averages import accept_in_copies
+from lit_prune.checkpoint import RECORD, LoadGuard, NamedReading
 from lit_prune.criteria import CRITERIA, Criterion
 from lit_prune.event import PruningPolicy
 from lit_prune.inputs import CallRecorder, call_of_example
+from lit_prune.length import declared_length, known_length
 from lit_prune.plan import PruningPlan
 from lit_prune.pruner import HalfPrunedError, Pruner, PruningError
 from lit_prune.record import Record
@@ -23,11 +24,9 @@ from lit_prune.scope import Scope
 from lit_prune.select import SELECTIONS, Selection
 from lit_prune.surgery import accepts_pruned, adopt_shapes_hook, is_cut_to
 from lit_prune.trainer import (
-    averaged_copies,
     check_launcher,
     check_optimizer,
     check_strategy,
-    follow_shapes,
     print_above_progress,
     tell_loggers,
 )
@@ -119,6 +118,8 @@ class ChannelPruning(Callback):
         self.verbose = verbose
         self._recorder: CallRecorder | None = None
         self._hooks: list[Any] = []
+        self._events: dict[int, float] = {}
+        self._missed_start = False
 
     @property
     def record(self) -> Record:
@@ -148,18 +149,21 @@ class ChannelPruning(Callback):
             if not self.before_wrap:
                 check_strategy(trainer)
             check_launcher(trainer, pl_module)
-            self.schedule.events(self._length(trainer))
+            self._events = self.schedule.events(declared_length(trainer, self.schedule.unit))
             self.pruner.policy.scope.check(pl_module)
             if not is_cut_to(pl_module, self.plan):
                 # The record of an earlier fit, of another network.
                 self.pruner.forget()
             if self.before_wrap:
                 self._prune_before_wrap(trainer, pl_module)
-        self._hooks = [LoadGuard(trainer, self.plan).stand_before(pl_module)]
-        # Copies that were made before this, too: a checkpoint has its averages in the shapes of the pruned network.
-        for module in (pl_module, *averaged_copies(trainer)):
-            if not accepts_pruned(module):
-                self._hooks.append(module.register_load_state_dict_pre_hook(adopt_shapes_hook))  # type: ignore[no-untyped-call]
+        self._hooks = [LoadGuard(trainer, self.plan).stand_before(pl_module), NamedReading(trainer)]
+        if not accepts_pruned(pl_module):
+            self._hooks.append(pl_module.register_load_state_dict_pre_hook(adopt_shapes_hook))  # type: ignore[no-untyped-call]
+        self._hooks += accept_in_copies(trainer)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Let averages that were made since :meth:`setup` load, too, in the shapes of the pruned network."""
+        self._hooks += accept_in_copies(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         """The record of what was pruned, and what it takes to go on from here, as plain data."""
@@ -176,7 +180,7 @@ class ChannelPruning(Callback):
             return
         for optimizer in trainer.optimizers:
             check_optimizer(optimizer)
-        follow_shapes(pl_module, averaged_copies(trainer))
+        self.pruner.averages.follow(trainer)
         if not self.pruner.see_again(pl_module) and pl_module.example_input_array is not None:
             self._see_example(trainer, pl_module)
 
@@ -197,23 +201,29 @@ class ChannelPruning(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Watch for the first batch where the network's inputs are not known."""
-        if self.schedule.unit == "steps" and not math.isinf(steps := trainer.estimated_stepping_batches):
-            # How many steps an epoch has is known only now.
-            self.schedule.events(int(steps))
+        # How many steps an epoch has is known only now.
+        self._events = self.schedule.events(known_length(trainer, self.schedule.unit))
+        self._missed_start = True
+        self.pruner.averages.watch(trainer)
         if not self.pruner.sees:
             self._recorder = CallRecorder(pl_module)
         self.pruner.rewarm_again(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune where an event is due, and log what the network costs now."""
+        self._missed_start = False
+        self.pruner.averages.watch(trainer)
         if self.pruner.sees:
             self._prune_if_due(trainer, pl_module)
             self._log(pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Prune where events are counted in steps."""
-        if self.schedule.unit == "steps" and self.pruner.sees:
+        """Prune where events are counted in steps, or where a resumed run has come past the start of its epoch."""
+        if (self._missed_start or self.schedule.unit == "steps") and self.pruner.sees:
             self._prune_if_due(trainer, pl_module)
+            if self._missed_start:
+                self._log(pl_module)
+        self._missed_start = False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -234,8 +244,14 @@ class ChannelPruning(Callback):
         self.pruner.note_score(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Judge the last event, too."""
+        """Judge the last event, too, and say which never came."""
         self.pruner.end_trial(trainer, pl_module)
+        missed = [moment for moment in self._events if moment not in self.record.done]
+        if missed and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            rank_zero_warn(
+                f"Training has ended before the pruning at {self.schedule.unit} {missed}: the network has more "
+                "channels than was asked for."
+            )
 
     def _prune_before_wrap(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if pl_module.example_input_array is None:
@@ -254,15 +270,14 @@ class ChannelPruning(Callback):
         self.pruner.see(pl_module, [call_of_example(example, pl_module.device)])
 
     def _prune_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        events = self.schedule.events(None if self.schedule.unit == "steps" else self._length(trainer))
         now = trainer.global_step if self.schedule.unit == "steps" else trainer.current_epoch
         # What a resumed run has missed is made up for at once.
-        due = [moment for moment in events if moment <= now and moment not in self.record.done]
+        due = [moment for moment in self._events if moment <= now and moment not in self.record.done]
         if not due:
             return
         self.pruner.end_trial(trainer, pl_module)
         try:
-            event = self.pruner.prune(trainer, pl_module, events[due[-1]])
+            event = self.pruner.prune(trainer, pl_module, self._events[due[-1]])
         except HalfPrunedError:
             raise
         except Exception as error:
@@ -284,10 +299,6 @@ class ChannelPruning(Callback):
             tell_loggers(trainer, table, event["step"])
             if self.verbose:
                 print_above_progress(trainer, table)
-
-    def _length(self, trainer: Trainer) -> int | None:
-        length = trainer.max_steps if self.schedule.unit == "steps" else trainer.max_epochs
-        return None if length is None or length < 0 else length
 
     def _log(self, pl_module: LightningModule) -> None:
         figures = {f"pruning/{name}": value for name, value in self.pruner.costs(pl_module).items()}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import zipfile
+from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lit_prune.plan import PruningPlan
@@ -57,7 +58,8 @@ def load_pruned(cls: type[ModuleT], path: str | PathLike[str], map_location: Any
     checkpoint = _read(path, map_location)
     state = checkpoint.get("state_dict", checkpoint)
     check_record(plan_of(checkpoint), _shapes(state), str(path))
-    if not issubclass(cls, LightningModule):
+    # Both names of Lightning have such modules, and neither is a class of the other.
+    if not hasattr(cls, "load_from_checkpoint"):
         module = cls(**kwargs)
         adopt_shapes_(module, state)
         module.load_state_dict(state)
@@ -184,15 +186,49 @@ def _dense(name: str, shape: tuple[int, ...], plan: PruningPlan) -> tuple[int, .
     return tuple(sizes.get(dim, size) for dim, size in enumerate(shape))
 
 
+class NamedReading:
+    """Has a Trainer name a file that it can't read, until it is removed; torch's own error names none."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._strategy: Any = trainer.strategy
+        # On this one strategy, not on its class.
+        vars(self._strategy)["load_checkpoint"] = self._wrapped(self._strategy.load_checkpoint)
+
+    def remove(self) -> None:
+        """Let the strategy load as it did."""
+        vars(self._strategy).pop("load_checkpoint", None)
+
+    @staticmethod
+    def _wrapped(load: Callable[..., Any]) -> Callable[..., Any]:
+        def load_checkpoint(checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return load(checkpoint_path, *args, **kwargs)
+            except Exception as error:
+                if os.path.isfile(checkpoint_path) and not _is_whole(checkpoint_path, error):
+                    raise _unreadable(checkpoint_path, error) from error
+                raise
+
+        return load_checkpoint
+
+
+def _is_whole(path: str | PathLike[str], error: Exception) -> bool:
+    """Whether a file is an archive to its end, and nothing in it is broken; then ``error`` is about something else."""
+    return zipfile.is_zipfile(path) and "PytorchStreamReader" not in str(error)
+
+
+def _unreadable(path: str | PathLike[str], error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path} can't be read as a checkpoint: it is cut short, damaged, or of another kind ({error})."
+    )
+
+
 def _read(path: str | PathLike[str], map_location: Any) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except FileNotFoundError:
         raise
     except Exception as error:
-        raise CheckpointError(
-            f"{path} can't be read as a checkpoint: it is cut short, damaged, or of another kind ({error})."
-        ) from error
+        raise _unreadable(path, error) from error
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f"{path} holds a {type(checkpoint).__name__}, where a checkpoint or state dict belongs.")
     return checkpoint

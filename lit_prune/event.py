@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 
 from lit_prune.activations import Calibration, Moments
+from lit_prune.averages import extended
 from lit_prune.criteria import Criterion, Evidence
 from lit_prune.graph import Call, ChannelGraph, ChannelGroup
 from lit_prune.plan import PruningPlan
@@ -102,6 +104,7 @@ class PruningPolicy:
         share: float | None,
         record: Record,
         measure: Measure = lambda layers, calibration: {},
+        averages: Mapping[str, str] = MappingProxyType({}),
     ) -> PruningEvent:
         """Choose the channels of one event; on several ranks, those that rank 0 chooses.
 
@@ -111,13 +114,14 @@ class PruningPolicy:
             share: The share that is to be gone afterwards, of the dense network; ``None`` lets the selection decide.
             record: What was pruned before, and what it may not be.
             measure: Statistics of the activations of some layers, for a criterion or selection that asks for them.
+            averages: Prefix of an average inside of the network to that of what it is an average of.
 
         Raises:
             TraceError: If the network can't be run, before or after.
             ValueError: If nothing can be pruned, or the share is out of reach.
             RuntimeError: If another rank failed, or ranks disagree.
         """
-        graph, groups, skipped = together(lambda: self._candidates(network, calls, record))
+        graph, groups, skipped = together(lambda: self._candidates(network, calls, record, averages))
         moments: Mapping[str, Moments] = {}
         if groups and self.calibration is not None:
             layers = dict.fromkeys(layer for group in groups for layer in group.layers)
@@ -125,19 +129,21 @@ class PruningPolicy:
         evidence = Evidence(network, graph, groups, moments)
         dense = record.dense or Dense.of(network, graph)
         target = Target(share, dense.widths, dense.macs, self.round_to, self.min_channels)
-        plan = from_rank_zero(together(lambda: self._choose(evidence, target, skipped)))
+        plan = from_rank_zero(together(lambda: extended(self._choose(evidence, target, skipped), averages)))
         after = together(lambda: graph.rehearse(plan))
         check_same(plan.digest)
         return PruningEvent(plan, graph, after, groups, skipped)
 
     def _candidates(
-        self, network: nn.Module, calls: Sequence[Call], record: Record
+        self, network: nn.Module, calls: Sequence[Call], record: Record, averages: Mapping[str, str]
     ) -> tuple[ChannelGraph, tuple[ChannelGroup, ...], dict[str, str]]:
         """The network as it is, the groups that take part now, and why others do not."""
         graph = ChannelGraph.trace_calls(network, calls)
         groups, skipped = self.scope.pick(network, graph)
         skipped |= dict.fromkeys(record.barred, "was taken back before")
-        groups = tuple(group for group in groups if group.name not in record.barred)
+        skipped |= _untrained(network, groups, averages)
+        # Pieces of one split stay equally wide: all of them or none.
+        groups = tuple(group for group in groups if not skipped.keys() & {group.name, *group.balanced})
         if self.layers_per_event is not None:
             waiting = [group for group in groups if group.name not in record.pruned]
             groups = largest_independent(waiting, self.layers_per_event)
@@ -151,3 +157,16 @@ class PruningPolicy:
         if not scores and evidence.groups:
             raise ValueError(f"{type(self.criterion).__name__} can judge none of the {len(evidence.groups)} groups.")
         return evidence.graph.plan(self.selection(evidence, scores, target))
+
+
+def _untrained(network: nn.Module, groups: Sequence[ChannelGroup], averages: Mapping[str, str]) -> dict[str, str]:
+    """Groups that are not learning now: nothing would make up for what they lose."""
+    trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    reasons = {}
+    for group in groups:
+        if not any(name in trained for name, _ in group.slots):
+            reasons[group.name] = "is not trained (requires_grad=False)"
+        for prefix, source in averages.items():
+            if all(name.startswith(prefix) for name, _ in group.slots):
+                reasons[group.name] = f"is an average of {source[:-1]}, and shrinks with it"
+    return reasons

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,6 +102,13 @@ class PruningPlan:
         return PruningPlan(
             {prefix + name: dims for name, dims in self.kept.items()},
             {prefix + name: dims for name, dims in self.sizes.items()},
+        )
+
+    def only(self, names: Container[str]) -> PruningPlan:
+        """What the plan says of the tensors of these names."""
+        return PruningPlan(
+            {name: dims for name, dims in self.kept.items() if name in names},
+            {name: dims for name, dims in self.sizes.items() if name in names},
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from lit_prune.activations.trainer_data import calibrate
+from lit_prune.averages import Averages
 from lit_prune.cost import count_parameters
 from lit_prune.event import PruningPolicy
 from lit_prune.graph import Call, ChannelGraph, TraceError
@@ -23,7 +24,7 @@ from lit_prune.recovery import Recovery, Rewarming, reset_scores
 from lit_prune.registry import nearest
 from lit_prune.rollback import Trial
 from lit_prune.select import Selection
-from lit_prune.trainer import averaged_copies, check_comm_hooks, forget_shapes, prepare
+from lit_prune.trainer import check_comm_hooks, forget_shapes, prepare
 
 
 class PruningError(RuntimeError):
@@ -44,6 +45,7 @@ class Pruner:
 
     Attributes:
         record: What was pruned so far.
+        averages: What follows the network.
 
     Raises:
         ValueError: If the amount is out of range, or missing and needed.
@@ -54,6 +56,7 @@ class Pruner:
         self.recovery = recovery
         self.amount = _checked_amount(amount, policy.selection)
         self.record = Record()
+        self.averages = Averages()
         self._calls: Sequence[Call] = ()
         self._graph: ChannelGraph | None = None
         self._trial: Trial | None = None
@@ -124,11 +127,11 @@ class Pruner:
         share = None if self.amount is None else self.amount * (1.0 if self.policy.layers_per_event else part)
         check_comm_hooks(trainer)
         measure = partial(calibrate, trainer, network)
-        decision = self.policy.decide(network, self._calls, share, self.record, measure)
-        params, copies = count_parameters(network), averaged_copies(trainer)
+        decision = self.policy.decide(network, self._calls, share, self.record, measure, self.averages.within(trainer))
+        params, copies = count_parameters(network), self.averages.beside(trainer)
         groups = [group.name for group in decision.groups]
         trial = together(lambda: self._begin_trial(trainer, network, groups, copies))
-        commit = together(lambda: prepare(network, decision.plan, trainer.optimizers, copies))
+        commit = together(lambda: prepare(network, decision.plan, trainer.optimizers, [*copies.values()]))
         try:
             together(commit)
         except Exception as error:
@@ -175,7 +178,7 @@ class Pruner:
         score = self._score(trainer)
         if not any_rank(trial.has_failed(score, self.recovery.mode, self.recovery.max_drop)):
             return
-        trial.roll_back_(network, trainer.optimizers, averaged_copies(trainer))
+        trial.roll_back_(network, trainer.optimizers, self.averages.beside(trainer))
         forget_shapes(trainer)
         self._graph = ChannelGraph.trace_calls(network, self._calls)
         self.record.plan = PruningPlan.from_state_dict(trial.plan)
@@ -195,6 +198,7 @@ class Pruner:
             "inputs": self._inputs,
             "trial": None if self._trial is None else self._trial.state_dict(),
             "score": self._noted,
+            "averages": sorted(self.averages.notice()),
             "rewarmed": None if self._rewarming is None else self._rewarming.taken,
         }
 
@@ -204,6 +208,7 @@ class Pruner:
         self._inputs = state["inputs"]
         self._trial = None if state["trial"] is None else Trial(**state["trial"])
         self._noted = state["score"]
+        self.averages = Averages(state.get("averages", ()))
         self._rewarmed = state["rewarmed"]
 
     def forget(self) -> None:
@@ -213,6 +218,7 @@ class Pruner:
 
     def close(self) -> None:
         """Leave the Trainer alone; the record stays."""
+        self.averages.forget()
         self._inputs = self._rewarmed = None
         if self._rewarming is not None:
             self._rewarming.close()
@@ -225,7 +231,7 @@ class Pruner:
             self._rewarming = Rewarming(trainer.optimizers, self.recovery.rewarm_steps, taken)
 
     def _begin_trial(
-        self, trainer: Trainer, network: LightningModule, groups: list[str], copies: list[nn.Module]
+        self, trainer: Trainer, network: LightningModule, groups: list[str], copies: Mapping[str, nn.Module]
     ) -> Trial | None:
         if self.recovery.max_drop is None:
             return None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lit_prune.averages import follow_shapes
+from lit_prune.copies import tensors_of
 from lit_prune.surgery import adopt_shapes_
 
 Tensors = dict[str, Tensor]
@@ -24,15 +26,15 @@ class Trial:
         plan: State of the plan before the event.
         weights: Parameters and buffers by name, on the CPU.
         states: For each optimizer, parameter name to its state.
-        copies: Tensors of each averaged copy.
+        copies: Where an averaged copy is kept, to its tensors.
 
     Example:
         >>> import torch
         >>> net = nn.Linear(4, 4)
-        >>> trial = Trial.begin(0.9, [], {}, net, [], [])
+        >>> trial = Trial.begin(0.9, [], {}, net, [], {})
         >>> before = net.weight.clone()
         >>> _ = net.weight.data.zero_()
-        >>> trial.roll_back_(net, [], [])
+        >>> trial.roll_back_(net, [], {})
         >>> torch.equal(net.weight, before)
         True
     """
@@ -42,7 +44,7 @@ class Trial:
     plan: dict[str, Any]
     weights: Tensors
     states: list[dict[str, dict[str, Any]]] = field(default_factory=list)
-    copies: list[Tensors] = field(default_factory=list)
+    copies: dict[str, Tensors] = field(default_factory=dict)
 
     @classmethod
     def begin(
@@ -52,7 +54,7 @@ class Trial:
         plan: Mapping[str, Any],
         module: nn.Module,
         optimizers: Sequence[Optimizer],
-        copies: Sequence[nn.Module],
+        copies: Mapping[str, nn.Module],
     ) -> Trial:
         """Keep all that an event changes."""
         names: dict[Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
@@ -60,16 +62,19 @@ class Trial:
             {names[parameter]: _kept(state) for parameter, state in optimizer.state.items() if parameter in names}
             for optimizer in optimizers
         ]
-        tensors = [dict(_tensors(copy)) for copy in copies]
-        return cls(score, list(groups), dict(plan), _kept(dict(_tensors(module))), states, [*map(_kept, tensors)])
+        tensors = {key: _kept(dict(tensors_of(copy))) for key, copy in copies.items()}
+        return cls(score, list(groups), dict(plan), _kept(dict(tensors_of(module))), states, tensors)
 
-    def roll_back_(self, module: nn.Module, optimizers: Sequence[Optimizer], copies: Sequence[nn.Module]) -> None:
+    def roll_back_(self, module: nn.Module, optimizers: Sequence[Optimizer], copies: Mapping[str, nn.Module]) -> None:
         """Put back weights, optimizer state and averaged copies, in place; the tensors stay the same objects."""
-        for network, tensors in ((module, self.weights), *zip(copies, self.copies, strict=True)):
+        kept = [(copies[key], tensors) for key, tensors in self.copies.items() if key in copies]
+        for network, tensors in ((module, self.weights), *kept):
             adopt_shapes_(network, tensors)
-            for name, tensor in _tensors(network):
+            for name, tensor in tensors_of(network):
                 tensor.grad = None
                 tensor.data.copy_(tensors[name])
+        # An average that was begun since then begins anew.
+        follow_shapes(module, [copy for key, copy in copies.items() if key not in self.copies])
         parameters = dict(module.named_parameters())
         for optimizer, state in zip(optimizers, self.states, strict=True):
             for name, parameter in parameters.items():
@@ -99,11 +104,6 @@ class Trial:
     def state_dict(self) -> dict[str, Any]:
         """Plain data, for a checkpoint that is written while the trial lasts."""
         return dict(vars(self))
-
-
-def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from module.named_parameters()
-    yield from module.named_buffers()
 
 
 def _kept(tensors: Mapping[str, Any]) -> dict[str, Any]:

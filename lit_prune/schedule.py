@@ -120,12 +120,12 @@ def check_within(moments: Sequence[int], length: int | None, unit: Unit = "epoch
     Example:
         >>> check_within([3, 12], length=10)
         Traceback (most recent call last):
-        ValueError: epochs=[3, 12] goes beyond the run: with max_epochs=10 the last one is 9, ...
+        ValueError: epochs=[3, 12] goes beyond the run, which has 10 epochs, 0 to 9; and some should be left ...
     """
     if length is not None and any(moment >= length for moment in moments):
         raise ValueError(
-            f"{unit}={list(moments)} goes beyond the run: with max_{unit}={length} the last one is {length - 1}, and "
-            "some should be left for fine-tuning. Prune earlier or train longer."
+            f"{unit}={list(moments)} goes beyond the run, which has {length} {unit}, 0 to {length - 1}; and some "
+            "should be left for fine-tuning. Prune earlier or train longer."
         )
 
 

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel
 
+from lit_prune.copies import tensors_of
 from lit_prune.plan import PruningPlan
-from lit_prune.surgery import accepts_pruned, adopt_shapes_, select, shrink_, targets
+from lit_prune.surgery import accepts_pruned, select, shrink_, targets
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -57,7 +57,7 @@ def prune_(
         module: The network that the plan was made for.
         plan: What to keep.
         optimizers: Optimizers over its parameters.
-        copies: Averaged copies with the same names (EMA, SWA).
+        copies: Averaged copies (EMA, SWA) whose tensors have the same names, or some of them.
 
     Raises:
         UnsupportedError: If an optimizer holds state that can't be cut; then nothing has changed.
@@ -91,12 +91,13 @@ def prepare(
     parameters = dict(module.named_parameters(remove_duplicate=False))
     cuts = {parameters[name]: dims for name, dims in plan.kept.items() if name in parameters}
     changes = [change for optimizer in optimizers for change in _state_changes(optimizer, cuts)]
-    for network in (module, *copies):
-        targets(network, plan)
+    plans = [(module, plan), *((copy, plan.only(dict(tensors_of(copy)))) for copy in copies)]
+    for network, part in plans:
+        targets(network, part)
 
     def commit() -> None:
-        for network in (module, *copies):
-            shrink_(network, plan)
+        for network, part in plans:
+            shrink_(network, part)
         for state, key, value in changes:
             state[key] = value
 
@@ -161,26 +162,6 @@ def check_launcher(trainer: Trainer, module: nn.Module) -> None:
             "Under ddp_spawn, ddp_fork and ddp_notebook the main process loads the weights of its children, and here "
             "it would refuse their shapes. Call `lit_prune.accept_pruned(model)` before `fit`, or use strategy='ddp'."
         )
-
-
-def averaged_copies(trainer: Trainer) -> list[nn.Module]:
-    """The averaged copies of the model that the Trainer's callbacks keep (``WeightAveraging``, SWA)."""
-    copies = []
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        average = getattr(callback, "_average_model", None)
-        if isinstance(average, nn.Module):
-            copies.append(average.module if isinstance(average, AveragedModel) else average)
-    return copies
-
-
-def follow_shapes(module: nn.Module, copies: Sequence[nn.Module]) -> None:
-    """Bring averaged copies that a checkpoint had nothing for in line with a network that came from it pruned."""
-    shapes = [parameter.shape for parameter in module.parameters()]
-    for copy in copies:
-        if [parameter.shape for parameter in copy.parameters()] != shapes:
-            state = module.state_dict()
-            adopt_shapes_(copy, state)
-            copy.load_state_dict(state)
 
 
 def forget_shapes(trainer: Trainer) -> None:

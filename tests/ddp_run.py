@@ -16,16 +16,19 @@ from unittest import mock
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from lit_prune import ChannelPruning, PruningPlan, accept_pruned
 from lit_prune.criteria import Criterion, Magnitude
 from lit_prune.ranks import from_rank_zero
+from lit_prune.recovery import Recovery
 from tests.toys import Classifier, loader, trainer, widths
 
 torch.set_num_threads(1)
@@ -48,6 +51,7 @@ PLACES = {
     "rehearsal": ("lit_prune.graph.ChannelGraph.rehearse", 1),
     "check before the cut": ("lit_prune.trainer.targets", 1),
     "cut": ("lit_prune.trainer.shrink_", 1),
+    "activations": ("lit_prune.activations.trainer_data.read_batch", 1),
 }
 
 
@@ -93,6 +97,48 @@ class Sharded(Classifier):
             fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
 
 
+class Partly(Classifier):
+    """Has layers that its steps never use."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.idle = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Conv2d(16, 16, 3))
+
+
+class Falling(Classifier):
+    """Its score falls at the first event, on each rank by another amount."""
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("score", 1.0 if self.trainer.current_epoch < 1 else 0.5 + 0.2 * self.global_rank)
+
+
+class Plain(Classifier):
+    """Without normalisation over the batch, so that it learns the same of half a batch on each of two ranks."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        for name, module in list(self.net.named_modules()):
+            if isinstance(module, nn.BatchNorm2d):
+                parent, _, last = name.rpartition(".")
+                setattr(self.net.get_submodule(parent), last, nn.GroupNorm(1, module.num_features))
+
+
+MODULES = {"partly used": Partly, "falling": Falling, "plain": Plain, "sharded": Sharded}
+
+
+def synchronise_on_cpu(self: nn.SyncBatchNorm, x: Tensor) -> Tensor:
+    """What SyncBatchNorm computes on GPUs; torch refuses it elsewhere."""
+    if not self.training:
+        return nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False)
+    sums = torch.stack([x.mean((0, 2, 3)), x.square().mean((0, 2, 3))])
+    mean, square = torch.distributed.nn.functional.all_reduce(sums) / torch.distributed.get_world_size()
+    with torch.no_grad():
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(square - mean.square(), self.momentum)
+    scale = self.weight / (square - mean.square() + self.eps).sqrt()
+    return (x - mean[:, None, None]) * scale[:, None, None] + self.bias[:, None, None]
+
+
 class Hooked(pl.Callback):
     """Registers a communication hook on the wrapper, as one does where Lightning would not."""
 
@@ -128,7 +174,7 @@ class Dump(pl.Callback):
         digest = hashlib.sha256()
         for tensor in tensors:
             full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-            digest.update(full.detach().double().numpy().tobytes())
+            digest.update(full.detach().double().cpu().numpy().tobytes())
         self.trail.append(digest.hexdigest())
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -144,6 +190,7 @@ class Dump(pl.Callback):
                 "kept": self.pruning.plan.state_dict()["kept"],
                 "widths": widths(pl_module),
                 "wrapper": type(trainer.strategy.model).__name__,
+                "norms": [type(module).__name__ for module in pl_module.modules() if "Norm" in type(module).__name__],
                 "events": self.pruning.events,
             },
             self.out / f"rank{trainer.global_rank}.pt",
@@ -160,39 +207,53 @@ def main(out: Path, options: dict[str, Any]) -> None:
         break_last_rank(options["fails"])
     if options.get("chooses otherwise"):
         choose_otherwise_on_last_rank()
+    gpus = options.get("gpus", 0)
+    if options.get("trainer", {}).get("sync_batchnorm") and not gpus:
+        mock.patch.object(nn.SyncBatchNorm, "forward", synchronise_on_cpu).start()
+        mock.patch.object(DistributedDataParallel, "_passing_sync_batchnorm_handle", return_value=None).start()
     criterion = RankDependent() if options.get("criterion") == "rank" else Magnitude()
     callback = ChannelPruning(
         0.6,
         options.get("epochs", [1, 2, 3]),
         criterion=criterion,
         verbose=False,
+        selection=options.get("selection", "uniform"),
+        recovery=Recovery(**options.get("recovery", {})),
         before_wrap=options.get("before_wrap", False),
         on_error=options.get("on_error", "raise"),
     )
     sharded = options.get("strategy") == "fsdp2"
-    module = (Sharded if sharded else Classifier)(optimizer=options.get("optimizer", "adamw"))
+    kind = MODULES["sharded" if sharded else options["module"]] if sharded or "module" in options else Classifier
+    module = kind(optimizer=options.get("optimizer", "adamw"))
     if options.get("example"):
         module.example_input_array = torch.zeros(2, 3, 8, 8)
     ranks = options.get("ranks", 2)
     strategy: Any = "auto"
     if ranks > 1:
         strategy = options.get("strategy") or DDPStrategy(**options.get("ddp", {}))
+    if gpus:
+        devices = [torch.device("cuda", rank % gpus) for rank in range(ranks)]
+        strategy = DDPStrategy(parallel_devices=devices, process_group_backend=options["backend"])
     if sharded:
         strategy = ModelParallelStrategy(data_parallel_size=ranks, tensor_parallel_size=1)
     run = trainer(
         callback,
         *([Hooked()] if options.get("hooked") else []),
+        *([ModelCheckpoint(out, filename="{epoch}", save_top_k=-1)] if options.get("saves") else []),
         Dump(out, callback),
         # Seven epochs of three steps after the last event.
         max_epochs=10,
-        devices=ranks // options.get("nodes", 1),
+        enable_checkpointing=bool(options.get("saves")),
+        devices="auto" if gpus else ranks // options.get("nodes", 1),
+        accelerator="auto" if gpus else "cpu",
         num_nodes=options.get("nodes", 1),
         strategy=strategy,
         **options.get("trainer", {}),
     )
     if options.get("accept"):
         accept_pruned(module)
-    run.fit(module, data(16 // ranks))
+    validation = data(16 // ranks) if options.get("recovery") else None
+    run.fit(module, data(16 // ranks), validation, ckpt_path=options.get("resumes"))
     torch.save(widths(module), out / f"main{run.global_rank}.pt")
 
 

@@ -1,6 +1,7 @@
 """A training that is killed at random moments and resumed: `python kill_run.py OUT KILLS`.
 
-The parent only forks; each child trains from the last checkpoint, and is killed. The last line printed is JSON.
+The parent only forks; each child trains from the last checkpoint, and is killed: by turns at any moment, within an
+event, and within the writing of a checkpoint. The last line printed is JSON.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class Told(ChannelPruning):
     stages: Stages
 
     def _prune_if_due(self, trainer: Any, pl_module: Any) -> None:
-        self.stages.tell("event")
+        if any(epoch <= trainer.current_epoch and epoch not in self.record.done for epoch in self._events):
+            self.stages.tell("event")
         super()._prune_if_due(trainer, pl_module)
         self.stages.tell("training")
 
@@ -72,8 +74,10 @@ def train(folder: Path) -> None:
     (folder / "final.pt.part").rename(folder / "final.pt")
 
 
-def attempt(folder: Path, seconds: float | None) -> str:
-    """Run a child; kill it after so long. Returns what it was at, or 'done'."""
+def attempt(folder: Path, seconds: float | None, within: str | None = None) -> str:
+    """Run a child; kill it after so long, or so long after it has begun a stage. Returns what it was at, or 'done'."""
+    stage = folder / "stage"
+    stage.unlink(missing_ok=True)
     child = os.fork()
     if child == 0:
         # The child's noise is not the parent's output.
@@ -87,12 +91,17 @@ def attempt(folder: Path, seconds: float | None) -> str:
             traceback.print_exc()
         finally:
             os._exit(code)
-    if seconds is not None:
+    status = None
+    while within is not None and status is None and not (stage.exists() and stage.read_text() == within):
+        time.sleep(0.0005)
+        ended, code = os.waitpid(child, os.WNOHANG)
+        status = code if ended else None
+    if seconds is not None and status is None:
         time.sleep(seconds)
         os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
+    if status is None:
+        _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
-        stage = folder / "stage"
         return stage.read_text() if stage.exists() else "start"
     return "done" if os.WEXITSTATUS(status) == 0 else "failed"
 
@@ -106,8 +115,9 @@ def main(out: Path, kills: int) -> None:
     draw = random.Random(0)
     at = []
     while len(at) < kills:
-        seconds = draw.uniform(0.3, 1.0) * length
-        at.append(attempt(out / "killed", seconds))
+        within = (None, "event", "saving")[len(at) % 3]
+        seconds = draw.uniform(0.3, 1.0) * length if within is None else draw.uniform(0, 0.005)
+        at.append(attempt(out / "killed", seconds, within))
         if at[-1] in ("done", "failed"):
             if at.pop() == "failed":
                 break

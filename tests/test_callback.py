@@ -3,7 +3,8 @@ import warnings
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 
 from lit_prune import ChannelGraph, ChannelPruning
@@ -81,6 +82,19 @@ def test_other_precisions(precision):
     assert widths(module)["net.2.0.weight"] == (16, 8, 3, 3)
 
 
+def test_float16_with_a_scaler():
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in module.parameters())
+
+    # Lightning's "16-mixed" is bfloat16 on a CPU; the plugin is not.
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
+    module = Classifier(optimizer="adamw")
+    trainer(pruning(0.5, [1, 2]), Watch(), plugins=MixedPrecision("16-mixed", "cpu", scaler)).fit(module, loader())
+    assert widths(module)["net.2.0.weight"] == (16, 8, 3, 3)
+    assert scaler.get_scale() == 2.0**8
+
+
 def test_training_without_a_due_event_is_that_without_the_callback():
     runs = []
     for callbacks in ([], [pruning(0.5, 3)]):
@@ -110,6 +124,50 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
         )
         assert again.plan == record.plan
         assert [event["epoch"] for event in again.events] == [1, 3]
+
+
+def test_a_run_resumed_from_the_last_batch_of_an_epoch_prunes_when_the_next_begins(tmp_path):
+    """There Lightning enters the next epoch without its start."""
+
+    def run(*callbacks, **options):
+        torch.manual_seed(0)
+        module, callback = Classifier(optimizer="adamw"), pruning(0.5, [1, 2])
+        trainer(callback, *callbacks, enable_checkpointing=bool(callbacks)).fit(module, loader(), **options)
+        return module.state_dict(), [event["step"] for event in callback.events]
+
+    whole, _ = run(ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=3, save_top_k=-1))
+    for step in (3, 6, 9):
+        resumed, steps = run(ckpt_path=tmp_path / f"step={step}.ckpt", weights_only=True)
+        assert steps == [3, 6]
+        torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
+
+
+def test_a_run_resumed_within_an_epoch_keeps_to_its_steps(tmp_path):
+    def run(*callbacks, **options):
+        callback = pruning(0.5, AtSteps([2, 7]))
+        trainer(callback, *callbacks, enable_checkpointing=bool(callbacks)).fit(Classifier(), loader(), **options)
+        return callback.events
+
+    run(ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1))
+    for step in (1, 2, 4, 7, 8):
+        events = run(ckpt_path=tmp_path / f"step={step}.ckpt", weights_only=True)
+        assert [event["step"] for event in events] == [2, 7]
+
+
+def test_events_that_never_came_are_named_at_the_end():
+    module, callback = Classifier(), pruning(0.5, [1, 3])
+    stop = EarlyStopping("val_loss", mode="max", patience=0, check_on_train_epoch_end=False)
+    with pytest.warns(UserWarning, match=r"ended before the pruning at epochs \[3\]"):
+        trainer(callback, stop).fit(module, loader(), loader())
+    assert len(callback.events) == 1
+
+
+def test_a_fast_dev_run_is_no_run_to_be_pruned_in():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", module="lit_prune")
+        module = Classifier()
+        trainer(pruning(0.5, [2, 3]), fast_dev_run=True).fit(module, loader())
+    assert len(module.losses) == 1
 
 
 def test_a_missed_event_is_made_up_for(tmp_path):
@@ -149,7 +207,7 @@ def test_events_within_an_epoch(example):
 
 def test_steps_beyond_the_run_are_refused_before_the_first():
     module = Classifier()
-    with pytest.raises(ValueError, match="with max_steps=12 the last one is 11"):
+    with pytest.raises(ValueError, match="which has 12 steps, 0 to 11"):
         trainer(pruning(0.5, AtSteps([2, 12]))).fit(module, loader())
     assert module.losses == []
 
@@ -231,7 +289,7 @@ class NoChannels(Classifier):
 @pytest.mark.parametrize(
     ("module", "options", "error", "message"),
     [
-        (Classifier, {"epochs": [1, 9]}, ValueError, r"epochs=\[1, 9\] goes beyond the run: with max_epochs=4"),
+        (Classifier, {"epochs": [1, 9]}, ValueError, r"epochs=\[1, 9\] goes beyond the run, which has 4 epochs"),
         (Classifier, {"blocks": [7]}, ValueError, "no block 7: net has blocks 0 to 3"),
         (Classifier, {"blocks": ["backbone.*"]}, ValueError, "'backbone.*' matches no layer"),
         (Classifier, {"exclude": ["hed"]}, ValueError, "'hed' matches no layer"),

@@ -1,3 +1,8 @@
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -11,6 +16,9 @@ class Wide(Classifier):
     def __init__(self, width: int = 16) -> None:
         super().__init__(width)
         self.save_hyperparameters()
+
+    def test_step(self, batch: list[torch.Tensor], batch_idx: int) -> None:
+        self.validation_step(batch, batch_idx)
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +131,79 @@ def test_files_that_are_none_are_named(saved, tmp_path):
             load_pruned(Wide, tmp_path / f"{name}.ckpt")
     with pytest.raises(FileNotFoundError):
         load_pruned(Wide, tmp_path / "none.ckpt")
+
+
+@pytest.mark.parametrize("stage", ["fit", "test"])
+@pytest.mark.parametrize("kept", [0.0, 0.5, 0.99])
+def test_a_trainer_names_a_file_that_is_cut_short(saved, tmp_path, kept, stage):
+    whole = (saved[0] / "epoch=2.ckpt").read_bytes()
+    (tmp_path / "short.ckpt").write_bytes(whole[: int(kept * len(whole))])
+    module = Wide(32)
+    run = trainer(ChannelPruning(0.5, [1, 2], verbose=False))
+    with pytest.raises(CheckpointError, match=r"short.ckpt can't be read as a checkpoint: it is cut short"):
+        getattr(run, stage)(module, loader(), ckpt_path=tmp_path / "short.ckpt")
+    assert module.losses == []
+    assert "load_checkpoint" not in vars(run.strategy)
+
+
+def test_other_errors_of_loading_are_left_as_they_are(saved, tmp_path):
+    run = trainer(ChannelPruning(0.5, [1, 2], verbose=False))
+    with pytest.raises(FileNotFoundError):
+        run.fit(Wide(32), loader(), ckpt_path=tmp_path / "none.ckpt")
+    checkpoint = torch.load(saved[0] / "epoch=2.ckpt", weights_only=True)
+    torch.save({**checkpoint, "mine": Path("anything")}, tmp_path / "pickled.ckpt")
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        run.fit(Wide(32), loader(), ckpt_path=tmp_path / "pickled.ckpt", weights_only=True)
+
+
+READER = """
+import sys, torch
+sys.modules["lit_prune"] = sys.modules["lightning"] = None
+record = torch.load(sys.argv[1], weights_only=True)["callbacks"]["ChannelPruning"]
+for event in record["events"]:
+    print(event["epoch"], event["channels"]["net.2.0"], event["macs"])
+print(record["plan"]["sizes"]["net.2.0.weight"][0], len(record["plan"]["kept"]["net.2.0.weight"][0]))
+"""
+
+
+def test_the_record_is_read_without_lit_prune(saved):
+    folder, _, callback = saved
+    read = subprocess.run(
+        [sys.executable, "-c", READER, folder / "epoch=2.ckpt"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    first, second = callback.events
+    assert read == [f"1 [64, 48] {first['macs']}", f"2 [48, 32] {second['macs']}", "64 32"]
+
+
+def test_modules_of_the_other_lightning_load_with_their_own_arguments(tmp_path):
+    import pytorch_lightning
+
+    class Other(pytorch_lightning.LightningModule):
+        def __init__(self, width=16, depth=1):
+            super().__init__()
+            self.save_hyperparameters()
+            self.net = network(width)
+
+        def training_step(self, batch, batch_idx):
+            return torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.AdamW(self.parameters())
+
+    module = Other(32, depth=3)
+    run = pytorch_lightning.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[ChannelPruning(0.5, 1, verbose=False)],
+    )
+    run.fit(module, loader())
+    run.save_checkpoint(tmp_path / "other.ckpt")
+    loaded = load_pruned(Other, tmp_path / "other.ckpt")
+    assert type(loaded) is Other
+    assert (loaded.hparams["width"], loaded.hparams["depth"]) == (32, 3)
+    assert widths(loaded) == widths(module)
+    torch.testing.assert_close(loaded.state_dict(), module.state_dict(), rtol=0, atol=0)

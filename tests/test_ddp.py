@@ -13,9 +13,9 @@ import torch
 ROOT = Path(__file__).parents[1]
 
 
-def start(out, ranks=2, launcher=(), **options):
+def start(out, ranks=2, launcher=(), variables=None, **options):
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "COV"))}
-    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", **(variables or {})}
     done = subprocess.run(
         [sys.executable, *launcher, ROOT / "tests" / "ddp_run.py", out, json.dumps({"ranks": ranks, **options})],
         env=environment,
@@ -55,6 +55,8 @@ OPTIONS = {
         "trainer": {"precision": "bf16-mixed", "accumulate_grad_batches": 2},
         "ddp": {"find_unused_parameters": True},
     },
+    "unused parameters": {"module": "partly used", "optimizer": "sgd", "ddp": {"find_unused_parameters": True}},
+    "synchronised norms": {"trainer": {"sync_batchnorm": True}},
 }
 
 
@@ -73,6 +75,8 @@ def test_two_ranks_stay_equal_to_the_bit(tmp_path, options):
     assert first["wrapper"] == "DistributedDataParallel"
     assert first["widths"]["net.2.0.weight"] == (16, 8, 3, 3)
     assert len(first["events"]) == 3
+    if "sync_batchnorm" in options.get("trainer", {}):
+        assert first["norms"] == ["SyncBatchNorm"] * 3
     for weights, state in zip(first["weights"].values(), first["optimizer"], strict=True):
         assert all(value.shape == weights.shape for value in state.values() if value.dim())
     if "strategy" in options:
@@ -98,6 +102,50 @@ def test_two_nodes_started_by_torchrun(tmp_path):
         code, output = node.get(240)
         assert code == 0, output
     assert_equal(*ranks_of(tmp_path))
+
+
+@pytest.mark.slow
+def test_two_nodes_of_slurm(tmp_path):
+    """As `srun` starts them: one process a task, each told its place by variables."""
+    job = {"SLURM_JOB_ID": "29732", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1"}
+    job |= {"SLURM_NNODES": "2", "SLURM_NODELIST": "127.0.0.1", "SLURM_LOCALID": "0", "MASTER_PORT": "29732"}
+    nodes = []
+    for node in range(2):
+        place = job | {"SLURM_PROCID": str(node), "SLURM_NODEID": str(node)}
+        nodes.append(ThreadPool(1).apply_async(start, (tmp_path,), {"variables": place, "nodes": 2}))
+    for node in nodes:
+        code, output = node.get(240)
+        assert code == 0, output
+    first, second = ranks_of(tmp_path)
+    assert_equal(first, second)
+    assert len(first["events"]) == 3
+
+
+@pytest.mark.slow
+def test_two_ranks_that_are_resumed_end_where_they_would_have(tmp_path):
+    code, output = start(tmp_path, saves=True)
+    assert code == 0, output
+    whole = ranks_of(tmp_path)[0]
+    # Between the first event and the second.
+    code, output = start(tmp_path, resumes=str(tmp_path / "epoch=1.ckpt"))
+    assert code == 0, output
+    first, second = ranks_of(tmp_path)
+    assert_equal(first, second)
+    assert len(first["losses"]) < len(whole["losses"])
+    for part in ("weights", "buffers", "optimizer"):
+        torch.testing.assert_close(first[part], whole[part], rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_what_one_rank_takes_back_all_take_back(tmp_path):
+    # On rank 1 the score has fallen by 0.3 only.
+    recovery = {"max_drop": 0.4, "monitor": "score"}
+    code, output = start(tmp_path, module="falling", epochs=[1, 3], recovery=recovery)
+    assert code == 0, output
+    assert "was taken back" in output
+    first, second = ranks_of(tmp_path)
+    assert_equal(first, second)
+    assert first["widths"]["net.2.0.weight"] == (32, 16, 3, 3)
 
 
 @pytest.mark.slow
@@ -138,6 +186,13 @@ def test_a_rank_that_fails_fails_all_at_once_with_its_error(tmp_path, place):
 
 
 @pytest.mark.slow
+def test_a_rank_that_fails_in_its_share_of_the_data_fails_all(tmp_path):
+    code, output = start(tmp_path, fails="activations", selection="clusters")
+    assert code != 0
+    assert "Rank 1 could not calibrate: this rank fails in activations" in output
+
+
+@pytest.mark.slow
 def test_a_rank_that_fails_lets_all_go_on_where_they_should(tmp_path):
     code, output = start(tmp_path, fails="check before the cut", epochs=[1, 2], on_error="continue")
     assert code == 0, output
@@ -156,6 +211,19 @@ def test_one_process_and_two_choose_the_same_channels(tmp_path):
         code, output = start(tmp_path / str(ranks), ranks=ranks, epochs=[0], example=True, optimizer="sgd")
         assert code == 0, output
         kept.append(ranks_of(tmp_path / str(ranks))[0]["kept"])
+    torch.testing.assert_close(kept[0], kept[1], rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_one_process_and_two_of_the_same_global_batch_choose_alike_at_every_event(tmp_path):
+    kept = []
+    for ranks in (1, 2):
+        (tmp_path / str(ranks)).mkdir()
+        code, output = start(tmp_path / str(ranks), ranks=ranks, module="plain", optimizer="sgd")
+        assert code == 0, output
+        result = ranks_of(tmp_path / str(ranks))[0]
+        assert len(result["events"]) == 3
+        kept.append(result["kept"])
     torch.testing.assert_close(kept[0], kept[1], rtol=0, atol=0)
 
 

@@ -27,10 +27,24 @@ def test_parts_of_ones_own():
     assert pruning.events[0]["macs"][1] <= 0.6 * pruning.events[0]["macs"][0]
 
 
+def test_data_of_ones_own():
+    pruning = example("own_data")(examples=160, max_epochs=4)
+    assert pruning.events[-1]["channels"] == {"net.0": [24, 16], "net.3": [48, 32]}
+
+
+def test_a_detector_on_a_data_yaml_goes_in_and_out(tmp_path):
+    from ultralytics import YOLO
+
+    arguments = "--image-size 64 --epochs 6 --batch-size 16 --out".split()
+    pruning = example("detector")([*arguments, str(tmp_path / "pruned.pt")])
+    before, after = pruning.events[0]["macs"][0], pruning.events[-1]["macs"][1]
+    assert after <= 0.67 * before
+    network = YOLO(tmp_path / "pruned.pt").model
+    assert sum(parameter.numel() for parameter in network.parameters()) == pruning.events[-1]["params"][1]
+
+
 @pytest.mark.parametrize("name", ["plain_loop", "fabric", "accelerate_loop"])
 def test_without_a_trainer(name):
-    if name == "accelerate_loop":
-        pytest.importorskip("accelerate")
     network = example(name)(steps=4)
     assert isinstance(network[0], torch.nn.Conv2d)
     assert network[0].out_channels == 16 or network[3].out_channels == 40

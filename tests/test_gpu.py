@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from lit_prune import ChannelGraph, ChannelPruning, mask_, shrink_
+from tests.test_ddp import assert_equal, ranks_of, start
 from tests.toys import Classifier, loader, network, trainer, widths
 
 pytestmark = [
@@ -68,3 +69,24 @@ def test_channels_last_and_compiled():
     module.net = torch.compile(module.net)
     fit(module)
     assert module.net._orig_mod[2][0].weight.shape == (16, 8, 3, 3)
+
+
+def test_two_processes_on_one_gpu(tmp_path):
+    first, second = on_two_ranks(tmp_path, gpus=1, backend="gloo")
+    assert_equal(first, second)
+    assert len(first["events"]) == 3
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two CUDA devices here")
+@pytest.mark.parametrize("options", [{"precision": "32-true"}, {"precision": "16-mixed"}, {"sync_batchnorm": True}])
+def test_two_gpus(tmp_path, options):
+    first, second = on_two_ranks(tmp_path, gpus=2, backend="nccl", trainer=options)
+    assert_equal(first, second)
+    assert len(first["events"]) == 3
+    assert first["norms"] == ["SyncBatchNorm" if "sync_batchnorm" in options else "BatchNorm2d"] * 3
+
+
+def on_two_ranks(out, **options):
+    code, output = start(out, ranks=2, **options)
+    assert code == 0, output
+    return ranks_of(out)

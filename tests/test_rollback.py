@@ -6,9 +6,9 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 
 from lit_prune import ChannelPruning
+from lit_prune.copies import copies_beside
 from lit_prune.pruner import PruningError
 from lit_prune.recovery import Recovery
-from lit_prune.trainer import averaged_copies
 from tests.toys import Classifier, loader, trainer, widths
 
 
@@ -34,7 +34,7 @@ class Watch(pl.Callback):
                 "weights": dict(pl_module.named_parameters()),
                 "buffers": dict(pl_module.named_buffers()),
                 "state": {name: optimizer.state[p] for name, p in pl_module.named_parameters() if p in optimizer.state},
-                "averages": [dict(each.named_parameters()) for each in averaged_copies(trainer)],
+                "averages": [dict(each.named_parameters()) for each in (copy.view for copy in copies_beside(trainer))],
             }
         )
 

@@ -42,13 +42,13 @@ def test_bad_curve_and_counts():
 
 @pytest.mark.parametrize("schedule", [AtEpochs([3, 10]), Every(5, first=5, times=2)])
 def test_an_event_beyond_the_run_is_refused(schedule):
-    with pytest.raises(ValueError, match="beyond the run: with max_epochs=10 the last one is 9"):
+    with pytest.raises(ValueError, match="beyond the run, which has 10 epochs, 0 to 9"):
         schedule.events(10)
     schedule.events(None)
 
 
 def test_steps_are_checked_in_their_own_words():
-    with pytest.raises(ValueError, match=r"steps=\[40\] goes beyond the run: with max_steps=30"):
+    with pytest.raises(ValueError, match=r"steps=\[40\] goes beyond the run, which has 30 steps"):
         AtSteps(40).events(30)
     with pytest.raises(ValueError, match="steps must be whole numbers"):
         AtSteps([-3])

@@ -11,9 +11,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import LBFGS
 
 from lit_prune import ChannelGraph, ChannelPruning, shrink_
+from lit_prune.copies import copies_beside
 from lit_prune.trainer import (
     UnsupportedError,
-    averaged_copies,
     check_comm_hooks,
     check_optimizer,
     check_strategy,
@@ -155,7 +155,10 @@ def test_averaged_copies_shrink_with_the_same_plan(average):
 
     class Watch(callbacks.Callback):
         def on_train_epoch_start(self, trainer, pl_module):
-            seen.extend((trainer.current_epoch, widths(each) == widths(pl_module)) for each in averaged_copies(trainer))
+            seen.extend(
+                (trainer.current_epoch, widths(each) == widths(pl_module))
+                for each in (copy.view for copy in copies_beside(trainer))
+            )
 
     module = Classifier()
     trainer(made, ChannelPruning(0.5, [1, 2], verbose=False), Watch(), max_epochs=4).fit(module, loader())

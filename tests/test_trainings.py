@@ -18,7 +18,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from lit_prune import ChannelPruning, prune_
-from lit_prune.trainer import averaged_copies
+from lit_prune.copies import copies_beside
 from tests.toys import Classifier, loader, optimizers, trainer, widths
 
 NARROW = (16, 8, 3, 3)
@@ -133,7 +133,7 @@ def test_an_average_is_resumed_in_the_shapes_of_the_pruned_network(average, firs
             both.reverse()
         run = trainer(*both, *callbacks, max_epochs=5, enable_checkpointing=bool(callbacks))
         run.fit(module, loader(), **options)
-        (copied,) = averaged_copies(run)
+        (copied,) = (copy.view for copy in copies_beside(run))
         assert widths(copied) == widths(module)
         return module.state_dict()
 
