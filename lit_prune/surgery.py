@@ -175,8 +175,11 @@ def accepts_pruned(module: nn.Module) -> bool:
 
 
 def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from module.named_parameters(remove_duplicate=False)
-    yield from module.named_buffers(remove_duplicate=False)
+    for path, child in module.named_modules(remove_duplicate=False):
+        prefix = f"{path}." if path else ""
+        for name, tensor in (*child._parameters.items(), *child._buffers.items()):
+            if tensor is not None:
+                yield prefix + name, tensor
 
 
 def targets(module: nn.Module, plan: PruningPlan) -> list[tuple[Tensor, Mapping[int, Tensor]]]:
@@ -227,8 +230,9 @@ def select(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
 def _assign_(tensor: Tensor, values: Tensor) -> None:
     # A gradient of the old shape would be accepted here and fail only in the next backward.
     tensor.grad = None
-    # Changing the dtype drops an AccumulateGrad node that remembers the old shape; the shape alone does not.
-    tensor.data = torch.empty(
-        0, dtype=torch.float64 if values.dtype != torch.float64 else torch.float32, device=values.device
-    )
+    if not tensor.is_meta:
+        # Changing the dtype drops an AccumulateGrad node that remembers the old shape; the shape alone does not.
+        tensor.data = torch.empty(
+            0, dtype=torch.float64 if values.dtype != torch.float64 else torch.float32, device=values.device
+        )
     tensor.data = values

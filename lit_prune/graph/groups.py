@@ -253,12 +253,17 @@ def plan_without(recording: Recording, components: Components, gone: Iterable[tu
         # Every channel of a group lies in each of its slots.
         slot = group.slots[0]
         leaves[components.of[recording.slots[slot][group.indices(slot, channels)]]] = True
-    stays = ~leaves[components.of]
+    names, rows = list(recording.slots), list(recording.slots.values())
+    bounds = np.cumsum([0, *[len(row) for row in rows]])
+    positions = np.flatnonzero(~leaves[components.of][np.concatenate([np.empty(0, dtype=np.int64), *rows])])
+    edges = np.searchsorted(positions, bounds)
+    cut = np.flatnonzero(np.diff(edges) < np.diff(bounds)).tolist()
     kept: dict[str, dict[int, torch.Tensor]] = {}
     sizes: dict[str, dict[int, int]] = {}
-    for (name, dim), row in sorted(recording.slots.items(), key=lambda item: item[0]):
-        indices = np.flatnonzero(stays[row])
-        if len(indices) < len(row):
-            kept.setdefault(name, {})[dim] = torch.from_numpy(indices)
-            sizes.setdefault(name, {})[dim] = len(row)
+    for number in sorted(cut, key=names.__getitem__):
+        name, dim = names[number]
+        # An array of its own: a view would be saved with all the others.
+        indices = positions[edges[number] : edges[number + 1]] - bounds[number]
+        kept.setdefault(name, {})[dim] = torch.from_numpy(indices)
+        sizes.setdefault(name, {})[dim] = len(rows[number])
     return PruningPlan(kept, sizes)
