@@ -67,9 +67,9 @@ class _Copier:
             shell._orig_mod = self._value(module._orig_mod)
             shell.training = module.training
         copied: nn.Module = self._value(self._network)
-        for module in copied.modules():
-            # Compiled in place, a copy would run the module that it was copied from.
-            vars(module)["_compiled_call_impl"] = None
+        if len(plain) < len(modules):
+            for module in copied.modules():
+                vars(module)["_compiled_call_impl"] = None
         return copied
 
     def _fill(self, module: nn.Module) -> None:
@@ -88,6 +88,8 @@ class _Copier:
                 state[name] = OrderedDict()
             else:
                 state[name] = self._value(value)
+        # Compiled in place, a copy would run the module that it was copied from.
+        state["_compiled_call_impl"] = None
         self._memo[id(module)].__dict__ = state
 
     def _prepare(self, module: nn.Module) -> None:
