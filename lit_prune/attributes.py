@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 from torch import nn
@@ -56,22 +57,32 @@ def register_attributes(cls: type[nn.Module] | str) -> Callable[[AttributeUpdate
 def update_attributes_(module: nn.Module) -> None:
     """Bring the remembered integers of all submodules in line with their tensors."""
     # Children come after their parents in `modules()`; what a parent remembers is read off its children.
-    for child in reversed(list(module.modules())):
-        for update in _updates(type(child)):
+    children = list(module.modules())
+    updates = {cls: list(_updates(cls)) for cls in {type(child) for child in children}}
+    for child in reversed(children):
+        for update in updates[type(child)]:
             update(child)
 
 
-def qualified_names(cls: type) -> list[str]:
+@cache
+def qualified_names(cls: type) -> tuple[str, ...]:
     """The dotted names of a class and its bases: how classes of packages that are not imported are recognised."""
-    return [f"{base.__module__}.{base.__qualname__}" for base in cls.__mro__]
+    return tuple(f"{base.__module__}.{base.__qualname__}" for base in cls.__mro__)
 
 
 def _updates(cls: type[nn.Module]) -> Iterator[AttributeUpdate]:
     # Bases first, so that a subclass has the last word.
-    for base in reversed(cls.__mro__):
-        for key in (base, f"{base.__module__}.{base.__qualname__}"):
+    for base, name in zip(reversed(cls.__mro__), reversed(qualified_names(cls)), strict=True):
+        for key in (base, name):
             if key in _ATTRIBUTES:
                 yield _ATTRIBUTES[key]
+
+
+def _remember(module: Any, **values: int) -> None:
+    """Set what differs: most modules of a network are as they were, and setting an attribute of one is slow."""
+    for name, value in values.items():
+        if getattr(module, name, None) != value:
+            setattr(module, name, value)
 
 
 @register_attributes(_ConvNd)
@@ -84,23 +95,24 @@ def _convolution(module: Any) -> None:
         setattr(module, MULTIPLIER, module.out_channels // module.groups if depthwise else 0)
     if multiplier := getattr(module, MULTIPLIER, 0):
         # The groups go with the channels. Otherwise their number stays.
-        module.groups = first if transposed else first // multiplier
+        _remember(module, groups=first if transposed else first // multiplier)
     if transposed:
-        module.in_channels, module.out_channels = first, second * module.groups
+        _remember(module, in_channels=first, out_channels=second * module.groups)
     else:
-        module.in_channels, module.out_channels = second * module.groups, first
+        _remember(module, in_channels=second * module.groups, out_channels=first)
 
 
 @register_attributes(nn.Linear)
 def _linear(module: Any) -> None:
-    module.out_features, module.in_features = module.weight.shape
+    outputs, inputs = module.weight.shape
+    _remember(module, out_features=outputs, in_features=inputs)
 
 
 @register_attributes(_NormBase)
 def _batch_norm(module: Any) -> None:
     for tensor in (module.weight, module.running_mean):
         if tensor is not None:
-            module.num_features = len(tensor)
+            _remember(module, num_features=tensor.shape[0])
 
 
 for _name in (nn.LayerNorm, "torch.nn.modules.normalization.RMSNorm", "timm.layers.norm.RmsNorm"):

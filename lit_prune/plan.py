@@ -156,9 +156,10 @@ def _checked(name: str, dim: int, indices: Tensor | Sequence[int], sizes: Mappin
     where = f"{name} dim {dim}"
     if kept.dim() != 1 or not len(kept):
         raise ValueError(f"The plan keeps nothing of {where}: at least one index must stay.")
-    if bool((kept[1:] <= kept[:-1]).any()) or int(kept[0]) < 0:
+    numbers = kept.numpy()
+    if numbers[0] < 0 or (numbers[1:] <= numbers[:-1]).any():
         raise ValueError(f"The kept indices of {where} must be non-negative and strictly increasing.")
     size = sizes.get(name, {}).get(dim)
-    if size is not None and int(kept[-1]) >= size:
-        raise ValueError(f"The plan keeps index {int(kept[-1])} of {where}, which has only {size}.")
+    if size is not None and numbers[-1] >= size:
+        raise ValueError(f"The plan keeps index {numbers[-1]} of {where}, which has only {size}.")
     return kept

@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
+from lit_prune.lookup import find_module
 from lit_prune.plan import PruningPlan
 
 
@@ -62,9 +63,10 @@ def shrink_statistics_(module: nn.Module, plan: PruningPlan) -> None:
 
 def _norms(module: nn.Module, plan: PruningPlan) -> Iterator[tuple[nn.Module, Mapping[int, Tensor]]]:
     """Whatever may normalise over channels by a weight that the plan cuts."""
-    for name, child in module.named_modules():
-        dims = plan.kept.get(f"{name}.weight" if name else "weight")
-        if dims is None or isinstance(child, (_NormBase, nn.Linear, nn.Embedding)):
+    for name, dims in plan.kept.items():
+        path, _, own = name.rpartition(".")
+        child = find_module(module, path) if own == "weight" else None
+        if child is None or isinstance(child, (_NormBase, nn.Linear, nn.Embedding)):
             continue
         if not isinstance(child, _ConvNd):
             yield child, dims

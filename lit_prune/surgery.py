@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import lit_prune.remembered  # noqa: F401 - fills the table of attributes
 from lit_prune.attributes import register_attributes, update_attributes_
+from lit_prune.lookup import find_tensor
 from lit_prune.plan import PruningPlan
 from lit_prune.statistics import keep_statistics_, shrink_statistics_
 
@@ -96,11 +97,11 @@ def mask_(module: ModuleT, plan: PruningPlan) -> ModuleT:
 
 def is_cut_to(module: nn.Module, plan: PruningPlan) -> bool:
     """Whether every tensor that ``plan`` names has the size that the plan leaves."""
-    tensors = dict(_named_tensors(module))
+    tensors = {name: find_tensor(module, name) for name in plan.kept}
     return all(
-        name in tensors and dim < tensors[name].dim() and tensors[name].shape[dim] == len(kept)
-        for name, dims in plan.kept.items()
-        for dim, kept in dims.items()
+        tensor is not None and dim < tensor.dim() and tensor.shape[dim] == len(kept)
+        for name, tensor in tensors.items()
+        for dim, kept in plan.kept[name].items()
     )
 
 
@@ -175,8 +176,11 @@ def accepts_pruned(module: nn.Module) -> bool:
 
 
 def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from module.named_parameters(remove_duplicate=False)
-    yield from module.named_buffers(remove_duplicate=False)
+    for path, child in module.named_modules(remove_duplicate=False):
+        prefix = f"{path}." if path else ""
+        for name, tensor in (*child._parameters.items(), *child._buffers.items()):
+            if tensor is not None:
+                yield prefix + name, tensor
 
 
 def targets(module: nn.Module, plan: PruningPlan) -> list[tuple[Tensor, Mapping[int, Tensor]]]:
@@ -185,16 +189,15 @@ def targets(module: nn.Module, plan: PruningPlan) -> list[tuple[Tensor, Mapping[
     Raises:
         ValueError: If the plan does not fit the module.
     """
-    tensors = dict(_named_tensors(module))
     # Two names of one tensor (tied weights) must not cut it twice.
     targets: dict[int, tuple[Tensor, Mapping[int, Tensor]]] = {}
     for name, dims in plan.kept.items():
-        if name not in tensors:
+        tensor = find_tensor(module, name)
+        if tensor is None:
             raise ValueError(
                 f"The plan names {name!r}, which is no parameter or buffer of this {type(module).__name__}. "
                 "Plans carry the names of the traced module: add or drop a prefix with `plan.with_prefix`."
             )
-        tensor = tensors[name]
         for dim, kept in dims.items():
             if dim >= tensor.dim():
                 raise ValueError(f"The plan cuts dim {dim} of {name}, which has shape {tuple(tensor.shape)}.")
@@ -227,8 +230,9 @@ def select(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
 def _assign_(tensor: Tensor, values: Tensor) -> None:
     # A gradient of the old shape would be accepted here and fail only in the next backward.
     tensor.grad = None
-    # Changing the dtype drops an AccumulateGrad node that remembers the old shape; the shape alone does not.
-    tensor.data = torch.empty(
-        0, dtype=torch.float64 if values.dtype != torch.float64 else torch.float32, device=values.device
-    )
+    if not tensor.is_meta:
+        # Changing the dtype drops an AccumulateGrad node that remembers the old shape; the shape alone does not.
+        tensor.data = torch.empty(
+            0, dtype=torch.float64 if values.dtype != torch.float64 else torch.float32, device=values.device
+        )
     tensor.data = values

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import _disable_current_modes
 
 from lit_prune.graph.meta_kernels import empty_like
 from lit_prune.graph.operation import Operation
@@ -39,7 +38,7 @@ class Composites(TorchFunctionMode):
         source = arguments[places[0]]
         if name != "rms_norm" and not (source.is_meta and _fits(name, arguments)):
             return func(*args, **kwargs)
-        with _disable_current_modes():
+        with torch._C._DisableTorchDispatch():
             if name == "scaled_dot_product_attention":
                 output = source.new_empty((*source.shape[:-1], arguments["value"].shape[-1]))
             else:

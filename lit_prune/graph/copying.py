@@ -21,6 +21,10 @@ _IMMUTABLE = frozenset(
     | {types.FunctionType, types.BuiltinFunctionType, types.ModuleType}
 )
 _RUN_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+# Nothing is loaded into a copy, or saved from it, and these may hold a whole Trainer.
+_STATE_HOOKS = ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks")
+_CONTAINERS = frozenset({dict, OrderedDict, set})
+_OWN = frozenset(vars(nn.Module()))
 _COPY_PROTOCOL = ("__deepcopy__", "__copy__", "__getstate__", "__setstate__", "__reduce__", "__reduce_ex__", "__new__")
 
 
@@ -63,24 +67,29 @@ class _Copier:
             shell._orig_mod = self._value(module._orig_mod)
             shell.training = module.training
         copied: nn.Module = self._value(self._network)
-        for module in copied.modules():
-            # Compiled in place, a copy would run the module that it was copied from.
-            vars(module)["_compiled_call_impl"] = None
+        if len(plain) < len(modules):
+            for module in copied.modules():
+                vars(module)["_compiled_call_impl"] = None
         return copied
 
     def _fill(self, module: nn.Module) -> None:
         """Give the shell that stands for ``module`` its contents."""
-        state: dict[str, Any] = {}
+        state = module.__dict__.copy()
         for name, value in module.__dict__.items():
-            if type(value) in _IMMUTABLE:
-                state[name] = value
+            kind = type(value)
+            if kind in _IMMUTABLE:
+                continue
+            if kind in _CONTAINERS and not value and name in _OWN:
+                # Most of what a module has; no two modules share one.
+                state[name] = kind()
             elif name in _RUN_HOOKS:
                 state[name] = _kept(value)
-            elif name in ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks"):
-                # Nothing is loaded into a copy, or saved from it, and these may hold a whole Trainer.
+            elif name in _STATE_HOOKS:
                 state[name] = OrderedDict()
             else:
                 state[name] = self._value(value)
+        # Compiled in place, a copy would run the module that it was copied from.
+        state["_compiled_call_impl"] = None
         self._memo[id(module)].__dict__ = state
 
     def _prepare(self, module: nn.Module) -> None:
@@ -99,13 +108,13 @@ class _Copier:
         known = self._memo.get(id(value))
         if known is not None:
             return known
-        if isinstance(value, Tensor):
+        if kind is nn.Parameter or isinstance(value, Tensor):
             result: Any = self._copy_tensor(value)
         elif kind is dict or kind is OrderedDict:
             # In the memo before its items are: it may hold itself.
             result = self._memo[id(value)] = kind()
             for key, item in value.items():
-                result[self._value(key)] = self._value(item)
+                result[key if type(key) is str else self._value(key)] = self._value(item)
         elif kind is list:
             result = self._memo[id(value)] = []
             result.extend([self._value(item) for item in value])

@@ -92,12 +92,12 @@ def build_groups(recording: Recording) -> Grouping:
     order = np.argsort(keys, kind="stable")
     order = order[~components.frozen[order]]
     bounds = np.flatnonzero(np.diff(keys[order])) + 1
-    holdings = _Holdings(index, components)
+    starts = np.array([0, *bounds.tolist()] if len(order) else [], dtype=np.int64)
+    holdings = _Holdings(index, components, order, starts)
     drafts = []
     single = np.zeros(len(components.reason), dtype=np.bool_)
-    for start, end in pairwise([0, *bounds.tolist(), len(order)]) if len(order) else []:
-        channels = order[start:end]
-        draft = _draft(channels, holdings, index, producing)
+    for number, channels in enumerate(np.split(order, bounds) if len(order) else []):
+        draft = _draft(len(channels), *holdings.of(number), index, producing)
         if draft is None:
             single[channels] = len(channels) == 1
         else:
@@ -128,9 +128,10 @@ class _SlotIndex:
         self.rows = list(recording.slots.values())
         self.owner = np.full(recording.labels.count, -1, dtype=np.int64)
         self.position = np.zeros(recording.labels.count, dtype=np.int64)
-        for number, row in enumerate(self.rows):
-            self.owner[row] = number
-            self.position[row] = np.arange(len(row))
+        if self.rows:
+            labels, counts = np.concatenate(self.rows), np.array([len(row) for row in self.rows])
+            self.owner[labels] = np.repeat(np.arange(len(counts)), counts)
+            self.position[labels] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
         self._labels = recording.labels
 
     def signatures(self, components: Components) -> npt.NDArray[np.uint64]:
@@ -149,7 +150,8 @@ class _SlotIndex:
         # Sets as sums of random 64-bit words; two different sets collide with a chance of 2^-64 a pair.
         words = np.random.default_rng(0).integers(0, 2**64, size=total, dtype=np.uint64)
         keys = np.zeros(len(components.reason), dtype=np.uint64)
-        np.add.at(keys, incidence // total, words[incidence % total])
+        component, place = np.divmod(incidence, total)
+        np.add.at(keys, component, words[place])
         return keys
 
 
@@ -163,28 +165,34 @@ class _Draft:
 
 
 class _Holdings:
-    """The labels that each component holds, found without a look at all the others."""
+    """The labels that each group holds, found for all groups at once."""
 
-    def __init__(self, index: _SlotIndex, components: Components) -> None:
-        owned = np.flatnonzero(index.owner >= 0)
-        self._labels = owned[np.argsort(components.of[owned], kind="stable")]
-        self._bounds = np.searchsorted(components.of[self._labels], np.arange(len(components.reason) + 1))
+    def __init__(self, index: _SlotIndex, components: Components, order: Row, starts: Row) -> None:
+        """Take components in an ``order`` in which those of one group lie side by side, from its start on."""
+        counts = np.diff([*starts, len(order)])
+        # Numbers of 16 bits are sorted without comparing them.
+        kind = np.int16 if len(starts) < 2**15 else np.int64
+        group = np.full(len(components.reason), -1, dtype=kind)
+        group[order] = np.repeat(np.arange(len(starts), dtype=kind), counts)
+        channel = np.zeros(len(components.reason), dtype=np.int64)
+        channel[order] = np.arange(len(order)) - np.repeat(starts, counts)
+        labels = np.flatnonzero(index.owner >= 0)
+        held = group[components.of[labels]]
+        labels, held = labels[held >= 0], held[held >= 0]
+        self._labels = labels[np.argsort(held, kind="stable")]
+        self._channel = channel[components.of[self._labels]]
+        self._bounds = np.cumsum([0, *np.bincount(held, minlength=len(starts)).tolist()])
 
-    def of(self, channels: Row) -> tuple[Row, Row]:
-        """The rising labels of some components, and for each the position of its component in ``channels``."""
-        starts = self._bounds[channels]
-        counts = self._bounds[channels + 1] - starts
-        before = np.cumsum(counts) - counts
-        labels = self._labels[np.repeat(starts - before, counts) + np.arange(counts.sum())]
-        order = np.argsort(labels)
-        return labels[order], np.repeat(np.arange(len(channels)), counts)[order]
+    def of(self, number: int) -> tuple[Row, Row]:
+        """The rising labels of a group, and for each the channel that it is of."""
+        part = slice(self._bounds[number], self._bounds[number + 1])
+        return self._labels[part], self._channel[part]
 
 
-def _draft(channels: Row, holdings: _Holdings, index: _SlotIndex, producing: npt.NDArray[np.bool_]) -> _Draft | None:
-    if len(channels) < 2:
+def _draft(size: int, labels: Row, channel: Row, index: _SlotIndex, producing: npt.NDArray[np.bool_]) -> _Draft | None:
+    if size < 2:
         # The only one must stay.
         return None
-    labels, channel = holdings.of(channels)
     if not len(labels):
         # Values that are no parameter's: nothing of them can be cut.
         return None
@@ -200,12 +208,12 @@ def _draft(channels: Row, holdings: _Holdings, index: _SlotIndex, producing: npt
     # Channels are counted in the order of the layer that makes them first.
     first = slice(*spans[makers[0]])
     _, seen = np.unique(channel[first], return_index=True)
-    rank = np.empty(len(channels), dtype=np.int64)
-    rank[channel[first][np.sort(seen)]] = np.arange(len(channels))
+    rank = np.empty(size, dtype=np.int64)
+    rank[channel[first][np.sort(seen)]] = np.arange(size)
     ranks, positions = rank[channel], index.position[labels]
     members = {index.slots[slot]: Members(ranks[a:b], positions[a:b]) for slot, (a, b) in spans.items()}
     layers = tuple(dict.fromkeys(_layer(index.slots[slot]) for slot in makers))
-    return _Draft(int(labels[first].min()), len(channels), layers, members, labels)
+    return _Draft(int(labels[first].min()), size, layers, members, labels)
 
 
 def _frozen_layers(
@@ -253,12 +261,17 @@ def plan_without(recording: Recording, components: Components, gone: Iterable[tu
         # Every channel of a group lies in each of its slots.
         slot = group.slots[0]
         leaves[components.of[recording.slots[slot][group.indices(slot, channels)]]] = True
-    stays = ~leaves[components.of]
+    names, rows = list(recording.slots), list(recording.slots.values())
+    bounds = np.cumsum([0, *[len(row) for row in rows]])
+    positions = np.flatnonzero(~leaves[components.of][np.concatenate([np.empty(0, dtype=np.int64), *rows])])
+    edges = np.searchsorted(positions, bounds)
+    cut = np.flatnonzero(np.diff(edges) < np.diff(bounds)).tolist()
     kept: dict[str, dict[int, torch.Tensor]] = {}
     sizes: dict[str, dict[int, int]] = {}
-    for (name, dim), row in sorted(recording.slots.items(), key=lambda item: item[0]):
-        indices = np.flatnonzero(stays[row])
-        if len(indices) < len(row):
-            kept.setdefault(name, {})[dim] = torch.from_numpy(indices)
-            sizes.setdefault(name, {})[dim] = len(row)
+    for number in sorted(cut, key=names.__getitem__):
+        name, dim = names[number]
+        # An array of its own: a view would be saved with all the others.
+        indices = positions[edges[number] : edges[number + 1]] - bounds[number]
+        kept.setdefault(name, {})[dim] = torch.from_numpy(indices)
+        sizes.setdefault(name, {})[dim] = len(rows[number])
     return PruningPlan(kept, sizes)

@@ -74,18 +74,22 @@ class Labels:
         self.pieces: list[Row] = []
         self._pairs: list[tuple[Row, Row]] = []
         self._frozen: list[tuple[Row, int]] = []
+        self._known: Components | None = None
 
     def fresh(self, size: int) -> Row:
         """``size`` labels that nothing is known of."""
         row = np.arange(self.count, self.count + size, dtype=np.int64)
         self.count += size
+        self._known = None
         return row
 
     def join(self, first: Row, second: Row) -> None:
         """Index by index, the labels of two arrays of one shape (or that broadcast to one) live and die together."""
         if first is not second:
-            first, second = np.broadcast_arrays(first, second)
+            if first.shape != second.shape:
+                first, second = np.broadcast_arrays(first, second)
             self._pairs.append((first.ravel(), second.ravel()))
+            self._known = None
 
     def freeze(self, row: Row, reason: str) -> None:
         """These labels, and all that are joined with them, stay.
@@ -94,6 +98,7 @@ class Labels:
         """
         self._frozen.append((row.ravel(), len(self.reasons)))
         self.reasons.append(reason)
+        self._known = None
 
     def fold(self, labels: Row, heads: Row | None = None, whole: bool = False, may_be_whole: bool = False) -> Fold:
         """Record that the pieces of ``labels`` ``(pieces, width)`` must stay equally wide."""
@@ -121,6 +126,11 @@ class Labels:
 
     def components(self) -> Components:
         """The connected components of all pairs, with the first reason that froze each."""
+        if self._known is None:
+            self._known = self._connected()
+        return self._known
+
+    def _connected(self) -> Components:
         if self._pairs:
             first = np.concatenate([pair[0] for pair in self._pairs])
             second = np.concatenate([pair[1] for pair in self._pairs])
@@ -131,7 +141,10 @@ class Labels:
         links = coo_array((np.ones(len(first), dtype=np.bool_), (first, second)), shape=(self.count, self.count))
         number, of = connected_components(links, directed=False)
         reason = np.full(number, -1, dtype=np.int64)
-        # That a channel is the network's output says more than what it met on the way.
-        for row, index in sorted(self._frozen, key=lambda item: (self.reasons[item[1]] == OUTPUT, -item[1])):
-            reason[of[row]] = index
+        if self._frozen:
+            # That a channel is the network's output says more than what it met on the way. The last one stays.
+            frozen = sorted(self._frozen, key=lambda item: (self.reasons[item[1]] == OUTPUT, -item[1]))
+            counts = [len(row) for row, _ in frozen]
+            labels = np.concatenate([row for row, _ in frozen])
+            reason[of[labels]] = np.repeat([index for _, index in frozen], counts)
         return Components(of.astype(np.int64), reason)

@@ -47,13 +47,13 @@ def examine(model: nn.Module, calls: Sequence[Call]) -> Examined:
     Raises:
         TraceError: If the forward fails on the example inputs.
     """
-    network, entered = skeleton(model), on_meta(calls)
+    network, entered = skeleton(model).eval(), on_meta(calls)
     try:
         return network, entered, *_probed(network, entered)
     except TraceError:
         # An operation may need values (`item`, `nonzero`) or a forward make tensors elsewhere: once more with weights.
         pass
-    network = replica(model)
+    network = replica(model).eval()
     with torch.random.fork_rng():
         return network, calls, *_probed(network, calls)
 

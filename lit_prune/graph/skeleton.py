@@ -70,6 +70,9 @@ def remembered(arguments: Any) -> Any:
 
 
 def _emptied(tensor: Tensor, is_weight: bool) -> Tensor:
+    if type(tensor) is nn.Parameter and tensor.is_meta:
+        # Nothing lies in its memory, so that it may be shared.
+        return Tensor._make_subclass(nn.Parameter, tensor, tensor.requires_grad)
     empty = _empty(tensor)
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(empty, requires_grad=tensor.requires_grad)

@@ -61,14 +61,15 @@ def record(
     """
     recording = Recording()
     tracer = Tracer(network, recording, rules)
-    network.eval()
+    if any(module.training for module in tracer.modules):
+        network.eval()
     with torch.no_grad(), eagerly(), _plain_attention():
         _run(network, calls, tracer, until)
-        if any(parameter.numel() > 1 and not tracer.has_met(parameter) for parameter in network.parameters()):
+        if tracer.leaves_unseen():
             # What it costs is what it costs to use.
             products = list(recording.products)
             network.train()
-            for module in network.modules():
+            for module in tracer.modules:
                 # In train mode they would refuse a single value a channel; the labels are the same.
                 if isinstance(module, _NormBase):
                     module.eval()
@@ -91,7 +92,7 @@ def _plain_attention() -> Iterator[None]:
 def _run(network: nn.Module, calls: Sequence[Call], tracer: Tracer, until: Until | None) -> None:
     first = next(network.parameters(), None)
     composites = Composites(tracer, on_meta=first is not None and first.is_meta)
-    with _paths(network, tracer, until):
+    with _paths(tracer, until):
         for call in calls:
             module = network.get_submodule(call.module)
             tracer.path[:] = [call.module]
@@ -107,10 +108,9 @@ def _run(network: nn.Module, calls: Sequence[Call], tracer: Tracer, until: Until
 
 
 @contextmanager
-def _paths(network: nn.Module, tracer: Tracer, until: Until | None) -> Iterator[None]:
+def _paths(tracer: Tracer, until: Until | None) -> Iterator[None]:
     """While open, the tracer's path holds the names of the modules at work, innermost last."""
-    names = {module: name for name, module in network.named_modules()}
-    path, called = tracer.path, tracer.recording.calls
+    names, path, called = tracer.modules, tracer.path, tracer.recording.calls
 
     def enter(module: nn.Module, _: Any) -> None:
         if module in names:

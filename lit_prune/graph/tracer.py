@@ -38,7 +38,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.path: list[str] = []
         self._names: dict[int, str] = {}
         self._kernels: set[int] = set()
-        for path, module in network.named_modules():
+        self.modules: dict[nn.Module, str] = {module: name for name, module in network.named_modules()}
+        for module, path in self.modules.items():
             prefix = f"{path}." if path else ""
             for name, tensor in (*module._parameters.items(), *module._buffers.items()):
                 if tensor is not None:
@@ -181,11 +182,19 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         Returns:
             The blocks of the result.
         """
+        return self.meet_blocks(shape, [(tensor.shape, self.blocks(tensor)) for tensor in tensors], reason)
+
+    def meet_blocks(
+        self, shape: Sequence[int], values: Sequence[tuple[Sequence[int], Sequence[Block]]], reason: str
+    ) -> list[Block]:
+        """:meth:`meet` for values of which the shape and the blocks are known."""
         moved = []
-        for tensor in tensors:
-            offset = len(shape) - tensor.dim()
-            blocks = [block.moved({dim: dim + offset for dim in block.dims}) for block in self.blocks(tensor)]
-            moved.append((blocks, {dim + offset for dim, size in enumerate(tensor.shape) if size > 1}))
+        for own, carried in values:
+            offset = len(shape) - len(own)
+            blocks = (
+                [block.moved({dim: dim + offset for dim in block.dims}) for block in carried] if offset else carried
+            )
+            moved.append((blocks, {dim + offset for dim, size in enumerate(own) if size > 1}))
         result = []
         for connected in _connected([block.dims for blocks, _ in moved for block in blocks]):
             dims = connected
@@ -223,9 +232,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.assign_blocks(tensor, [*others, Block((dim,), row)])
         return row
 
-    def has_met(self, tensor: Tensor) -> bool:
-        """Whether an operation has met this parameter or buffer."""
-        return id(tensor) in self._values
+    def leaves_unseen(self) -> bool:
+        """Whether there is a parameter that no operation has met."""
+        parameters = (parameter for module in self.modules for parameter in module._parameters.values())
+        return any(p is not None and id(p) not in self._values and p.numel() > 1 for p in parameters)
 
     def _is_tracked(self, tensor: Tensor) -> bool:
         known = self._values.get(id(tensor))

@@ -37,11 +37,13 @@ def _known(trace: Tracer, row: Row | None, size: int) -> Row:
 
 def _meet_besides(trace: Tracer, tensors: Sequence[Tensor], dim: int, reason: str) -> list[Block]:
     """Join values along all dimensions but one; empty pieces have nothing to say."""
-    narrow = [tensor.select(dim, 0) for tensor in tensors if tensor.shape[dim]]
-    for part, tensor in zip(narrow, (tensor for tensor in tensors if tensor.shape[dim]), strict=True):
-        kept = [block for block in trace.blocks(tensor) if dim not in block.dims]
-        trace.assign_blocks(part, [block.moved({d: d - (d > dim) for d in block.dims}) for block in kept])
-    met = trace.meet(narrow[0].shape, narrow, reason)
+    narrow = []
+    for tensor in tensors:
+        if tensor.shape[dim]:
+            kept = [block for block in trace.blocks(tensor) if dim not in block.dims]
+            shape = (*tensor.shape[:dim], *tensor.shape[dim + 1 :])
+            narrow.append((shape, [block.moved({d: d - (d > dim) for d in block.dims}) for block in kept]))
+    met = trace.meet_blocks(narrow[0][0], narrow, reason)
     return [block.moved({d: d + (d >= dim) for d in block.dims}) for block in met]
 
 

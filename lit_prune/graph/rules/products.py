@@ -34,8 +34,8 @@ def _convolution(trace: Tracer, op: Operation) -> None:
     if leaving is not None:
         trace.recording.produced.append(leaving)
     trace.assign(op.output, [None, leaving, *[None] * (image.dim() - 2)])
-    positions = image[:, 0].numel() if transposed else op.output[:, 0].numel()
-    count(trace, positions * math.prod(weight.shape[2:]), [*zip(w[:2], weight.shape[:2], strict=True)])
+    batch, _, *space = (image if transposed else op.output).shape
+    count(trace, batch * math.prod(space) * math.prod(weight.shape[2:]), [*zip(w[:2], weight.shape[:2], strict=True)])
 
 
 def _depthwise(
