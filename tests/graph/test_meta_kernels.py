@@ -32,6 +32,11 @@ def layouts(*shape: int) -> list[Tensor]:
     return found
 
 
+def steps(tensor: Tensor) -> list[int]:
+    """The strides that say something: along a dimension of one no step is made."""
+    return [step for size, step in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]
+
+
 def agrees(func: Any, *args: Any, **kwargs: Any) -> bool:
     """Whether the formula spoke; if it did, torch must say the same."""
     ours = meta_output(func, args, kwargs)
