@@ -138,12 +138,12 @@ KINDS: dict[str, Callable[[str], dict[str, Any]]] = {
 }
 
 
-def in_a_process(name: str, kind: str, limit: int) -> dict[str, Any]:
+def in_a_process(work: Callable[..., dict[str, Any]], *arguments: Any, limit: int) -> dict[str, Any]:
     """Measure one model in a process that ends after ``limit`` CPU seconds."""
     # The server has imported the packages once; what it forks need not again.
     context = multiprocessing.get_context("forkserver")
     mine, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(theirs, name, kind, limit))
+    process = context.Process(target=_work, args=(theirs, work, arguments, limit))
     process.start()
     theirs.close()
     # A busy machine takes longer than the CPU seconds.
@@ -158,14 +158,14 @@ def in_a_process(name: str, kind: str, limit: int) -> dict[str, Any]:
     return row or {"result": f"over {limit} s"} | ({"why": f"exit code {process.exitcode}"} if answered else {})
 
 
-def _work(answer: Connection, name: str, kind: str, limit: int) -> None:
+def _work(answer: Connection, work: Callable[..., dict[str, Any]], arguments: tuple[Any, ...], limit: int) -> None:
     import torch
 
     resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
     torch.set_num_threads(1)
     logging.disable(logging.CRITICAL)
     try:
-        row = KINDS[kind](name)
+        row = work(*arguments)
     except Exception as error:
         row = {"result": "fails", "why": _message(error)}
     answer.send(row)
@@ -259,9 +259,9 @@ def main() -> None:
         for kind in missing:
             if kind == "lit_prune":
                 kept = {peer: row[peer] for peer in KINDS if peer in row}
-                row = {"model": name, **in_a_process(name, kind, arguments.limit), **kept}
+                row = {"model": name, **in_a_process(measure, name, limit=arguments.limit), **kept}
             else:
-                row[kind] = in_a_process(name, kind, arguments.peer_limit)
+                row[kind] = in_a_process(KINDS[kind], name, limit=arguments.peer_limit)
         if missing:
             rows[name] = row
             _store(rows)

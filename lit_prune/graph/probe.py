@@ -18,7 +18,7 @@ from lit_prune.graph.labels import Components, Row
 from lit_prune.graph.recording import Call, Constant, Recording, Slot, TraceError
 from lit_prune.graph.rules import RULES
 from lit_prune.graph.skeleton import on_meta, replica, skeleton, twin
-from lit_prune.graph.ties import tie_widths
+from lit_prune.graph.ties import keep_whole, tie_widths
 from lit_prune.graph.trace import Reached, Until, record
 from lit_prune.plan import PruningPlan
 from lit_prune.surgery import shrink_
@@ -80,6 +80,7 @@ def _record(network: nn.Module, calls: Sequence[Call], until: Until | None = Non
 
 def _probed(network: nn.Module, calls: Sequence[Call]) -> tuple[Recording, Grouping]:
     recording = _record(twin(network), calls)
+    keep_whole(network, recording)
     grouping = build_groups(recording)
     while grouping.groups:
         failing = _Probe(network, calls, recording, grouping).failing()
