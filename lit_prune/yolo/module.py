@@ -73,6 +73,7 @@ class LitYOLO(LightningModule):
         ValueError: If an argument is out of range, or `model` is no network of a task that is known.
 
     Example:
+        >>> import torch
         >>> lit = LitYOLO("yolov8n.yaml", num_classes=10)
         >>> [sorted(found) for found in lit.detect(torch.rand(1, 3, 64, 64))]
         [['boxes', 'labels', 'scores']]

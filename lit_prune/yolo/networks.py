@@ -179,7 +179,9 @@ def _with_weights(source: Any, num_classes: int | None, kpt_shape: Sequence[int]
 
 def count_classes(network: Any) -> int:
     """The number of classes that a network of any task tells apart."""
-    return int(network.yaml["nc"])
+    # Not of the configuration, which Ultralytics changes in place, and may share with another network.
+    head = network.model[-1]
+    return int(head.nc if hasattr(head, "nc") else head.linear.out_features)
 
 
 def adopt_widths_(network: Any, source: Any) -> None:
@@ -224,7 +226,7 @@ def _fresh_layers(network: Any, source: Any) -> list[tuple[str, Any]]:
     layers: list[tuple[str, Any]] = []
     if count_classes(network) != count_classes(source):
         layers += _last_layers(network, _CLASS_LAYERS)
-    ours, theirs = (list(each.yaml.get("kpt_shape", [])) for each in (network, source))
+    ours, theirs = (list(getattr(each.model[-1], "kpt_shape", [])) for each in (network, source))
     if ours != theirs:
         layers += _last_layers(network, _KEYPOINT_LAYERS)
     return layers

@@ -214,7 +214,8 @@ def _between(start: float, end: float, share: float) -> float:
 
 
 def _epochs(trainer: Trainer) -> int:
-    if not trainer.max_epochs or trainer.max_epochs < 1 or math.isinf(trainer.num_training_batches):
+    # Asked for this, the Trainer loads the data; the number of batches alone is infinite until somebody has.
+    if not trainer.max_epochs or trainer.max_epochs < 1 or math.isinf(trainer.estimated_stepping_batches):
         raise ValueError(
             "Ultralytics' learning rate falls over the epochs of the run: give the Trainer max_epochs, and data whose "
             "length is known."

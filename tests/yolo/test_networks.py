@@ -142,7 +142,7 @@ def test_a_configuration_as_a_dict_is_left_as_it_is():
             r"must end in .yaml, .pt or .ckpt, but got .*l2'. Did you mean .*yolov8m.yaml",
         ),
         ("yolo8n.yaml", FileNotFoundError, r"no configuration 'yolo8n.yaml'.* Did you mean .*yolov8n.yaml"),
-        ("yolov8n-seg.yaml", ValueError, "trains detection networks .* is Segment"),
+        ("yolov8s-world.yaml", ValueError, "trains networks of the tasks .* is WorldDetect"),
         ("nowhere/net.pt", FileNotFoundError, "There is no file 'nowhere/net.pt'"),
         ("nowhere/net.ckpt", FileNotFoundError, "There is no file 'nowhere/net.ckpt'"),
         ("yolov8q.pt", FileNotFoundError, r"Ultralytics offers none of this name. Did you mean .*yolov8"),
