@@ -46,11 +46,7 @@ def agrees(func: Any, *args: Any, **kwargs: Any) -> bool:
     mine, yours = tree_leaves(ours), tree_leaves(theirs)
     assert len(mine) == len(yours)
     for a, b in zip(mine, yours, strict=True):
-        assert (a.shape, a.dtype, a.device, a.stride()) == (b.shape, b.dtype, b.device, b.stride()), (
-            func,
-            args,
-            kwargs,
-        )
+        assert (a.shape, a.dtype, steps(a), a.device) == (b.shape, b.dtype, steps(b), b.device), (func, args)
     return True
 
 
