@@ -64,9 +64,13 @@ def update_attributes_(module: nn.Module) -> None:
             update(child)
 
 
-@cache
-def qualified_names(cls: type) -> tuple[str, ...]:
+def qualified_names(cls: Any) -> tuple[str, ...]:
     """The dotted names of a class and its bases: how classes of packages that are not imported are recognised."""
+    return _qualified_names(cls)
+
+
+@cache
+def _qualified_names(cls: Any) -> tuple[str, ...]:
     return tuple(f"{base.__module__}.{base.__qualname__}" for base in cls.__mro__)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -172,13 +173,14 @@ class _Holdings:
         counts = np.diff([*starts, len(order)])
         # Numbers of 16 bits are sorted without comparing them.
         kind = np.int16 if len(starts) < 2**15 else np.int64
-        group = np.full(len(components.reason), -1, dtype=kind)
+        group: npt.NDArray[Any] = np.full(len(components.reason), -1, dtype=kind)
         group[order] = np.repeat(np.arange(len(starts), dtype=kind), counts)
         channel = np.zeros(len(components.reason), dtype=np.int64)
         channel[order] = np.arange(len(order)) - np.repeat(starts, counts)
         labels = np.flatnonzero(index.owner >= 0)
-        held = group[components.of[labels]]
-        labels, held = labels[held >= 0], held[held >= 0]
+        held = np.asarray(group[components.of[labels]], dtype=kind)
+        inside = np.greater_equal(held, 0)
+        labels, held = labels[inside], held[inside]
         self._labels = labels[np.argsort(held, kind="stable")]
         self._channel = channel[components.of[self._labels]]
         self._bounds = np.cumsum([0, *np.bincount(held, minlength=len(starts)).tolist()])

@@ -9,6 +9,7 @@ import numpy as np
 from torch import nn
 
 from lit_prune.attributes import qualified_names
+from lit_prune.graph.labels import Row
 from lit_prune.graph.recording import Recording, Slot
 
 Ties = Callable[[Any], Iterable[tuple[Slot, Slot]]]
@@ -113,7 +114,7 @@ def tie_widths(network: nn.Module, recording: Recording) -> None:
 
 def keep_whole(network: nn.Module, recording: Recording) -> None:
     """Make whole the heads that the table names of the modules of ``network``."""
-    rows = []
+    rows: list[Row | None] = []
     for path, module in network.named_modules():
         prefix = f"{path}." if path else ""
         for name in qualified_names(type(module)):

@@ -46,11 +46,7 @@ def agrees(func: Any, *args: Any, **kwargs: Any) -> bool:
     mine, yours = tree_leaves(ours), tree_leaves(theirs)
     assert len(mine) == len(yours)
     for a, b in zip(mine, yours, strict=True):
-        assert (a.shape, a.dtype, a.device, a.stride()) == (b.shape, b.dtype, b.device, b.stride()), (
-            func,
-            args,
-            kwargs,
-        )
+        assert (a.shape, a.dtype, steps(a), a.device) == (b.shape, b.dtype, steps(b), b.device), (func, args)
     return True
 
 
@@ -116,7 +112,8 @@ def test_convolutions_that_torch_refuses_or_does_otherwise() -> None:
     conv = aten.convolution.default
     hands_back(conv, meta(2, 5, 9, 9), meta(8, 4, 3, 3), None, *rest)
     hands_back(conv, meta(2, 4, 2, 2), meta(8, 4, 3, 3), None, *rest)
-    hands_back(conv, meta(2, 4, 9, 9), meta(8, 4, 3, 3), None, [1, 1], [-1, -1], *rest[2:])
+    # Torch's own meta kernels let these pass; on real tensors it refuses them.
+    assert not agrees(conv, meta(2, 4, 9, 9), meta(8, 4, 3, 3), None, [1, 1], [-1, -1], *rest[2:])
     last = meta(2, 4, 9, 9).to(memory_format=torch.channels_last)
     assert not agrees(conv, last, meta(8, 4, 3, 3), None, *rest)
     assert not agrees(conv, meta(2, 4, 9, 9), meta(4, 8, 3, 3), None, *rest[:3], True, [0, 0], 1)
@@ -158,7 +155,8 @@ def test_normalisation_and_softmax() -> None:
     hands_back(aten.native_layer_norm.default, meta(2, 3, 4), (4,), meta(3), None, 1e-5)
     for dim in range(-3, 3):
         assert agrees(aten._softmax.default, meta(2, 3, 4), dim, False)
-    hands_back(aten._softmax.default, meta(2, 3, 4), 3, False)
+    # Torch's own meta kernel lets this pass; on real tensors it is refused.
+    assert not agrees(aten._softmax.default, meta(2, 3, 4), 3, False)
 
 
 @pytest.mark.parametrize("func", [aten.mean.dim, aten.sum.dim_IntList])
