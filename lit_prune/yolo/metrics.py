@@ -17,10 +17,10 @@ _TOP = 5
 
 def mean_average_precision() -> Any:
     """Build torchmetrics' `MeanAveragePrecision`, on the fast backend that the yolo extra installs."""
-    from torchmetrics.detection import MeanAveragePrecision
+    from lit_prune.yolo.gathering import GatheredMeanAveragePrecision
 
     try:
-        metric = MeanAveragePrecision(backend="faster_coco_eval")
+        metric = GatheredMeanAveragePrecision(backend="faster_coco_eval")
     except ModuleNotFoundError as error:
         raise ImportError(
             f"Validation needs faster-coco-eval. Install it with: pip install 'lit-prune[yolo]' ({error})"

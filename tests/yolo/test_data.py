@@ -219,6 +219,11 @@ def test_pictures_without_labels_are_backgrounds(digits):
         ("labels", b"10 0.5 0.5 0.1 0.1\n", "Label class 10 exceeds dataset class count 10"),
         ("labels", b"1 0.5 0.5 0.1\n", "labels require 5 columns, 4 columns detected"),
         ("labels", b"1 5 5 1 1\n", "non-normalized or out of bounds coordinates"),
+        ("labels", b"1 nan 0.5 0.1 0.1\n", "non-normalized or out of bounds coordinates"),
+        ("labels", b"-1 0.5 0.5 0.1 0.1\n", "negative label values"),
+        ("labels", b"1.5 0.5 0.5 0.1 0.1\n", "non-integer class labels"),
+        ("labels", b"dog 0.5 0.5 0.1 0.1\n", "could not convert string to float: 'dog'"),
+        ("labels", b"\xff\xfe\x00", "codec can't decode byte"),
         ("images", b"", "it is no picture"),
         ("images", b"not a picture", "it is no picture"),
     ],
@@ -239,6 +244,22 @@ def test_a_picture_that_vanishes_is_named(digits):
     file.unlink()
     with pytest.raises(FileNotFoundError, match=file.name):
         list(data.val_dataloader())
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_picture_that_breaks_after_the_scan_is_named(digits, num_workers):
+    data = _module(digits, num_workers=num_workers)
+    data.setup("fit")
+    file = _first(digits, "images")
+    file.write_bytes(bytes(file.stat().st_size))
+    with pytest.raises(FileNotFoundError, match=file.name):
+        list(data.train_dataloader())
+
+
+def test_a_picture_without_enough_pixels_is_left_out(digits):
+    Image.new("RGB", (5, 5)).save(_first(digits, "images"))
+    with pytest.warns(UserWarning, match=r"000000.png: .*image size \(5, 5\) <10 pixels"):
+        _module(digits).setup("fit")
 
 
 def test_a_broken_jpeg_is_named_in_training(digits):
