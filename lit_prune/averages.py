@@ -13,9 +13,10 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from lit_prune.copies import copies_beside, tensors_of, twins_within, wrapped_within
+from lit_prune.copies import copies_beside, twins_within, wrapped_within
+from lit_prune.lookup import tensors_of
 from lit_prune.plan import PruningPlan
-from lit_prune.surgery import accepts_pruned, adopt_shapes_, adopt_shapes_hook
+from lit_prune.surgery import accept_for_now, adopt_shapes_
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -87,12 +88,7 @@ class Averages:
 
 def accept_in_copies(trainer: Trainer) -> list[Any]:
     """Let copies that are modules load what a pruned run has saved; the handles to remove that by."""
-    modules = [copy.module for copy in copies_beside(trainer) if copy.module is not None]
-    return [
-        module.register_load_state_dict_pre_hook(adopt_shapes_hook)  # type: ignore[no-untyped-call]
-        for module in modules
-        if not accepts_pruned(module)
-    ]
+    return accept_for_now(copy.module for copy in copies_beside(trainer) if copy.module is not None)
 
 
 def follow_shapes(network: nn.Module, copies: Iterable[nn.Module]) -> None:

@@ -22,7 +22,7 @@ from lit_prune.report import event_table
 from lit_prune.schedule import AtEpochs, Schedule
 from lit_prune.scope import Scope
 from lit_prune.select import SELECTIONS, Selection
-from lit_prune.surgery import accepts_pruned, adopt_shapes_hook, is_cut_to
+from lit_prune.surgery import accept_for_now, is_cut_to
 from lit_prune.trainer import (
     check_launcher,
     check_optimizer,
@@ -157,9 +157,7 @@ class ChannelPruning(Callback):
             if self.before_wrap:
                 self._prune_before_wrap(trainer, pl_module)
         self._hooks = [LoadGuard(trainer, self.plan).stand_before(pl_module), NamedReading(trainer)]
-        if not accepts_pruned(pl_module):
-            self._hooks.append(pl_module.register_load_state_dict_pre_hook(adopt_shapes_hook))  # type: ignore[no-untyped-call]
-        self._hooks += accept_in_copies(trainer)
+        self._hooks += [*accept_for_now([pl_module]), *accept_in_copies(trainer)]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Let averages that were made since :meth:`setup` load, too, in the shapes of the pruned network."""

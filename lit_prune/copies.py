@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from lit_prune.lookup import tensors_of
+
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
@@ -183,9 +185,3 @@ def _tree(tensors: Mapping[str, Tensor]) -> nn.Module:
             module = module.get_submodule(part)
         module.register_buffer(last, tensor)
     return root
-
-
-def tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers by name."""
-    yield from module.named_parameters()
-    yield from module.named_buffers()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_prune.graph import ChannelGraph
+from lit_prune.modes import evaluating
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def measure_latency(
         raise ValueError(f"repeats must be at least 1 and warmup at least 0, but got {repeats} and {warmup}.")
     names = list(networks)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    with _evaluating(networks.values()), torch.no_grad():
+    with evaluating(*networks.values()), torch.no_grad():
         for turn in range(-warmup, repeats):
             shift = turn % len(names)
             for name in names[shift:] + names[:shift]:
@@ -151,16 +151,27 @@ def measure_latency(
     }
 
 
-@contextmanager
-def _evaluating(networks: Any) -> Iterator[None]:
-    modes = [(module, module.training) for network in networks for module in network.modules()]
-    try:
-        for module, _ in modes:
-            module.training = False
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+def measure_side_by_side(
+    networks: Mapping[str, nn.Module], image_shape: Sequence[int], batch_sizes: Sequence[int]
+) -> dict[str, dict[str, Any]]:
+    """What each of several networks costs, as plain data for a report.
+
+    Args:
+        networks: What to measure, by name, on the CPU.
+        image_shape: Of one image: channels, height, width.
+        batch_sizes: At which latency is measured, by :func:`measure_latency`.
+
+    Returns:
+        For each name what :class:`Cost` and each :class:`Latency` tell: ``params``, ``macs``, ``latency``.
+    """
+    image = torch.zeros(1, *image_shape)
+    measured: dict[str, dict[str, Any]] = {
+        name: {**Cost.of(network, image).to_dict(), "latency": []} for name, network in networks.items()
+    }
+    for size in batch_sizes:
+        for name, latency in measure_latency(networks, torch.rand(size, *image_shape)).items():
+            measured[name]["latency"].append(latency.to_dict())
+    return measured
 
 
 def _synchronize(device: torch.device) -> None:

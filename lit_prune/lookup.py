@@ -1,12 +1,14 @@
-"""Modules and tensors by their qualified names, without a walk over all of a network."""
+"""Modules and tensors by their qualified names."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from torch import Tensor, nn
 
 
 def find_module(network: nn.Module, path: str) -> nn.Module | None:
-    """The submodule of that name; None where there is none.
+    """The submodule of that name, found without a walk over all of the network; None where there is none.
 
     Example:
         >>> net = nn.Sequential(nn.Sequential(nn.ReLU()))
@@ -35,3 +37,14 @@ def find_tensor(network: nn.Module, name: str) -> Tensor | None:
         return None
     tensor = module._parameters.get(own)
     return module._buffers.get(own) if tensor is None else tensor
+
+
+def tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers by name; of one that has several names, the first.
+
+    Example:
+        >>> [name for name, _ in tensors_of(nn.BatchNorm1d(3))]
+        ['weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked']
+    """
+    yield from module.named_parameters()
+    yield from module.named_buffers()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_prune.averages import follow_shapes
-from lit_prune.copies import tensors_of
+from lit_prune.lookup import tensors_of
 from lit_prune.surgery import adopt_shapes_
 
 Tensors = dict[str, Tensor]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 import lit_prune.remembered  # noqa: F401 - fills the table of attributes
 from lit_prune.attributes import register_attributes, update_attributes_
@@ -15,6 +16,7 @@ from lit_prune.plan import PruningPlan
 from lit_prune.statistics import keep_statistics_, shrink_statistics_
 
 __all__ = [
+    "accept_for_now",
     "accept_pruned",
     "accepts_pruned",
     "adopt_shapes_",
@@ -164,9 +166,17 @@ def accept_pruned(module: ModuleT) -> ModuleT:
         >>> dense.load_state_dict(nn.Linear(6, 4).state_dict())
         <All keys matched successfully>
     """
-    if not accepts_pruned(module):
-        module.register_load_state_dict_pre_hook(adopt_shapes_hook)  # type: ignore[no-untyped-call]
+    accept_for_now([module])
     return module
+
+
+def accept_for_now(modules: Iterable[nn.Module]) -> list[RemovableHandle]:
+    """:func:`accept_pruned` for modules on which it was not called, until the handles are removed."""
+    return [
+        module.register_load_state_dict_pre_hook(adopt_shapes_hook)  # type: ignore[no-untyped-call]
+        for module in modules
+        if not accepts_pruned(module)
+    ]
 
 
 def accepts_pruned(module: nn.Module) -> bool:

@@ -12,7 +12,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lit_prune.copies import tensors_of
+from lit_prune.lookup import tensors_of
 from lit_prune.plan import PruningPlan
 from lit_prune.surgery import accepts_pruned, select, shrink_, targets
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lit_prune.cost import Cost, Latency, measure_latency
+from lit_prune.cost import measure_side_by_side
 from lit_prune.data import DigitScenes, collate_detection
 from lit_prune.demo.recipe import Recipe
 from lit_prune.demo.training import Run
@@ -24,21 +24,15 @@ _SHOWN = 6  # scenes in the figure of detections
 def compare(recipe: Recipe, runs: Mapping[str, Run]) -> dict[str, Any]:
     """Measure the networks of several runs side by side, and put all that is known of them into plain data."""
     networks = {name: run.detector.model.cpu().eval() for name, run in runs.items()}
-    shape = (3, recipe.image_size, recipe.image_size)
-    measured: dict[str, list[Latency]] = {name: [] for name in runs}
-    for batch in _BATCHES:
-        for name, latency in measure_latency(networks, torch.rand(batch, *shape)).items():
-            measured[name].append(latency)
+    measured = measure_side_by_side(networks, (3, recipe.image_size, recipe.image_size), _BATCHES)
     report: dict[str, Any] = {}
     for name, run in runs.items():
-        cost = Cost.of(networks[name], torch.zeros(1, *shape))
         report[name] = {
-            **cost.to_dict(),
+            **measured[name],
             "epochs": len(run.epochs),
             "map": run.epochs[-1]["map"],
             "map_50": run.epochs[-1]["map_50"],
-            "latency_ms": measured[name][0].median_ms,
-            "latency": [latency.to_dict() for latency in measured[name]],
+            "latency_ms": measured[name]["latency"][0]["median_ms"],
             "training_seconds": run.seconds,
         }
     report["events"] = [event for run in runs.values() for event in run.events]

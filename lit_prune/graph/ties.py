@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import nn
@@ -15,6 +15,7 @@ from lit_prune.graph.recording import Recording, Slot
 Ties = Callable[[Any], Iterable[tuple[Slot, Slot]]]
 Fixed = Callable[[Any], Iterable[tuple[Slot, str]]]
 Whole = Callable[[Any], Iterable[Slot]]
+Entry = TypeVar("Entry")
 
 _TIES: dict[str, Ties] = {}
 _FIXED: dict[str, Fixed] = {}
@@ -37,13 +38,7 @@ def register_ties(cls: type[nn.Module] | str) -> Callable[[Ties], Ties]:
         >>> _TIES.pop("mylib.Attention") is _attention
         True
     """
-    name = cls if isinstance(cls, str) else f"{cls.__module__}.{cls.__qualname__}"
-
-    def register(ties: Ties) -> Ties:
-        _TIES[name] = ties
-        return ties
-
-    return register
+    return _entering(_TIES, cls)
 
 
 def register_fixed(cls: type[nn.Module] | str) -> Callable[[Fixed], Fixed]:
@@ -61,13 +56,7 @@ def register_fixed(cls: type[nn.Module] | str) -> Callable[[Fixed], Fixed]:
         >>> _FIXED.pop("mylib.Lookup") is _lookup
         True
     """
-    name = cls if isinstance(cls, str) else f"{cls.__module__}.{cls.__qualname__}"
-
-    def register(fixed: Fixed) -> Fixed:
-        _FIXED[name] = fixed
-        return fixed
-
-    return register
+    return _entering(_FIXED, cls)
 
 
 def register_whole(cls: type[nn.Module] | str) -> Callable[[Whole], Whole]:
@@ -85,13 +74,17 @@ def register_whole(cls: type[nn.Module] | str) -> Callable[[Whole], Whole]:
         >>> _WHOLE.pop("mylib.Attention") is _attention
         True
     """
-    name = cls if isinstance(cls, str) else f"{cls.__module__}.{cls.__qualname__}"
+    return _entering(_WHOLE, cls)
 
-    def register(whole: Whole) -> Whole:
-        _WHOLE[name] = whole
-        return whole
 
-    return register
+def _entering(table: dict[str, Entry], cls: type[nn.Module] | str) -> Callable[[Entry], Entry]:
+    name = cls if isinstance(cls, str) else qualified_names(cls)[0]
+
+    def enter(entry: Entry) -> Entry:
+        table[name] = entry
+        return entry
+
+    return enter
 
 
 def tie_widths(network: nn.Module, recording: Recording) -> None:

@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from rich.table import Table
 from torch import Tensor
 
-from lit_prune.cost import Cost, measure_latency
+from lit_prune.cost import measure_side_by_side
 from lit_prune.report import human, save_json
 from lit_prune.yolo.batches import Detections, box_targets
 from lit_prune.yolo.data import YOLODataModule
@@ -65,19 +65,11 @@ def compare_networks(
         (scores[name],) = Trainer(**quiet).validate(module, data, verbose=False)
         module.cpu().eval()
     batch = _most_to_see(data)
-    image = batch["img"][:1]
     networks = {name: module.model for name, module in modules.items()}
     report: dict[str, Any] = {
-        name: {
-            **Cost.of(networks[name], torch.zeros_like(image)).to_dict(),
-            **{key.removeprefix("val/"): value for key, value in scores[name].items()},
-            "latency": [],
-        }
-        for name in modules
+        name: {**costs, **{key.removeprefix("val/"): value for key, value in scores[name].items()}}
+        for name, costs in measure_side_by_side(networks, batch["img"].shape[1:], batches).items()
     }
-    for size in batches:
-        for name, latency in measure_latency(networks, torch.rand(size, *image.shape[1:])).items():
-            report[name]["latency"].append(latency.to_dict())
     report |= {"data": str(data.data), "task": tasks["dense"], "torch": torch.__version__}
     out.mkdir(parents=True, exist_ok=True)
     save_json(report, out / "report.json")

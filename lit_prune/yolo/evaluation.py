@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_prune.modes import evaluating
 from lit_prune.yolo.batches import Detections, check_images
 from lit_prune.yolo.decode import Thresholds
 from lit_prune.yolo.tasks import task_of
@@ -33,14 +34,8 @@ def run_network(network: Any, images: Tensor, thresholds: Thresholds) -> Any:
 
 def run_untouched(network: Any, images: Tensor, thresholds: Thresholds) -> Any:
     """Run a network as `run_network` does, without gradients; the mode of every part of it is as it was before."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        with torch.no_grad():
-            return run_network(network, images, thresholds)
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with evaluating(network), torch.no_grad():
+        return run_network(network, images, thresholds)
 
 
 def find_objects(

@@ -132,6 +132,8 @@ class Recipe:
 
         from lit_prune.yolo.networks import count_classes, quiet_ultralytics
 
+        # Lightning does this later; until then the number of batches is infinite.
+        trainer.fit_loop.setup_data()
         epochs = _epochs(trainer)
         batch, images = _sizes(trainer)
         settings = copy(self.settings)
@@ -214,8 +216,7 @@ def _between(start: float, end: float, share: float) -> float:
 
 
 def _epochs(trainer: Trainer) -> int:
-    # Asked for this, the Trainer loads the data; the number of batches alone is infinite until somebody has.
-    if not trainer.max_epochs or trainer.max_epochs < 1 or math.isinf(trainer.estimated_stepping_batches):
+    if not trainer.max_epochs or trainer.max_epochs < 1 or math.isinf(trainer.num_training_batches):
         raise ValueError(
             "Ultralytics' learning rate falls over the epochs of the run: give the Trainer max_epochs, and data whose "
             "length is known."
