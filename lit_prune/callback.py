@@ -24,6 +24,7 @@ from lit_prune.scope import Scope
 from lit_prune.select import SELECTIONS, Selection
 from lit_prune.surgery import accept_for_now, is_cut_to
 from lit_prune.trainer import (
+    check_callbacks,
     check_launcher,
     check_optimizer,
     check_strategy,
@@ -148,6 +149,7 @@ class ChannelPruning(Callback):
         if stage == "fit":
             if not self.before_wrap:
                 check_strategy(trainer)
+            check_callbacks(trainer)
             check_launcher(trainer, pl_module)
             self._events = self.schedule.events(declared_length(trainer, self.schedule.unit))
             self.pruner.policy.scope.check(pl_module)

@@ -37,7 +37,7 @@ def shrink_(module: ModuleT, plan: PruningPlan) -> ModuleT:
 
     Parameters and buffers keep their identity (``p is p`` before and after); gradients are cut along; integers that
     modules remember (``out_channels``, ``C2PSA.c``) follow. Optimizer state is not reached from here: see
-    :func:`lit_prune.trainer.shrink_optimizer_`.
+    :func:`lit_prune.trainer.prune_`.
 
     Args:
         module: The network that the plan was made for.

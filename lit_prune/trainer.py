@@ -150,6 +150,16 @@ def check_strategy(trainer: Trainer) -> None:
             )
 
 
+def check_callbacks(trainer: Trainer) -> None:
+    """Raise an UnsupportedError for a callback that masks weights: its masks would come back over the cut weights."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if any(base.__name__ == "ModelPruning" for base in type(callback).__mro__):
+            raise UnsupportedError(
+                f"{type(callback).__name__} sets weights to zero behind masks, and ChannelPruning cuts the same "
+                "weights away. Take one of them out of the Trainer's callbacks."
+            )
+
+
 def check_launcher(trainer: Trainer, module: nn.Module) -> None:
     """Raise an UnsupportedError where the main process will load shrunk weights and does not know how.
 

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelPruning
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
@@ -140,6 +141,17 @@ def test_strategies_that_cannot_are_refused_and_named(name):
         check_strategy(run)
     run.strategy.__class__ = type("MyDDP", (DDPStrategy,), {})
     check_strategy(run)
+
+
+def test_masks_of_another_callback_are_refused_before_training():
+    masks = ModelPruning("l1_unstructured", amount=0.5)
+    run, model = trainer(ChannelPruning(0.5, 1), masks), Classifier()
+    before = copy.deepcopy(model.state_dict())
+
+    with pytest.raises(UnsupportedError, match="ModelPruning sets weights to zero behind masks"):
+        run.fit(model, loader())
+
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("average", ["WeightAveraging", "StochasticWeightAveraging"])

@@ -1,18 +1,18 @@
-"""Mean average precision over several ranks. Importing this module imports torchmetrics' detection metrics."""
+"""Metrics over several ranks that saw different numbers of images."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
-from torchmetrics.detection import MeanAveragePrecision
+from torchmetrics import Metric
 
 
-class GatheredMeanAveragePrecision(MeanAveragePrecision):
-    """torchmetrics' `MeanAveragePrecision`, for ranks that saw different numbers of images.
+class GathersUnevenly(Metric):
+    """Comes before a metric whose states are lists of tensors, and gathers them in one operation.
 
-    torchmetrics gathers what it keeps of each image in an operation of its own. A rank with fewer images is through
-    with them earlier, and the ranks then meet in different operations, and hang or fail.
+    torchmetrics gathers each list in operations of its own. A rank that saw fewer images is through with them earlier,
+    or, if it saw none, sends another shape, and the ranks then hang or fail.
     """
 
     def _sync_dist(self, dist_sync_fn: Callable[..., Any] | None = None, process_group: Any | None = None) -> None:

@@ -11,13 +11,14 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lit_prune.yolo.batches import Detections, box_targets
+from lit_prune.yolo.gathering import GathersUnevenly
 
 _TOP = 5
 
 
 def mean_average_precision() -> Any:
     """Build torchmetrics' `MeanAveragePrecision`, on the fast backend that the yolo extra installs."""
-    from lit_prune.yolo.gathering import GatheredMeanAveragePrecision
+    from lit_prune.yolo.box_precision import GatheredMeanAveragePrecision
 
     try:
         metric = GatheredMeanAveragePrecision(backend="faster_coco_eval")
@@ -53,7 +54,7 @@ class BoxPrecision(Metric):
         self._metric.reset()
 
 
-class UltralyticsPrecision(Metric):
+class UltralyticsPrecision(GathersUnevenly):
     """Mean average precision by Ultralytics' own validator of a task, over all ranks.
 
     Scores are `map` and `map_50` of boxes (rotated ones of OBB), and the same of what a task has beside them:
@@ -71,7 +72,7 @@ class UltralyticsPrecision(Metric):
         super().__init__()
         self._kinds = {"tp": "", **({extra[0]: extra[1]} if extra else {})}
         for name in (*self._kinds, "conf", "pred_cls", "target_cls"):
-            self.add_state(name, default=[], dist_reduce_fx="cat")
+            self.add_state(name, default=[])
         self._validator = _build_validator(network, validator)
 
     def update(self, found: Detections, batch: Mapping[str, Any]) -> None:
@@ -159,5 +160,4 @@ def _theirs(entry: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _joined(values: Any) -> Any:
-    """Of a state: a list of tensors before ranks were merged, one tensor after."""
-    return (torch.cat(values) if isinstance(values, list) else values).cpu().numpy()
+    return torch.cat(values).cpu().numpy()

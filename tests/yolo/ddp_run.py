@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 
 from lit_prune.yolo import LitYOLO, YOLODataModule
 from lit_prune.yolo.metrics import mean_average_precision
+from lit_prune.yolo.tasks import task_named
 
 torch.set_num_threads(1)
 
@@ -60,6 +61,21 @@ def scores_of(images: range) -> dict[str, float]:
     return {name: float(values[name]) for name in ("map", "map_50")}
 
 
+def rotated_scores_of(images: range) -> dict[str, float]:
+    """The same of rotated boxes, by Ultralytics' own validator."""
+    network = LitYOLO("yolov8n-obb.yaml", num_classes=3).model
+    metric = task_named("obb").metric(network)
+    for number in images:
+        truth = torch.rand(number + 1, 5, generator=torch.Generator().manual_seed(number)) / 4 + 0.3
+        batch = {"img": torch.zeros(1, 3, 64, 64), "cls": torch.arange(number + 1)[:, None] % 3.0, "bboxes": truth}
+        rotated = truth * torch.tensor([64, 64, 64, 64, 1])
+        rotated[0, 0] += number
+        scores = torch.linspace(0.9, 0.5, number + 1) - number / 100
+        found = {"rotated": rotated, "scores": scores, "labels": batch["cls"].flatten()}
+        metric.update([found], {**batch, "batch_idx": torch.zeros(number + 1)})
+    return {name: float(value) for name, value in metric.compute().items()}
+
+
 def main(out: Path, data: str) -> None:
     torch.manual_seed(0)
     model = Watching()
@@ -68,7 +84,13 @@ def main(out: Path, data: str) -> None:
     trainer.save_checkpoint(out / "net.ckpt")
     scores = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
     weights = {name: value.detach() for name, value in model.model.named_parameters()}
-    made_up = scores_of(range(5) if trainer.global_rank == 0 else range(5, 7))
+    first = trainer.global_rank == 0
+    made_up = {
+        "uneven": scores_of(range(5) if first else range(5, 7)),
+        "one saw nothing": scores_of(range(7 if first else 0)),
+        "rotated": rotated_scores_of(range(5) if first else range(5, 7)),
+        "rotated, one saw nothing": rotated_scores_of(range(7 if first else 0)),
+    }
     found = {"seen": model.seen, "scores": scores, "weights": weights, "made up": made_up}
     torch.save(found, out / f"rank{trainer.global_rank}.pt")
 

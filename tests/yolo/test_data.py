@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 from ultralytics.data.augment import Mosaic
 
@@ -24,7 +25,7 @@ def _module(data, **options) -> YOLODataModule:
 
 def _trainer(**options) -> Trainer:
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return Trainer(accelerator="cpu", enable_checkpointing=False, **quiet, **options)
+    return Trainer(accelerator="cpu", enable_checkpointing=False, **{**quiet, **options})
 
 
 def _mosaic(dataset) -> float:
@@ -189,6 +190,18 @@ def test_hyperparameters_of_an_earlier_run(digits, tmp_path):
     data.setup("fit")
     assert next(iter(data.train_dataloader()))["img"].shape == (2, 3, 96, 96)
     assert _mosaic(data.train_dataloader().dataset) == 0.25
+
+
+def test_a_logger_takes_settings_that_only_the_data_have(digits, tmp_path):
+    logger = CSVLogger(tmp_path)
+    data = _module(digits, hyperparameters={"mosaic": 0.5})
+
+    _trainer(max_epochs=1, limit_train_batches=1, limit_val_batches=0, logger=logger).fit(
+        LitYOLO("yolov8n.yaml", num_classes=10, hyperparameters={"mosaic": 0.2}), data
+    )
+
+    assert logger.experiment.hparams["hyperparameters"]["mosaic"] == 0.2
+    assert data.hparams["hyperparameters"]["mosaic"] == 0.5
 
 
 def test_one_class_for_all(digits):

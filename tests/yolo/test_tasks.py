@@ -4,17 +4,25 @@ from pathlib import Path
 import lightning
 import pytest
 import torch
-from ultralytics import YOLO
+from ultralytics import RTDETR, YOLO
 
 from lit_prune import ChannelPruning
 from lit_prune.activations import Calibration
 from lit_prune.data import write_digits
 from lit_prune.select import ClusterSelection
-from lit_prune.yolo import LitYOLO, YOLODataModule, build_detector
+from lit_prune.yolo import LitYOLO, UltralyticsPruning, YOLODataModule, build_detector
 from lit_prune.yolo.batches import box_targets
 from lit_prune.yolo.evaluation import run_network
 from lit_prune.yolo.export import export_detector
 from lit_prune.yolo.tasks import TASKS, task_named, task_of, task_of_head
+from lit_prune.yolo.trainers import (
+    PrunedClassificationTrainer,
+    PrunedDetectionTrainer,
+    PrunedOBBTrainer,
+    PrunedPoseTrainer,
+    PrunedRTDETRTrainer,
+    PrunedSegmentationTrainer,
+)
 
 _OF_A_TASK = {
     "segment": "yolov8n-seg.yaml",
@@ -33,6 +41,13 @@ _FAMILIES = [
     *(("obb", f"{name}n-obb.yaml") for name in ("yolov8", "yolo11", "yolo12")),
     *(("classify", f"{name}n-cls.yaml") for name in ("yolo11", "yolo12", "yolo26")),
 ]
+_TRAINERS = {
+    "detect": PrunedDetectionTrainer,
+    "segment": PrunedSegmentationTrainer,
+    "pose": PrunedPoseTrainer,
+    "obb": PrunedOBBTrainer,
+    "classify": PrunedClassificationTrainer,
+}
 _NO_AUGMENTATION = {"mosaic": 0.0, "fliplr": 0.0, "hsv_h": 0.0, "hsv_s": 0.0, "hsv_v": 0.0, "scale": 0.0}
 _NO_AUGMENTATION |= {"translate": 0.0, "erasing": 0.0, "auto_augment": ""}
 
@@ -71,6 +86,10 @@ def _batch(name, task, path):
     return lit, data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0)
 
 
+def _shapes(network):
+    return {key: value.shape for key, value in network.state_dict().items()}
+
+
 def _whole_way(name, path, tmp_path):
     """Train, prune, fine-tune, export, and open the file in Ultralytics; both networks."""
     lit, data = _model(name), _data(path)
@@ -83,9 +102,7 @@ def _whole_way(name, path, tmp_path):
     assert {"train/loss", "pruning/macs"} <= set(metrics)
     assert all(torch.isfinite(value) for value in metrics.values())
     yolo = YOLO(export_detector(lit.model, tmp_path / "pruned.pt"))
-    assert {key: value.shape for key, value in yolo.model.state_dict().items()} == {
-        key: value.shape for key, value in lit.model.state_dict().items()
-    }
+    assert _shapes(yolo.model) == _shapes(lit.model)
     assert yolo.task == lit.task.name
     scores = yolo.val(data=path, imgsz=64, batch=4, workers=0, plots=False, verbose=False, project=str(tmp_path))
     assert all(0 <= value <= 1 for value in scores.results_dict.values())
@@ -129,6 +146,35 @@ def test_the_whole_way(task, written, tmp_path):
 @pytest.mark.parametrize(("task", "name"), _FAMILIES)
 def test_the_whole_way_of_every_family(task, name, written, tmp_path):
     _whole_way(name, written(task), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "name", "trainer"),
+    [
+        *((task, name, _TRAINERS[task]) for task, name in _OF_A_TASK.items()),
+        ("detect", "yolov8n-rtdetr.yaml", PrunedRTDETRTrainer),
+    ],
+)
+def test_ultralytics_own_trainer_prunes_every_task_and_trains_on(task, name, trainer, written, tmp_path):
+    path = written(task)
+    settings = {"data": path, "imgsz": 64, "batch": 4, "workers": 0, "plots": False, "verbose": False, "amp": False}
+    settings |= {"project": str(tmp_path / "runs"), "device": "cpu"}
+    opener = RTDETR if "rtdetr" in name else YOLO
+    dense = sum(parameter.numel() for parameter in opener(name).model.parameters())
+    pruning = UltralyticsPruning(amount=0.3, epochs=1)
+    yolo = pruning.attach(opener(name))
+
+    yolo.train(epochs=2, **settings)
+
+    (event,) = pruning.record.events
+    before, after = event["params"]
+    assert after < 0.8 * before
+    again = opener(str(yolo.trainer.last))
+    assert sum(parameter.numel() for parameter in again.model.parameters()) < 0.8 * dense
+    shapes = _shapes(again.model)
+    again.train(trainer=trainer, epochs=1, **settings)
+    assert _shapes(again.model) == shapes
 
 
 @pytest.mark.parametrize("task", _OF_A_TASK)
@@ -209,17 +255,18 @@ def test_accuracy_counts_the_first_and_the_first_five():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", _OF_A_TASK)
-def test_validation_equals_ultralytics_own(task, written, tmp_path):
+@pytest.mark.parametrize("task", ["detect", *_OF_A_TASK])
+def test_validation_equals_ultralytics_own_and_training_on_there_loses_nothing(task, written, tmp_path):
     # YOLO26's end-to-end head takes longer to learn anything.
-    name = {**_OF_A_TASK, "obb": "yolov8n-obb.yaml"}[task]
+    name = {**_OF_A_TASK, "detect": "yolov8n.yaml", "obb": "yolov8n-obb.yaml"}[task]
     path = written(task, scenes=16)
     if task != "classify":
         # What was learnt by heart is found again.
         file = Path(path)
         file.write_text(file.read_text().replace("val: images/val", "val: images/train"))
     lit, data = _model(name, lr=2e-3), _data(path, hyperparameters=_NO_AUGMENTATION)
-    trainer = _trainer(tmp_path, max_epochs=60, limit_val_batches=0)
+    pruning = ChannelPruning(amount=0.3, epochs=20)
+    trainer = _trainer(tmp_path, max_epochs=60, limit_val_batches=0, callbacks=[pruning])
     trainer.fit(lit, data)
 
     (ours,) = _trainer(tmp_path).validate(lit, data, verbose=False)
@@ -242,6 +289,14 @@ def test_validation_equals_ultralytics_own(task, written, tmp_path):
     assert compared
     assert max(value for value, _ in compared.values()) > 0.2, compared
     assert all(abs(one - other) <= 0.002 for one, other in compared.values()), compared
+
+    shapes = _shapes(yolo.model)
+    gentle = {"epochs": 1, "optimizer": "AdamW", "lr0": 1e-5, "warmup_epochs": 0, "seed": 0, "device": "cpu"}
+    yolo.train(trainer=_TRAINERS[task], data=path, **options, **gentle, **_NO_AUGMENTATION)
+    assert _shapes(yolo.model) == shapes
+    later = yolo.val(data=path, **options).results_dict
+    for key in compared:
+        assert later[keys[key]] >= theirs[keys[key]] - 0.05, (key, later, theirs)
 
 
 @pytest.mark.parametrize("task", _OF_A_TASK)
