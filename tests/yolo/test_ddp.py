@@ -53,7 +53,7 @@ def test_each_rank_sees_its_own_half_and_both_see_all(digits, tmp_path):
         assert torch.equal(value, second["weights"][name])
     assert first["scores"] == second["scores"]
     alone = {"": scores_of(range(7)), "rotated": rotated_scores_of(range(7))}
-    assert all(0.1 < scores["map"] < 0.9 for scores in alone.values()), alone
+    assert all(0.1 < scores["map"] < 0.99 for scores in alone.values()), alone
     for name, scores in first["made up"].items():
         assert scores == second["made up"][name] == pytest.approx(alone["rotated" if "rotated" in name else ""]), name
     (one_rank,) = Trainer(**settings(1)).validate(
