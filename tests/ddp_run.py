@@ -23,7 +23,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDSt
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 from lit_prune import ChannelPruning, PruningPlan, accept_pruned
 from lit_prune.criteria import Criterion, Magnitude
@@ -113,7 +113,7 @@ class Falling(Classifier):
 
 
 class Plain(Classifier):
-    """Without normalisation over the batch, so that it learns the same of half a batch on each of two ranks."""
+    """Learns the same of half a batch on each of two ranks: no norm over the batch, and all data in their order."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -121,6 +121,13 @@ class Plain(Classifier):
             if isinstance(module, nn.BatchNorm2d):
                 parent, _, last = name.rpartition(".")
                 setattr(self.net.get_submodule(parent), last, nn.GroupNorm(1, module.num_features))
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        # Lightning's own sampler shuffles what is trained on.
+        ranks = self.trainer.world_size
+        examples = data(16).dataset
+        sampler: Any = DistributedSampler(examples, ranks, self.global_rank, shuffle=False)
+        return DataLoader(examples, batch_size=16 // ranks, sampler=sampler)
 
 
 MODULES = {"partly used": Partly, "falling": Falling, "plain": Plain, "sharded": Sharded}
@@ -253,7 +260,8 @@ def main(out: Path, options: dict[str, Any]) -> None:
     if options.get("accept"):
         accept_pruned(module)
     validation = data(16 // ranks) if options.get("recovery") else None
-    run.fit(module, data(16 // ranks), validation, ckpt_path=options.get("resumes"))
+    training = None if kind is Plain else data(16 // ranks)
+    run.fit(module, training, validation, ckpt_path=options.get("resumes"))
     torch.save(widths(module), out / f"main{run.global_rank}.pt")
 
 
