@@ -10,6 +10,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from lit_prune.lookup import modules_of
+
 AttributeUpdate = Callable[[Any], None]
 
 # What a convolution in groups carries once it was cut: outputs a group where it was depthwise before, 0 where not.
@@ -57,7 +59,7 @@ def register_attributes(cls: type[nn.Module] | str) -> Callable[[AttributeUpdate
 def update_attributes_(module: nn.Module) -> None:
     """Bring the remembered integers of all submodules in line with their tensors."""
     # Children come after their parents in `modules()`; what a parent remembers is read off its children.
-    children = list(module.modules())
+    children = [child for _, child in modules_of(module)]
     updates = {cls: list(_updates(cls)) for cls in {type(child) for child in children}}
     for child in reversed(children):
         for update in updates[type(child)]:

@@ -23,6 +23,25 @@ def find_module(network: nn.Module, path: str) -> nn.Module | None:
     return found
 
 
+def modules_of(network: nn.Module) -> list[tuple[str, nn.Module]]:
+    """What ``network.named_modules()`` yields, in a fraction of its time: that takes a generator for every level.
+
+    Example:
+        >>> [name for name, _ in modules_of(nn.Sequential(nn.Sequential(nn.ReLU()), nn.ReLU()))]
+        ['', '0', '0.0', '1']
+    """
+    found: dict[nn.Module, str] = {}
+    waiting: list[tuple[str, nn.Module]] = [("", network)]
+    while waiting:
+        path, module = waiting.pop()
+        if module not in found:
+            found[module] = path
+            prefix = f"{path}." if path else ""
+            children = [(prefix + name, child) for name, child in module._modules.items() if child is not None]
+            waiting.extend(reversed(children))
+    return [(path, module) for module, path in found.items()]
+
+
 def find_tensor(network: nn.Module, name: str) -> Tensor | None:
     """The parameter or buffer of that name; None where there is none.
 
@@ -46,5 +65,12 @@ def tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         >>> [name for name, _ in tensors_of(nn.BatchNorm1d(3))]
         ['weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked']
     """
-    yield from module.named_parameters()
-    yield from module.named_buffers()
+    modules = modules_of(module)
+    for kind in ("_parameters", "_buffers"):
+        seen = set()
+        for path, owner in modules:
+            prefix = f"{path}." if path else ""
+            for name, tensor in vars(owner)[kind].items():
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    yield prefix + name, tensor

@@ -166,7 +166,10 @@ class Pruner:
 
     def note_score(self, trainer: Trainer) -> None:
         """Remember the monitored metric: a resumed run has none until its first validation."""
-        value = trainer.callback_metrics.get(self.recovery.monitor or "")
+        if self.recovery.monitor is None:
+            # To ask for the metrics is to compute them all.
+            return
+        value = trainer.callback_metrics.get(self.recovery.monitor)
         if value is not None:
             self._noted = float(value)
 

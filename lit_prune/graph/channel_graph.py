@@ -15,7 +15,7 @@ from lit_prune.graph.groups import ChannelGroup, Grouping, plan_without
 from lit_prune.graph.labels import Row
 from lit_prune.graph.probe import examine, rehearse
 from lit_prune.graph.recording import Call, Recording
-from lit_prune.lookup import tensors_of
+from lit_prune.lookup import modules_of, tensors_of
 from lit_prune.plan import PruningPlan
 
 Removal = Mapping[str, "Sequence[int] | Tensor | Row"]
@@ -181,7 +181,7 @@ def _idle(network: nn.Module, recording: Recording) -> dict[str, str]:
     """Layers that the forward did not use, so that nothing is known of what they would meet."""
     tensors = dict(tensors_of(network))
     used = {id(tensors[name]) for name, _ in recording.slots if name in tensors}
-    weights = {name: getattr(module, "weight", None) for name, module in network.named_modules()}
+    weights = {name: getattr(module, "weight", None) for name, module in modules_of(network)}
     return {
         name: "takes no part in the forward of these inputs"
         for name, weight in weights.items()

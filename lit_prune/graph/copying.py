@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from lit_prune.lookup import modules_of
+
 # Values of these types can't change, or mean the same wherever they are.
 _IMMUTABLE = frozenset(
     {type(None), bool, int, float, complex, str, bytes, type, range, slice, type(...)}
@@ -50,7 +52,7 @@ class _Copier:
         self._memo: dict[int, Any] = {}
 
     def copy(self) -> nn.Module:
-        modules = list(self._network.modules())
+        modules = [module for _, module in modules_of(self._network)]
         plain = [module for module in modules if _is_plain(type(module))]  # type: ignore[arg-type]
         for module in plain:
             self._memo[id(module)] = object.__new__(type(module))
@@ -68,7 +70,7 @@ class _Copier:
             shell.training = module.training
         copied: nn.Module = self._value(self._network)
         if len(plain) < len(modules):
-            for module in copied.modules():
+            for _, module in modules_of(copied):
                 vars(module)["_compiled_call_impl"] = None
         return copied
 
@@ -90,7 +92,8 @@ class _Copier:
                 state[name] = self._value(value)
         # Compiled in place, a copy would run the module that it was copied from.
         state["_compiled_call_impl"] = None
-        self._memo[id(module)].__dict__ = state
+        # Past `nn.Module.__setattr__`, which looks at what is set.
+        object.__setattr__(self._memo[id(module)], "__dict__", state)
 
     def _prepare(self, module: nn.Module) -> None:
         """Have ``copy.deepcopy`` find what it must not copy by itself, in a module with a way of its own."""

@@ -20,6 +20,7 @@ from lit_prune.graph.rules import RULES
 from lit_prune.graph.skeleton import on_meta, replica, skeleton, twin
 from lit_prune.graph.ties import keep_whole, tie_widths
 from lit_prune.graph.trace import Reached, Until, record
+from lit_prune.lookup import modules_of
 from lit_prune.plan import PruningPlan
 from lit_prune.surgery import shrink_
 
@@ -194,7 +195,7 @@ class _Probe:
         kind = type(self._network.get_submodule(layer))
         if kind.__module__.startswith("torch.nn."):
             return [layer]
-        return [name for name, module in self._network.named_modules() if type(module) is kind]
+        return [name for name, module in modules_of(self._network) if type(module) is kind]
 
 
 def _place(unit: Unit, layer: str) -> frozenset[Slot]:

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map_only
 
 from lit_prune.graph.copying import copy_module
 from lit_prune.graph.recording import Call
+from lit_prune.lookup import modules_of
 
 # A meta tensor carries under this attribute what it stands for, where that is a few numbers outside the weights.
 _VALUE = "_lit_prune_value"
@@ -26,7 +27,7 @@ def skeleton(network: nn.Module) -> nn.Module:
     # What is no weight a forward may read numbers from: strides, scales and the like.
     weights = {
         id(buffer)
-        for module in network.modules()
+        for _, module in modules_of(network)
         for buffer in module._buffers.values()
         if buffer is not None and buffer.dim()
     }

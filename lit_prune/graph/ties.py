@@ -11,6 +11,7 @@ from torch import nn
 from lit_prune.attributes import qualified_names
 from lit_prune.graph.labels import Row
 from lit_prune.graph.recording import Recording, Slot
+from lit_prune.lookup import modules_of
 
 Ties = Callable[[Any], Iterable[tuple[Slot, Slot]]]
 Fixed = Callable[[Any], Iterable[tuple[Slot, str]]]
@@ -90,7 +91,7 @@ def _entering(table: dict[str, Entry], cls: type[nn.Module] | str) -> Callable[[
 def tie_widths(network: nn.Module, recording: Recording) -> None:
     """Join and freeze what the tables say of the modules of ``network``."""
     slots, labels = recording.slots, recording.labels
-    for path, module in network.named_modules():
+    for path, module in modules_of(network):
         prefix = f"{path}." if path else ""
         for name in qualified_names(type(module)):
             if name in _FIXED:
@@ -108,7 +109,7 @@ def tie_widths(network: nn.Module, recording: Recording) -> None:
 def keep_whole(network: nn.Module, recording: Recording) -> None:
     """Make whole the heads that the table names of the modules of ``network``."""
     rows: list[Row | None] = []
-    for path, module in network.named_modules():
+    for path, module in modules_of(network):
         prefix = f"{path}." if path else ""
         for name in qualified_names(type(module)):
             if name in _WHOLE:

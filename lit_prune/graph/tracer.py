@@ -17,6 +17,7 @@ from lit_prune.graph.operation import Operation, signature, tensors_among
 from lit_prune.graph.recording import Recording
 from lit_prune.graph.skeleton import is_remembered, remember, remembered
 from lit_prune.graph.values import Block
+from lit_prune.lookup import modules_of
 
 Rows = list[Row | None]
 Rule = Callable[["Tracer", Operation], None]
@@ -38,7 +39,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.path: list[str] = []
         self._names: dict[int, str] = {}
         self._kernels: set[int] = set()
-        self.modules: dict[nn.Module, str] = {module: name for name, module in network.named_modules()}
+        self.modules: dict[nn.Module, str] = {module: name for name, module in modules_of(network)}
         for module, path in self.modules.items():
             prefix = f"{path}." if path else ""
             for name, tensor in (*module._parameters.items(), *module._buffers.items()):
@@ -238,8 +239,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return any(p is not None and id(p) not in self._values and p.numel() > 1 for p in parameters)
 
     def _is_tracked(self, tensor: Tensor) -> bool:
+        if id(tensor) in self._names:
+            # However often a layer is called, each time costs, of one channel as well.
+            return True
         known = self._values.get(id(tensor))
-        return id(tensor) in self._names if known is None else bool(known[1])
+        return known is not None and bool(known[1])
 
 
 def _connected(spans: Sequence[tuple[int, ...]]) -> list[list[int]]:

@@ -113,6 +113,25 @@ def test_costs_foretold_are_those_of_the_shrunk_network(share: float) -> None:
     assert [(group.name, group.size) for group in rehearsed.groups] == [(g.name, g.size) for g in shrunk.groups]
 
 
+def test_a_layer_of_one_channel_costs_each_time_that_it_is_called() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.out = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1), nn.Conv2d(2, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            return self.out(self.second(x)) + self.out(self.second(2 * x))
+
+    network = Twice()
+    graph = ChannelGraph.trace(network, IMAGES)
+    removal = {"first": [0, 2, 3], "second": [0]}
+
+    shrunk = ChannelGraph.trace(shrink_(copy.deepcopy(network), graph.plan(removal)), IMAGES)
+
+    assert graph.macs_without(removal) == shrunk.macs == 64 * (3 + 2 * 1 + 2 * 2)
+
+
 def test_a_rehearsal_changes_nothing() -> None:
     net = _chain()
     graph = ChannelGraph.trace(net, IMAGES)
