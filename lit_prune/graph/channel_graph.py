@@ -178,12 +178,16 @@ def _collector_paused() -> Iterator[None]:
 
 
 def _idle(network: nn.Module, recording: Recording) -> dict[str, str]:
-    """Layers that the forward did not use, so that nothing is known of what they would meet."""
+    """Layers whose weight no operation met, and why."""
     tensors = dict(tensors_of(network))
     used = {id(tensors[name]) for name, _ in recording.slots if name in tensors}
-    weights = {name: getattr(module, "weight", None) for name, module in modules_of(network)}
-    return {
-        name: "takes no part in the forward of these inputs"
-        for name, weight in weights.items()
-        if isinstance(weight, Tensor) and weight.dim() > 1 and max(weight.shape[:2]) > 1 and id(weight) not in used
-    }
+    found = {}
+    for name, module in modules_of(network):
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, Tensor) and weight.dim() > 1 and max(weight.shape[:2]) > 1 and id(weight) not in used:
+            found[name] = (
+                "takes no part in the forward of these inputs"
+                if "weight" in module._parameters
+                else "has no weight of its own to cut: each forward computes it (weight_norm, a parametrization)"
+            )
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from lit_prune import ChannelGraph, shrink_
 from lit_prune.graph.recording import TraceError
-from tests.networks import random_removal
+from tests.networks import check_invariant, random_removal
 
 IMAGES = torch.zeros(1, 3, 8, 8)
 
@@ -53,6 +54,15 @@ def test_a_layer_that_does_not_run_is_frozen_and_says_so() -> None:
         "5": "reaches the network's output",
         "0.spare": "takes no part in the forward of these inputs",
     }
+
+
+@pytest.mark.parametrize("normalise", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
+def test_a_layer_whose_weight_is_computed_is_frozen_and_says_so(normalise: Any) -> None:
+    net = _chain()
+    normalise(net[2])
+    graph = ChannelGraph.trace(net, IMAGES)
+    assert "each forward computes it" in graph.frozen["2"]
+    assert check_invariant(net, torch.randn(1, 3, 8, 8)).worst < 1e-4
 
 
 @pytest.mark.parametrize("channels", [[8], [-1], [0, 12]])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lit_prune import ChannelGraph, attributes
 from lit_prune.attributes import register_attributes
-from lit_prune.graph import register_ties, ties
+from lit_prune.graph import probe, register_ties, ties
 from tests.networks import check_invariant
 
 IMAGES = torch.zeros(2, 3, 4, 4)
@@ -34,9 +34,10 @@ class Remembers(nn.Module):
 @pytest.fixture
 def _tables() -> Iterator[None]:
     """The tables as they were."""
-    before = dict(attributes._ATTRIBUTES), dict(ties._TIES)
+    tables = (attributes._ATTRIBUTES, ties._TIES, ties._WHOLE)
+    before = [dict(table) for table in tables]
     yield
-    for table, was in zip((attributes._ATTRIBUTES, ties._TIES), before, strict=True):
+    for table, was in zip(tables, before, strict=True):
         table.clear()
         table.update(was)  # type: ignore[arg-type]
 
@@ -159,6 +160,39 @@ def test_heads_go_whole_where_a_table_says_how_their_number_follows() -> None:
     assert group.size == 4
     assert group.indices(("out.weight", 1), [1]).tolist() == [5, 6, 7, 8, 9]
     assert len(group.indices(("qkv.weight", 0), [1])) == 15
+
+
+class ScaledHeads(Heads):
+    """Computes its scale from the width of a head, which therefore stays."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, _ = x.shape
+        q, k, v = self.qkv(x).view(n, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
+        return self.out((weights @ v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.usefixtures("_tables")
+def test_heads_that_a_table_names_are_found_without_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    @register_attributes(Heads)
+    def _heads(module: Any) -> None:
+        module.heads = module.out.in_features // module.width
+
+    traces, record = [], probe.record
+    monkeypatch.setattr(probe, "record", lambda *arguments: traces.append(1) or record(*arguments))
+    searched = ChannelGraph.trace(ScaledHeads(), torch.zeros(2, 7, 6)).groups
+    number = len(traces)
+
+    @ties.register_whole(ScaledHeads)
+    def _whole(module: Any) -> Any:
+        yield "qkv.weight", 0
+
+    traces.clear()
+    named = ChannelGraph.trace(ScaledHeads(), torch.zeros(2, 7, 6)).groups
+
+    assert [(group.name, group.size) for group in named] == [(group.name, group.size) for group in searched]
+    assert [group.size for group in named] == [4]
+    assert len(traces) == 2 < number
 
 
 def test_rehearsal_refuses_what_does_not_come_out_as_foretold() -> None:
