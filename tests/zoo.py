@@ -65,6 +65,23 @@ LESS: dict[str, tuple[float, str]] = {
     # Pieces of remembered widths go to layers far away.
     "ultralytics/yolov9e-seg.yaml": (0.89, "can't be narrowed"),
     "ultralytics/yolov9e.yaml": (0.89, "can't be narrowed"),
+    # Maps of several scales are gathered into one tensor, place by place.
+    **dict.fromkeys(
+        (
+            "torchvision/fasterrcnn_mobilenet_v3_large_320_fpn",
+            "torchvision/fasterrcnn_mobilenet_v3_large_fpn",
+            "torchvision/fasterrcnn_resnet50_fpn",
+            "torchvision/fasterrcnn_resnet50_fpn_v2",
+            "torchvision/maskrcnn_resnet50_fpn",
+            "torchvision/maskrcnn_resnet50_fpn_v2",
+        ),
+        (0.96, "index_put picks from it"),
+    ),
+    # Random weights find nobody, whose keypoints would be looked for.
+    "torchvision/keypointrcnn_resnet50_fpn": (0.84, "is run on nothing"),
+    # The best places are picked from all classes at once.
+    "torchvision/retinanet_resnet50_fpn": (0.97, "is picked from by index"),
+    "torchvision/retinanet_resnet50_fpn_v2": (0.97, "is picked from by index"),
     # A shuffle in every block couples channels in long cycles.
     "torchvision/shufflenet_v2_x0_5": (0.86, "can only go all together"),
     "torchvision/shufflenet_v2_x1_0": (0.8, "can only go all together"),
@@ -77,9 +94,29 @@ LESS: dict[str, tuple[float, str]] = {
     "timm/resnetv2_50d_evos": (0.0, "can't be narrowed"),
     # Linear attention appends a constant to the values of each head.
     "timm/efficientvit_b0": (0.65, "is padded"),
+    # The places that score best are picked from all classes at once.
+    "torchvision/ssd300_vgg16": (0.69, "is picked from by index"),
+    "torchvision/ssdlite320_mobilenet_v3_large": (0.85, "is picked from by index"),
     # Attention whose widths are remembered.
     "timm/efficientvit_m0": (0.47, "can't be narrowed"),
     "timm/edgenext_xx_small": (0.05, "can't be narrowed"),
+    "timm/botnet26t_256": (0.78, "can't be narrowed"),
+    "timm/coatnet_0_224": (0.75, "can't be narrowed"),
+    "timm/efficientformerv2_s0": (0.62, "can't be narrowed"),
+    "timm/focalnet_tiny_srf": (0.55, "can't be narrowed"),
+    "timm/lambda_resnet26t": (0.87, "can't be narrowed"),
+    "timm/lamhalobotnet50ts_256": (0.85, "can't be narrowed"),
+    "timm/mobilenetv4_hybrid_medium": (0.93, "can't be narrowed"),
+    "timm/nextvit_small": (0.68, "can't be narrowed"),
+    "timm/sebotnet33ts_256": (0.8, "can't be narrowed"),
+    "timm/visformer_tiny": (0.72, "can't be narrowed"),
+    # Attention over windows that are cut out of the map.
+    "timm/halonet26t": (0.78, "meets what is not tracked"),
+    "timm/haloregnetz_b": (0.85, "meets what is not tracked"),
+    "timm/sehalonet33ts": (0.8, "meets what is not tracked"),
+    # One channel of the queries weighs all the others.
+    "timm/mobilevitv2_050": (0.81, "is a piece of one channel"),
+    "timm/bat_resnext26ts": (0.87, "is convolved over"),
 }
 
 

@@ -76,6 +76,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if known.constants and (numbers := known.numbers(operation)):
                 self.recording.constants.append((operation.name, numbers, self.layer))
             self.apply(operation, known.qualified_name)
+            if isinstance(output, Tensor) and not output.numel():
+                # A forward may go on by a loop over what it has found, and this time there was nothing.
+                self.freeze([block.labels for block in self.blocks(output)], "is run on nothing for these inputs")
         return output
 
     def apply(self, operation: Operation, qualified_name: str) -> None:

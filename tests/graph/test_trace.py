@@ -210,3 +210,20 @@ def test_weight_norm_and_half_precision() -> None:
     assert all(name in dict(net.named_parameters()) for group in graph.groups for name, _ in group.slots)
     half = copy.deepcopy(net[1:]).half()
     assert ChannelGraph.trace(nn.Sequential(nn.Conv2d(3, 8, 1).half(), half), torch.zeros(1, 3, 4, 4).half()).groups
+
+
+def test_channels_that_no_region_reaches_stay() -> None:
+    class Regions(nn.Module):
+        """Looks closer at the bright places, one by one; a dark image has none."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.closer = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 1)
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            x = self.stem(x)
+            places = (x.abs().amax((1, 2, 3)) > 1e3).nonzero()[:, 0]
+            return [place.mean() for place in self.closer(x[places])]
+
+    graph = ChannelGraph.trace(Regions(), torch.zeros(2, 3, 4, 4))
+    assert graph.frozen["closer"] == "is run on nothing for these inputs, in closer"
