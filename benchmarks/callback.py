@@ -240,7 +240,8 @@ def main() -> None:
         )
     Console().print(table)
 
-    events = []
+    # Without a size only what lies between them is measured anew.
+    events = json.loads(OUT.read_text(encoding="utf-8"))["events"] if not options.sizes and OUT.exists() else []
     for size in options.sizes:
         for name, selection in (
             ("uniform", "uniform"),

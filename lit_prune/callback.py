@@ -210,19 +210,16 @@ class ChannelPruning(Callback):
         self.pruner.rewarm_again(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prune where an event is due, and log what the network costs now."""
+        """Prune where an event is due."""
         self._missed_start = False
         self.pruner.averages.watch(trainer)
         if self.pruner.sees:
             self._prune_if_due(trainer, pl_module)
-            self._log(pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Prune where events are counted in steps, or where a resumed run has come past the start of its epoch."""
         if (self._missed_start or self.schedule.unit == "steps") and self.pruner.sees:
             self._prune_if_due(trainer, pl_module)
-            if self._missed_start:
-                self._log(pl_module)
         self._missed_start = False
 
     def on_train_batch_end(
@@ -233,14 +230,16 @@ class ChannelPruning(Callback):
             recorder, self._recorder = self._recorder, None
             self.pruner.see(pl_module, recorder.close())
             self._prune_if_due(trainer, pl_module)
-            self._log(pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the monitored metric before a checkpoint is written."""
         self.pruner.note_score(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the monitored metric before a checkpoint is written."""
+        """Log what the network costs now, and note the monitored metric before a checkpoint is written."""
+        # Not where the epoch starts: the Trainer looks through all that was logged after each of its steps.
+        figures = {f"pruning/{name}": value for name, value in self.pruner.costs(pl_module).items()}
+        pl_module.log_dict(figures, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
         self.pruner.note_score(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -299,7 +298,3 @@ class ChannelPruning(Callback):
             tell_loggers(trainer, table, event["step"])
             if self.verbose:
                 print_above_progress(trainer, table)
-
-    def _log(self, pl_module: LightningModule) -> None:
-        figures = {f"pruning/{name}": value for name, value in self.pruner.costs(pl_module).items()}
-        pl_module.log_dict(figures, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
