@@ -216,11 +216,11 @@ def main() -> None:
     torch.set_num_threads(1)
 
     images = torch.rand(2000, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    small = DataLoader(TensorDataset(images, torch.arange(2000) % 10), batch_size=8)
+    small = DataLoader(TensorDataset(images, torch.arange(len(images)) % 10), batch_size=8)
     scenes = DigitScenesDataModule(scenes=10 * options.batch_size, val_scenes=4, batch_size=options.batch_size)
     torch.manual_seed(0)
     rows = [
-        between_events("four convolutions, 16×16, batch 8", Small(), small, options.turns, 250),
+        between_events("four convolutions, 16×16, batch 8", Small(), small, options.turns, len(small)),
         between_events(
             f"yolov8n, 96×96, batch {options.batch_size}",
             LitYOLO("yolov8n.yaml", num_classes=10),

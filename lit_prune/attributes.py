@@ -58,7 +58,7 @@ def register_attributes(cls: type[nn.Module] | str) -> Callable[[AttributeUpdate
 
 def update_attributes_(module: nn.Module) -> None:
     """Bring the remembered integers of all submodules in line with their tensors."""
-    # Children come after their parents in `modules()`; what a parent remembers is read off its children.
+    # Children come after their parents; what a parent remembers is read off its children.
     children = [child for _, child in modules_of(module)]
     updates = {cls: list(_updates(cls)) for cls in {type(child) for child in children}}
     for child in reversed(children):

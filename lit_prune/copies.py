@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from lit_prune.lookup import tensors_of
+from lit_prune.lookup import class_names, tensors_of
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -118,7 +118,7 @@ def _copies(key: str, value: Any, network: nn.Module) -> list[Copy]:
 
 
 def _is_wrapper(module: Any) -> bool:
-    return any(base.__name__ in _WRAPPERS for base in type(module).__mro__)
+    return any(name in _WRAPPERS for name in class_names(module))
 
 
 def _place_of(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from lit_prune.lookup import class_names
 from lit_prune.schedule import Unit
 
 if TYPE_CHECKING:
@@ -38,11 +39,7 @@ def _steps_an_epoch(trainer: Trainer) -> int | None:
         math.isinf(batches)
         or not batches
         or not trainer.lightning_module.automatic_optimization
-        or any("GradientAccumulationScheduler" in _bases(callback) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        or any("GradientAccumulationScheduler" in class_names(callback) for callback in trainer.callbacks)  # type: ignore[attr-defined]
     ):
         return None
     return math.ceil(batches / trainer.accumulate_grad_batches)
-
-
-def _bases(value: object) -> set[str]:
-    return {base.__name__ for base in type(value).__mro__}

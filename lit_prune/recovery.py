@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch.optim import Optimizer
 
+from lit_prune.lookup import class_names
+
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
@@ -112,7 +114,7 @@ class Rewarming:
 def reset_scores(trainer: Trainer) -> None:
     """Let the Trainer's callbacks forget the best score so far; what they have saved stays where it is."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        known = {base.__name__ for base in type(callback).__mro__}
+        known = class_names(callback)
         if "EarlyStopping" in known:
             callback.wait_count = 0
             callback.best_score = torch.tensor(torch.inf if callback.mode == "min" else -torch.inf)

@@ -12,7 +12,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lit_prune.lookup import tensors_of
+from lit_prune.lookup import class_names, tensors_of
 from lit_prune.plan import PruningPlan
 from lit_prune.surgery import accepts_pruned, select, shrink_, targets
 
@@ -132,7 +132,7 @@ def _dims_of(
 def check_optimizer(optimizer: Optimizer) -> None:
     """Raise an UnsupportedError for an optimizer whose state can't follow."""
     inner = getattr(optimizer, "optimizer", optimizer)
-    for name in (base.__name__ for base in type(inner).__mro__):
+    for name in class_names(inner):
         if name in _CANNOT_OPTIMIZERS:
             raise UnsupportedError(
                 f"ChannelPruning can't prune under {name}, for {_CANNOT_OPTIMIZERS[name]}. Use SGD, Adam, AdamW or "
@@ -142,7 +142,7 @@ def check_optimizer(optimizer: Optimizer) -> None:
 
 def check_strategy(trainer: Trainer) -> None:
     """Raise an UnsupportedError for a strategy under which parameters can't change their shape."""
-    for name in (base.__name__ for base in type(trainer.strategy).__mro__):
+    for name in class_names(trainer.strategy):
         if name in _CANNOT_STRATEGIES:
             raise UnsupportedError(
                 f"ChannelPruning can't prune during training under {name}, for {_CANNOT_STRATEGIES[name]}. Use "
@@ -153,7 +153,7 @@ def check_strategy(trainer: Trainer) -> None:
 def check_callbacks(trainer: Trainer) -> None:
     """Raise an UnsupportedError for a callback that masks weights: its masks would come back over the cut weights."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if any(base.__name__ == "ModelPruning" for base in type(callback).__mro__):
+        if "ModelPruning" in class_names(callback):
             raise UnsupportedError(
                 f"{type(callback).__name__} sets weights to zero behind masks, and ChannelPruning cuts the same "
                 "weights away. Take one of them out of the Trainer's callbacks."
@@ -166,8 +166,8 @@ def check_launcher(trainer: Trainer, module: nn.Module) -> None:
     ``ddp_spawn`` and its kin train in child processes; at the end the weights are loaded into the module of the main
     process, in which no callback ever ran.
     """
-    launcher = type(getattr(trainer.strategy, "launcher", None))
-    if any(base.__name__ == "_MultiProcessingLauncher" for base in launcher.__mro__) and not accepts_pruned(module):
+    launcher = getattr(trainer.strategy, "launcher", None)
+    if "_MultiProcessingLauncher" in class_names(launcher) and not accepts_pruned(module):
         raise UnsupportedError(
             "Under ddp_spawn, ddp_fork and ddp_notebook the main process loads the weights of its children, and here "
             "it would refuse their shapes. Call `lit_prune.accept_pruned(model)` before `fit`, or use strategy='ddp'."
@@ -235,7 +235,7 @@ def tell_loggers(trainer: Trainer, table: Table, step: int) -> None:
     text = StringIO()
     Console(file=text, width=100, no_color=True).print(table)
     for logger in trainer.loggers:
-        known = {base.__name__ for base in type(logger).__mro__}
+        known = class_names(logger)
         target: Any = logger
         if "TensorBoardLogger" in known:
             target.experiment.add_text("pruning", f"```\n{text.getvalue()}```", step)

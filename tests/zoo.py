@@ -82,6 +82,8 @@ LESS: dict[str, tuple[float, str]] = {
     # The best places are picked from all classes at once.
     "torchvision/retinanet_resnet50_fpn": (0.97, "is picked from by index"),
     "torchvision/retinanet_resnet50_fpn_v2": (0.97, "is picked from by index"),
+    "torchvision/ssd300_vgg16": (0.69, "is picked from by index"),
+    "torchvision/ssdlite320_mobilenet_v3_large": (0.85, "is picked from by index"),
     # A shuffle in every block couples channels in long cycles.
     "torchvision/shufflenet_v2_x0_5": (0.86, "can only go all together"),
     "torchvision/shufflenet_v2_x1_0": (0.8, "can only go all together"),
@@ -94,9 +96,6 @@ LESS: dict[str, tuple[float, str]] = {
     "timm/resnetv2_50d_evos": (0.0, "can't be narrowed"),
     # Linear attention appends a constant to the values of each head.
     "timm/efficientvit_b0": (0.65, "is padded"),
-    # The places that score best are picked from all classes at once.
-    "torchvision/ssd300_vgg16": (0.69, "is picked from by index"),
-    "torchvision/ssdlite320_mobilenet_v3_large": (0.85, "is picked from by index"),
     # Attention whose widths are remembered.
     "timm/efficientvit_m0": (0.47, "can't be narrowed"),
     "timm/edgenext_xx_small": (0.05, "can't be narrowed"),

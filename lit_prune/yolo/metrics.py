@@ -18,7 +18,7 @@ _TOP = 5
 
 def mean_average_precision() -> Any:
     """Build torchmetrics' `MeanAveragePrecision`, on the fast backend that the yolo extra installs."""
-    from lit_prune.yolo.box_precision import GatheredMeanAveragePrecision
+    from lit_prune.yolo.mean_average_precision import GatheredMeanAveragePrecision
 
     try:
         metric = GatheredMeanAveragePrecision(backend="faster_coco_eval")

@@ -10,19 +10,11 @@ from lit_prune.pruner import PruningError
 from lit_prune.schedule import AtSteps
 from lit_prune.yolo import PrunedDetectionTrainer, UltralyticsPruning, build_detector
 from lit_prune.yolo.export import export_detector
-
-
-def _settings(digits, tmp_path, **changes):
-    quiet = {"plots": False, "verbose": False, "project": str(tmp_path / "runs"), "amp": False, "device": "cpu"}
-    return {"data": str(digits), "imgsz": 64, "batch": 4, "workers": 0, **quiet, **changes}
+from tests.yolo.theirs import settings, shapes
 
 
 def _widths(network) -> list[int]:
     return [network.model[k].conv.out_channels for k in (0, 1, 3)]
-
-
-def _shapes(network) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in network.state_dict().items()}
 
 
 def test_a_run_of_ultralytics_prunes_everything_that_it_holds(digits, tmp_path):
@@ -32,7 +24,7 @@ def test_a_run_of_ultralytics_prunes_everything_that_it_holds(digits, tmp_path):
 
     def look(trainer):
         seen.append(_widths(trainer.model))
-        assert _shapes(trainer.ema.ema) == _shapes(trainer.model)
+        assert shapes(trainer.ema.ema) == shapes(trainer.model)
         for parameter, state in trainer.optimizer.state.items():
             assert all(value.shape == parameter.shape for value in state.values() if value.numel() > 1)
 
@@ -44,7 +36,7 @@ def test_a_run_of_ultralytics_prunes_everything_that_it_holds(digits, tmp_path):
     yolo.add_callback("on_train_epoch_end", note_average)
     yolo.add_callback("on_train_epoch_end", look)
 
-    yolo.train(epochs=2, nbs=4, **_settings(digits, tmp_path))
+    yolo.train(epochs=2, nbs=4, **settings(digits, tmp_path))
 
     assert seen == [[16, 32, 64], [8, 24, 48]]
     assert not torch.equal(*moved)  # the average follows the weights that are left
@@ -71,10 +63,10 @@ def test_training_on_keeps_a_pruned_network(digits, tmp_path):
     begun = []
     yolo.add_callback("on_train_start", lambda trainer: begun.append(trainer.model.model[5].conv.weight.clone()))
 
-    yolo.train(trainer=PrunedDetectionTrainer, epochs=1, **_settings(digits, tmp_path))
+    yolo.train(trainer=PrunedDetectionTrainer, epochs=1, **settings(digits, tmp_path))
 
     assert torch.equal(begun[0], network.model[5].conv.weight)
-    kept, before = _shapes(YOLO(str(yolo.trainer.last)).model), _shapes(network)
+    kept, before = shapes(YOLO(str(yolo.trainer.last)).model), shapes(network)
     changed = {name for name in before if kept[name] != before[name]}
     assert changed == {f"model.22.cv3.{level}.2.{end}" for level in range(3) for end in ("weight", "bias")}
     assert yolo.model.names[7] == "7"
@@ -89,13 +81,13 @@ def test_a_run_that_was_interrupted_goes_on(digits, tmp_path):
     yolo = UltralyticsPruning(0.4, [1, 2]).attach(YOLO("yolov8n.yaml"))
     yolo.callbacks["on_train_epoch_start"].insert(0, interrupt)
     with pytest.raises(KeyboardInterrupt):
-        yolo.train(epochs=4, **_settings(digits, tmp_path))
+        yolo.train(epochs=4, **settings(digits, tmp_path))
     last = yolo.trainer.last
     assert _widths(YOLO(str(last)).model)[1] == 24
 
     pruning = UltralyticsPruning(0.4, [1, 2])
     again = pruning.attach(YOLO(str(last)))
-    again.train(trainer=PrunedDetectionTrainer, resume=True, **_settings(digits, tmp_path))
+    again.train(trainer=PrunedDetectionTrainer, resume=True, **settings(digits, tmp_path))
 
     assert pruning.record.done == [1, 2]
     assert pruning.record.dense.widths["model.1.conv"] == 32
@@ -106,7 +98,7 @@ def test_a_run_that_was_interrupted_goes_on(digits, tmp_path):
 def test_what_can_not_be_pruned_is_refused(digits, tmp_path):
     yolo = UltralyticsPruning(0.3, 1).attach(YOLO("yolov8n.yaml"))
     with pytest.raises(ValueError, match="goes beyond the run"):
-        yolo.train(epochs=1, **_settings(digits, tmp_path))
+        yolo.train(epochs=1, **settings(digits, tmp_path))
 
     trainer = yolo.trainer
     trainer.world_size = 2

@@ -8,6 +8,7 @@ from ultralytics import RTDETR, YOLO
 
 from lit_prune import ChannelPruning
 from lit_prune.activations import Calibration
+from lit_prune.cost import count_parameters
 from lit_prune.data import write_digits
 from lit_prune.select import ClusterSelection
 from lit_prune.yolo import LitYOLO, UltralyticsPruning, YOLODataModule, build_detector
@@ -24,6 +25,7 @@ from lit_prune.yolo.trainers import (
     PrunedRTDETRTrainer,
     PrunedSegmentationTrainer,
 )
+from tests.yolo.theirs import settings, shapes
 
 _OF_A_TASK = {
     "segment": "yolov8n-seg.yaml",
@@ -87,25 +89,21 @@ def _batch(name, task, path):
     return lit, data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0)
 
 
-def _shapes(network):
-    return {key: value.shape for key, value in network.state_dict().items()}
-
-
 def _whole_way(name, path, tmp_path):
     """Train, prune, fine-tune, export, and open the file in Ultralytics; both networks."""
     lit, data = _model(name), _data(path)
-    dense = sum(parameter.numel() for parameter in lit.parameters())
+    dense = count_parameters(lit)
     trainer = _trainer(tmp_path, callbacks=[ChannelPruning(amount=0.3, epochs=1)])
     trainer.fit(lit, data)
 
-    assert sum(parameter.numel() for parameter in lit.parameters()) < 0.8 * dense
+    assert count_parameters(lit) < 0.8 * dense
     metrics = trainer.callback_metrics
     assert {"train/loss", "pruning/macs"} <= set(metrics)
     assert all(torch.isfinite(value) for value in metrics.values())
     yolo = YOLO(export_detector(lit.model, tmp_path / "pruned.pt"))
-    assert _shapes(yolo.model) == _shapes(lit.model)
+    assert shapes(yolo.model) == shapes(lit.model)
     assert yolo.task == lit.task.name
-    scores = yolo.val(data=path, imgsz=64, batch=4, workers=0, plots=False, verbose=False, project=str(tmp_path))
+    scores = yolo.val(**settings(path, tmp_path))
     assert all(0 <= value <= 1 for value in scores.results_dict.values())
     return lit, yolo
 
@@ -159,23 +157,21 @@ def test_the_whole_way_of_every_family(task, name, written, tmp_path):
 )
 def test_ultralytics_own_trainer_prunes_every_task_and_trains_on(task, name, trainer, written, tmp_path):
     path = written(task)
-    settings = {"data": path, "imgsz": 64, "batch": 4, "workers": 0, "plots": False, "verbose": False, "amp": False}
-    settings |= {"project": str(tmp_path / "runs"), "device": "cpu"}
     opener = RTDETR if "rtdetr" in name else YOLO
-    dense = sum(parameter.numel() for parameter in opener(name).model.parameters())
+    dense = count_parameters(opener(name).model)
     pruning = UltralyticsPruning(amount=0.3, epochs=1)
     yolo = pruning.attach(opener(name))
 
-    yolo.train(epochs=2, **settings)
+    yolo.train(epochs=2, **settings(path, tmp_path))
 
     (event,) = pruning.record.events
     before, after = event["params"]
     assert after < 0.8 * before
     again = opener(str(yolo.trainer.last))
-    assert sum(parameter.numel() for parameter in again.model.parameters()) < 0.8 * dense
-    shapes = _shapes(again.model)
-    again.train(trainer=trainer, epochs=1, **settings)
-    assert _shapes(again.model) == shapes
+    assert count_parameters(again.model) < 0.8 * dense
+    widths = shapes(again.model)
+    again.train(trainer=trainer, epochs=1, **settings(path, tmp_path))
+    assert shapes(again.model) == widths
 
 
 @pytest.mark.parametrize("task", _OF_A_TASK)
@@ -276,16 +272,8 @@ def test_validation_equals_ultralytics_own_and_training_on_there_loses_nothing(t
     (ours,) = _trainer(tmp_path).validate(lit, data, verbose=False)
 
     yolo = YOLO(export_detector(lit.model, tmp_path / "net.pt"))
-    options = {
-        "imgsz": 64,
-        "batch": 4,
-        "workers": 0,
-        "plots": False,
-        "verbose": False,
-        "project": str(tmp_path),
-        "nms": False,
-    }
-    theirs = yolo.val(data=path, **options).results_dict
+    options = settings(path, tmp_path, nms=False)
+    theirs = yolo.val(**options).results_dict
     keys = {"map": "metrics/mAP50-95(B)", "map_50": "metrics/mAP50(B)"}
     keys |= {"mask_map": "metrics/mAP50-95(M)", "pose_map": "metrics/mAP50-95(P)"}
     keys |= {"accuracy": "metrics/accuracy_top1", "accuracy_top5": "metrics/accuracy_top5"}
@@ -294,11 +282,11 @@ def test_validation_equals_ultralytics_own_and_training_on_there_loses_nothing(t
     assert max(value for value, _ in compared.values()) > 0.2, compared
     assert all(abs(one - other) <= 0.002 for one, other in compared.values()), compared
 
-    shapes = _shapes(yolo.model)
-    gentle = {"epochs": 1, "optimizer": "AdamW", "lr0": 1e-5, "warmup_epochs": 0, "seed": 0, "device": "cpu"}
-    yolo.train(trainer=_TRAINERS[task], data=path, **options, **gentle, **_NO_AUGMENTATION)
-    assert _shapes(yolo.model) == shapes
-    later = yolo.val(data=path, **options).results_dict
+    before = shapes(yolo.model)
+    gentle = {"epochs": 1, "optimizer": "AdamW", "lr0": 1e-5, "warmup_epochs": 0, "seed": 0}
+    yolo.train(trainer=_TRAINERS[task], **options, **gentle, **_NO_AUGMENTATION)
+    assert shapes(yolo.model) == before
+    later = yolo.val(**options).results_dict
     for key in compared:
         assert later[keys[key]] >= theirs[keys[key]] - 0.05, (key, later, theirs)
 
