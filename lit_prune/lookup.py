@@ -30,16 +30,19 @@ def modules_of(network: nn.Module) -> list[tuple[str, nn.Module]]:
         >>> [name for name, _ in modules_of(nn.Sequential(nn.Sequential(nn.ReLU()), nn.ReLU()))]
         ['', '0', '0.0', '1']
     """
-    found: dict[nn.Module, str] = {}
+    seen = set()
+    found: list[tuple[str, nn.Module]] = []
     waiting: list[tuple[str, nn.Module]] = [("", network)]
     while waiting:
-        path, module = waiting.pop()
-        if module not in found:
-            found[module] = path
-            prefix = f"{path}." if path else ""
-            children = [(prefix + name, child) for name, child in module._modules.items() if child is not None]
-            waiting.extend(reversed(children))
-    return [(path, module) for module, path in found.items()]
+        entry = path, module = waiting.pop()
+        if id(module) not in seen:
+            seen.add(id(module))
+            found.append(entry)
+            if children := module._modules:
+                prefix = f"{path}." if path else ""
+                below = [(prefix + name, child) for name, child in children.items() if child is not None]
+                waiting.extend(reversed(below))
+    return found
 
 
 def find_tensor(network: nn.Module, name: str) -> Tensor | None:

@@ -1,8 +1,8 @@
-"""Operations that torch takes apart before the tracer sees them, kept whole."""
+"""Functions that the tracer hears of before torch does: those that torch would take apart, and the commonest."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,9 +14,14 @@ from lit_prune.graph.meta_kernels import empty_like
 from lit_prune.graph.operation import Operation
 from lit_prune.graph.tracer import Tracer
 
+aten = torch.ops.aten
+
 
 class Composites(TorchFunctionMode):
-    """Keeps whole what torch would take apart before the tracer sees it: the parts say less, and cost more."""
+    """Keeps whole what torch would take apart before the tracer sees it: the parts say less, and cost more.
+
+    The commonest functions are spared the way through torch's dispatcher too, which takes longer than their rules.
+    """
 
     def __init__(self, tracer: Tracer, on_meta: bool) -> None:
         super().__init__()
@@ -27,6 +32,11 @@ class Composites(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        shortcut = _SHORTCUTS.get(func)
+        if shortcut is not None and (call := shortcut(*args, **kwargs)) is not None:
+            with torch._C._DisableTorchDispatch():
+                output = self._tracer.foresee(*call)
+            return func(*args, **kwargs) if output is None else output
         known = _COMPOSITES.get(func)
         if known is None:
             if self._on_meta and func in _FACTORIES and kwargs.get("device") is None:
@@ -57,6 +67,61 @@ _COMPOSITES: dict[Any, tuple[str, tuple[str, ...]]] = {
     F.batch_norm: ("batch_norm", ("input", "running_mean", "running_var", "weight", "bias", "training")),
 }
 
+# The operation that a function comes to with its arguments; None where it is not sure.
+Shortcut = Callable[..., "tuple[Any, tuple[Any, ...]] | None"]
+
+
+def _convolution(
+    image: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = (1,),
+    padding: Any = (0,),
+    dilation: Any = (1,),
+    groups: int = 1,
+    **named: Any,
+) -> tuple[Any, tuple[Any, ...]] | None:
+    if named or not all(isinstance(given, tuple) for given in (stride, padding, dilation)):
+        return None
+    return aten.convolution.default, (image, weight, bias, stride, padding, dilation, False, (0,), groups)
+
+
+def _activation(name: str) -> Shortcut:
+    plain, in_place = getattr(aten, name).default, getattr(aten, f"{name}_").default
+
+    def shortcut(source: Tensor, inplace: bool = False, **named: Any) -> tuple[Any, tuple[Any, ...]] | None:
+        return None if named else (in_place if inplace else plain, (source,))
+
+    return shortcut
+
+
+def _positional(operation: Any) -> Shortcut:
+    def shortcut(*args: Any, **named: Any) -> tuple[Any, tuple[Any, ...]] | None:
+        return None if named else (operation, args)
+
+    return shortcut
+
+
+def _of_two_tensors(operation: Any) -> Shortcut:
+    def shortcut(*args: Any, **named: Any) -> tuple[Any, tuple[Any, ...]] | None:
+        fits = not named and len(args) == 2 and isinstance(args[0], Tensor) and isinstance(args[1], Tensor)
+        return (operation, args) if fits else None
+
+    return shortcut
+
+
+_SHORTCUTS: dict[Any, Shortcut] = {
+    **dict.fromkeys((torch.conv1d, torch.conv2d, torch.conv3d), _convolution),
+    F.silu: _activation("silu"),
+    F.relu: _activation("relu"),
+    F.hardswish: _activation("hardswish"),
+    F.gelu: _positional(aten.gelu.default),
+    torch.cat: _positional(aten.cat.default),
+    F.linear: _positional(aten.linear.default),
+    Tensor.add: _of_two_tensors(aten.add.Tensor),
+    Tensor.mul: _of_two_tensors(aten.mul.Tensor),
+    Tensor.add_: _of_two_tensors(aten.add_.Tensor),
+}
 
 # As `with torch.device("meta")` has them, whose own mode would cost as much again as this one.
 _FACTORIES = frozenset(

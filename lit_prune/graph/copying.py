@@ -27,10 +27,14 @@ _RUN_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backw
 _STATE_HOOKS = ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks")
 _CONTAINERS = frozenset({dict, OrderedDict, set})
 _OWN = frozenset(vars(nn.Module()))
+_TENSORS = ("_parameters", "_buffers")
 _COPY_PROTOCOL = ("__deepcopy__", "__copy__", "__getstate__", "__setstate__", "__reduce__", "__reduce_ex__", "__new__")
 
 
-def copy_module(network: nn.Module, copy_tensor: Callable[[Tensor], Tensor]) -> nn.Module:
+CopyTensor = Callable[[Tensor, bool], Tensor]
+
+
+def copy_module(network: nn.Module, copy_tensor: CopyTensor) -> nn.Module:
     """A copy of ``network`` and of all that its modules hold.
 
     Modules and tensors that are one stay one. Nothing in it is compiled. Hooks stay behind, but for those of torch
@@ -39,13 +43,13 @@ def copy_module(network: nn.Module, copy_tensor: Callable[[Tensor], Tensor]) -> 
 
     Args:
         network: Any module.
-        copy_tensor: Gives the copy of a tensor; called once for each.
+        copy_tensor: Gives the copy of a tensor, told whether it is a buffer; called once for each.
     """
     return _Copier(network, copy_tensor).copy()
 
 
 class _Copier:
-    def __init__(self, network: nn.Module, copy_tensor: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, network: nn.Module, copy_tensor: CopyTensor) -> None:
         self._network = network
         self._copy_tensor = copy_tensor
         # From the id of what is copied to its copy, as `copy.deepcopy` keeps it.
@@ -81,13 +85,21 @@ class _Copier:
             kind = type(value)
             if kind in _IMMUTABLE:
                 continue
-            if kind in _CONTAINERS and not value and name in _OWN:
+            if name in _OWN and kind in _CONTAINERS:
                 # Most of what a module has; no two modules share one.
-                state[name] = kind()
-            elif name in _RUN_HOOKS:
-                state[name] = _kept(value)
-            elif name in _STATE_HOOKS:
-                state[name] = OrderedDict()
+                if not value:
+                    state[name] = kind()
+                elif name == "_modules":
+                    state[name] = {key: self._value(item) for key, item in value.items()}
+                elif name in _TENSORS:
+                    is_buffer = name == "_buffers"
+                    state[name] = {key: self._tensor(item, is_buffer) for key, item in value.items()}
+                elif name in _RUN_HOOKS:
+                    state[name] = _kept(value)
+                elif name in _STATE_HOOKS:
+                    state[name] = OrderedDict()
+                else:
+                    state[name] = self._value(value)
             else:
                 state[name] = self._value(value)
         # Compiled in place, a copy would run the module that it was copied from.
@@ -104,6 +116,14 @@ class _Copier:
             for item in _held(value):
                 self._value(item)
 
+    def _tensor(self, tensor: Tensor | None, is_buffer: bool) -> Tensor | None:
+        if tensor is None:
+            return None
+        result: Tensor | None = self._memo.get(id(tensor))
+        if result is None:
+            result = self._memo[id(tensor)] = self._copy_tensor(tensor, is_buffer)
+        return result
+
     def _value(self, value: Any) -> Any:
         kind = type(value)
         if kind in _IMMUTABLE:
@@ -112,7 +132,7 @@ class _Copier:
         if known is not None:
             return known
         if kind is nn.Parameter or isinstance(value, Tensor):
-            result: Any = self._copy_tensor(value)
+            result: Any = self._copy_tensor(value, False)
         elif kind is dict or kind is OrderedDict:
             # In the memo before its items are: it may hold itself.
             result = self._memo[id(value)] = kind()

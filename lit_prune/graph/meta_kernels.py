@@ -187,6 +187,14 @@ def _mm(first: Tensor, second: Tensor) -> Tensor | None:
     return empty((first.shape[0], second.shape[1]), first)
 
 
+def _linear(source: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+    if not _are_plain(source, weight, bias) or source.dim() < 2 or weight.dim() != 2:
+        return None
+    outputs, inputs = weight.shape
+    fits = source.shape[-1] == inputs and (bias is None or bias.shape == (outputs,))
+    return empty((*source.shape[:-1], outputs), source) if fits else None
+
+
 def _addmm(bias: Tensor, first: Tensor, second: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor | None:
     product = _mm(first, second)
     if product is None or not _is_plain(bias) or bias.dtype != product.dtype:
@@ -233,6 +241,7 @@ _KERNELS: dict[Any, Callable[..., Any]] = {
     aten._adaptive_avg_pool2d.default: _adaptive_pool,
     aten.max_pool2d_with_indices.default: _max_pool,
     aten.mm.default: _mm,
+    aten.linear.default: _linear,
     aten.addmm.default: _addmm,
     aten.bmm.default: _bmm,
     aten._softmax.default: _softmax,

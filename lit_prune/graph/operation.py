@@ -59,9 +59,12 @@ class Signature:
         return Operation(self.name, {**self.defaults, **dict(zip(self.defaults, args, strict=False)), **kwargs}, output)
 
     def numbers(self, operation: Operation) -> tuple[float, ...]:
-        """The constants of the arithmetic: one that is computed from a width changes when that width is pruned."""
-        values = [operation.arguments[name] for name in self.constants]
-        return tuple([float(value) for value in values if isinstance(value, (int, float))])
+        """The constants of the arithmetic: one that is computed from a width changes when that width is pruned.
+
+        Those that are as the schema has them say nothing, whatever way an operation came.
+        """
+        values = [(operation.arguments[name], self.defaults[name]) for name in self.constants]
+        return tuple([float(value) for value, given in values if isinstance(value, (int, float)) and value != given])
 
 
 @cache

@@ -22,7 +22,6 @@ from lit_prune.graph.ties import keep_whole, tie_widths
 from lit_prune.graph.trace import Reached, Until, record
 from lit_prune.lookup import modules_of
 from lit_prune.plan import PruningPlan
-from lit_prune.surgery import shrink_
 
 Examined = tuple[nn.Module, Sequence[Call], Recording, Grouping]
 
@@ -65,7 +64,7 @@ def rehearse(network: nn.Module, calls: Sequence[Call], recording: Recording, pl
     Raises:
         TraceError: If it fails, or differs from what the recording foretells.
     """
-    shrunk = shrink_(twin(network), plan)
+    shrunk = twin(network, plan)
     again = _record(twin(shrunk), calls)
     _compare(recording, again, plan)
     return shrunk, calls, again, build_groups(again)
@@ -150,7 +149,7 @@ class _Probe:
         gone = [item for unit in units for item in unit.gone]
         plan = plan_without(self._recording, self._components, gone)
         try:
-            again = _record(shrink_(twin(self._network), plan), self._calls, until)
+            again = _record(twin(self._network, plan), self._calls, until)
         except Reached:
             return None
         except TraceError as error:

@@ -9,14 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from lit_prune.attributes import update_attributes_
 from lit_prune.graph.copying import copy_module
 from lit_prune.graph.recording import Call
-from lit_prune.lookup import modules_of
+from lit_prune.plan import PruningPlan
+from lit_prune.surgery import select, shrink_, targets
 
 # A meta tensor carries under this attribute what it stands for, where that is a few numbers outside the weights.
 _VALUE = "_lit_prune_value"
 _MOST_VALUES = 256
 _PLAIN = (Tensor, nn.Parameter)
+_NOTHING = PruningPlan({})
 
 
 def skeleton(network: nn.Module) -> nn.Module:
@@ -24,14 +27,7 @@ def skeleton(network: nn.Module) -> nn.Module:
 
     Hooks stay behind, but for those of torch itself, which compute weights.
     """
-    # What is no weight a forward may read numbers from: strides, scales and the like.
-    weights = {
-        id(buffer)
-        for _, module in modules_of(network)
-        for buffer in module._buffers.values()
-        if buffer is not None and buffer.dim()
-    }
-    return copy_module(network, lambda tensor: _emptied(tensor, id(tensor) in weights))
+    return copy_module(network, _emptied)
 
 
 def replica(network: nn.Module) -> nn.Module:
@@ -39,10 +35,26 @@ def replica(network: nn.Module) -> nn.Module:
     return copy_module(network, _cloned)
 
 
-def twin(network: nn.Module) -> nn.Module:
-    """A copy of a network as :func:`skeleton` or :func:`replica` made it."""
+def twin(network: nn.Module, plan: PruningPlan = _NOTHING) -> nn.Module:
+    """A copy of a network as :func:`skeleton` or :func:`replica` made it, cut to ``plan``.
+
+    Tensors without values that are whole may be shared: nothing lies in their memory.
+    """
     first = next(network.parameters(), None)
-    return skeleton(network) if first is None or first.is_meta else replica(network)
+    if first is not None and not first.is_meta:
+        return shrink_(replica(network), plan)
+    cut = {id(tensor): dims for tensor, dims in targets(network, plan)}
+
+    def copied(tensor: Tensor, is_buffer: bool) -> Tensor:
+        dims = cut.get(id(tensor))
+        if dims is not None:
+            return _alike(select(tensor, dims), tensor)
+        return tensor if tensor.is_meta and not is_remembered(tensor) else _emptied(tensor, is_buffer)
+
+    result = copy_module(network, copied)
+    if cut:
+        update_attributes_(result)
+    return result
 
 
 def on_meta(calls: Sequence[Call]) -> list[Call]:
@@ -70,17 +82,17 @@ def remembered(arguments: Any) -> Any:
     return tree_map_only(Tensor, lambda tensor: vars(tensor)[_VALUE], arguments)
 
 
-def _emptied(tensor: Tensor, is_weight: bool) -> Tensor:
-    if type(tensor) is nn.Parameter and tensor.is_meta:
-        # Nothing lies in its memory, so that it may be shared.
-        return Tensor._make_subclass(nn.Parameter, tensor, tensor.requires_grad)
-    empty = _empty(tensor)
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(empty, requires_grad=tensor.requires_grad)
-    if not is_weight and tensor.numel() <= _MOST_VALUES:
-        # A copy: a forward may count in it.
+def _emptied(tensor: Tensor, is_buffer: bool) -> Tensor:
+    empty = _alike(_empty(tensor), tensor)
+    # What a forward may read numbers from: strides, scales and the like; statistics are weights.
+    if tensor.numel() <= _MOST_VALUES and not isinstance(tensor, nn.Parameter) and not (is_buffer and tensor.dim()):
         remember(empty, vars(tensor).get(_VALUE, tensor.detach()).clone())
     return empty
+
+
+def _alike(values: Tensor, tensor: Tensor) -> Tensor:
+    """``values`` as a parameter where ``tensor`` is one."""
+    return nn.Parameter(values, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else values
 
 
 def _empty(tensor: Tensor) -> Tensor:
@@ -90,6 +102,5 @@ def _empty(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor, device="meta", requires_grad=False)
 
 
-def _cloned(tensor: Tensor) -> Tensor:
-    values = tensor.detach().clone()
-    return nn.Parameter(values, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else values
+def _cloned(tensor: Tensor, _: bool) -> Tensor:
+    return _alike(tensor.detach().clone(), tensor)

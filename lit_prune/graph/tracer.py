@@ -70,16 +70,33 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             output = func(*args, **kwargs)
         if values is not None and isinstance(output, Tensor):
             remember(output, func(*values[0], **values[1]))
-        if any(map(self._is_tracked, tensors)):
-            known = signature(func)
-            operation = known.operation(args, kwargs, output)
-            if known.constants and (numbers := known.numbers(operation)):
-                self.recording.constants.append((operation.name, numbers, self.layer))
-            self.apply(operation, known.qualified_name)
-            if isinstance(output, Tensor) and not output.numel():
-                # A forward may go on by a loop over what it has found, and this time there was nothing.
-                self.freeze([block.labels for block in self.blocks(output)], "is run on nothing for these inputs")
+        self._see(func, args, kwargs, tensors, output)
         return output
+
+    def foresee(self, func: Any, args: tuple[Any, ...]) -> Any:
+        """What an operation on tensors without values returns, its rule run; None where it has to be run itself."""
+        tensors = tensors_among(args)
+        if not tensors or all(map(is_remembered, tensors)):
+            return None
+        output = meta_output(func, args, {})
+        if output is not None:
+            self._see(func, args, {}, tensors, output)
+        return output
+
+    def _see(
+        self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], tensors: Sequence[Tensor], output: Any
+    ) -> None:
+        """Run the rule of an operation that channels enter."""
+        if not any(map(self._is_tracked, tensors)):
+            return
+        known = signature(func)
+        operation = known.operation(args, kwargs, output)
+        if known.constants and (numbers := known.numbers(operation)):
+            self.recording.constants.append((operation.name, numbers, self.layer))
+        self.apply(operation, known.qualified_name)
+        if isinstance(output, Tensor) and not output.numel():
+            # A forward may go on by a loop over what it has found, and this time there was nothing.
+            self.freeze([block.labels for block in self.blocks(output)], "is run on nothing for these inputs")
 
     def apply(self, operation: Operation, qualified_name: str) -> None:
         """Run the rule of an operation; without one, freeze all that enters it."""

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from lit_prune import ChannelGraph
+from lit_prune import ChannelGraph, PruningPlan
 from lit_prune.graph.copying import copy_module
-from lit_prune.graph.skeleton import replica, skeleton, twin
+from lit_prune.graph.skeleton import remembered, replica, skeleton, twin
 
 
 class Counts(nn.Module):
@@ -62,13 +62,36 @@ def test_a_replica_has_the_values_and_shares_no_storage() -> None:
 def test_a_skeleton_is_on_meta_and_its_twin_can_be_cut_alone() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     first = skeleton(net)
-    second = twin(first)
+    keep = torch.tensor([0, 2])
+    second = twin(first, PruningPlan({"0.weight": {0: keep}, "0.bias": {0: keep}, "1.running_mean": {0: keep}}))
     assert all(tensor.is_meta for tensor in (*first.parameters(), *first.buffers()))
-    second[0].weight.data = torch.empty(2, 3, 1, 1, device="meta")
-    second[1].running_mean = torch.empty(2, device="meta")
+    assert second[0].weight.shape == (2, 3, 1, 1)
+    assert second[0].out_channels == 2
+    assert second[1].running_mean.shape == (2,)
+    assert isinstance(second[0].bias, nn.Parameter)
     assert first[0].weight.shape == (4, 3, 1, 1)
+    assert first[0].out_channels == 4
     assert first[1].running_mean.shape == net[1].running_mean.shape == (4,)
     assert not net[0].weight.is_meta
+
+
+def test_a_twin_counts_for_itself() -> None:
+    net = Counts()
+    first = skeleton(net)
+    second = twin(first)
+    second.calls = torch.zeros((), device="meta")
+    second.cache["sizes"].append(1)
+    third = twin(first)
+    assert third.calls is not first.calls
+    assert torch.equal(remembered(third.calls), torch.tensor(0))
+    assert third.cache["sizes"] == []
+
+
+def test_the_twin_of_a_replica_has_values_of_its_own() -> None:
+    first = replica(nn.Linear(4, 3))
+    second = twin(first, PruningPlan({"weight": {1: torch.tensor([1, 3])}}))
+    assert torch.equal(second.weight, first.weight[:, [1, 3]])
+    assert not storages(first) & storages(second)
 
 
 def test_what_is_one_stays_one() -> None:
@@ -114,7 +137,7 @@ def test_containers_are_copied_and_what_cannot_be_is_shared() -> None:
     net.table = {"a": [1, {2}], "t": (torch.ones(1), 3)}
     net.table["self"] = net.table
     net.lock = threading.Lock()
-    copied = copy_module(net, torch.clone)
+    copied = copy_module(net, lambda tensor, _: tensor.clone())
     assert copied.table is not net.table
     assert copied.table["self"] is copied.table
     assert copied.table["a"] == [1, {2}]

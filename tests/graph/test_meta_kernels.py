@@ -140,6 +140,11 @@ def test_products() -> None:
         for bias in ((4,), (1, 4), (shape[0], 4), (1,)):
             assert agrees(aten.addmm.default, meta(*bias), meta(*shape), meta(3, 4))
     assert agrees(aten.mm.default, meta(3, 2).t(), meta(4, 3).t())
+    for shape in ((2, 3), (5, 2, 3), (2, 1, 4, 3)):
+        assert agrees(aten.linear.default, meta(*shape), meta(4, 3))
+        assert agrees(aten.linear.default, meta(*shape), meta(4, 3), meta(4))
+    hands_back(aten.linear.default, meta(2, 3), meta(3, 4))
+    hands_back(aten.linear.default, meta(2, 3), meta(4, 3), meta(3))
     hands_back(aten.mm.default, meta(2, 3), meta(4, 3))
     hands_back(aten.mm.default, meta(2, 3), meta(2, 3, 4))
     hands_back(aten.bmm.default, meta(5, 2, 3), meta(4, 3, 4))

@@ -1,0 +1,84 @@
+"""Functions that are caught before torch takes them apart: what is said of them is what their parts would say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lit_prune import ChannelGraph
+from lit_prune.graph import TraceError, composites
+
+
+class Common(nn.Module):
+    """Each function that has a shortcut, in the ways that it is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.deep = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding="same", groups=8)
+        self.norm, self.head = nn.LayerNorm(16), nn.Linear(16, 5)
+        self.narrow, self.line = nn.Linear(16, 16, bias=False), nn.Conv1d(16, 16, 1)
+        self.scale = nn.Parameter(torch.ones(8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.silu(self.stem(x), inplace=True)
+        y = F.hardswish(y + F.relu(self.deep(y)) * self.scale)
+        y = torch.cat([y, torch.add(y, y, alpha=2)], dim=1).flatten(2)
+        y = self.line(y).transpose(1, 2)
+        z = self.narrow(self.norm(y).contiguous())
+        z += F.gelu(y, approximate="tanh")
+        return self.head(F.gelu(z)).mul(2.0).add(torch.tensor(1.0))
+
+
+def _facts(network: nn.Module, *inputs: Tensor) -> Any:
+    graph = ChannelGraph.trace(network, *inputs)
+    return [(group.name, group.size, group.slots, group.balanced) for group in graph.groups], graph.frozen, graph.macs
+
+
+@pytest.mark.parametrize("inputs", [torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4, dtype=torch.float64)])
+def test_shortcuts_change_nothing(monkeypatch: pytest.MonkeyPatch, inputs: Tensor) -> None:
+    network = Common().to(inputs.dtype)
+    network(inputs)
+    caught = []
+    for function, shortcut in composites._SHORTCUTS.items():
+
+        def counted(*args: Any, _shortcut: Any = shortcut, **kwargs: Any) -> Any:
+            caught.append(_shortcut(*args, **kwargs))
+            return caught[-1]
+
+        monkeypatch.setitem(composites._SHORTCUTS, function, counted)
+    with_them = _facts(network, inputs)
+    assert len({call[0] for call in caught if call is not None}) >= 8
+    monkeypatch.setattr(composites, "_SHORTCUTS", {})
+    assert with_them == _facts(network, inputs)
+    assert [group[0] for group in with_them[0]]
+
+
+def test_what_does_not_fit_is_refused_by_torch() -> None:
+    class Wrong(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4, 5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.weight)
+
+    with pytest.raises(TraceError, match="shapes cannot be multiplied"):
+        ChannelGraph.trace(Wrong(), torch.zeros(2, 3))
+
+
+def test_a_constant_counts_where_it_is_not_the_usual_one() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x)
+            return self.last(torch.add(y, y, alpha=y.shape[1] // 8))
+
+    graph = ChannelGraph.trace(Scaled(), torch.zeros(2, 4))
+    assert "depends on a width" in graph.frozen["first"]
