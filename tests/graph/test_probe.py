@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_prune import ChannelGraph, attributes
+from lit_prune import ChannelGraph, attributes, shrink_
 from lit_prune.attributes import register_attributes
 from lit_prune.graph import probe, register_ties, ties
 from tests.networks import check_invariant
@@ -211,3 +212,42 @@ def test_rehearsal_refuses_what_does_not_come_out_as_foretold() -> None:
     assert graph.rehearse(graph.plan({"conv": [0]}))["conv"].size == 7
     with pytest.raises(RuntimeError, match="freezes channels of conv that were free"):
         graph.rehearse(graph.plan({"conv": [0, 1, 2]}))
+
+
+class Finds(nn.Module):
+    """Looks closer at each place that it finds, as detectors in two stages do."""
+
+    def __init__(self, by_width: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.score, self.last = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 1, 1), nn.Conv2d(16, 4, 1)
+        self.by_width = by_width
+
+    def places(self, y: Tensor) -> list[int]:
+        scores = self.score(y).flatten()
+        places: list[int] = (scores > scores.mean()).nonzero().flatten().tolist()
+        return places
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        result = self.last(y)
+        for place in self.places(y):
+            result = result + self.last(y * (y.shape[1] if self.by_width else 2 + place))
+        return result
+
+
+@pytest.mark.parametrize("by_width", [False, True])
+def test_numbers_that_follow_values_are_told_from_those_that_follow_widths(by_width: bool) -> None:
+    images = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    network = Finds(by_width)
+    assert network.places(network.stem(images))
+    graph = ChannelGraph.trace(network, images)
+    if by_width:
+        assert "depends on a width" in graph.frozen["stem"]
+        return
+    assert [group.name for group in graph.groups] == ["stem"]
+    plan = graph.plan({"stem": range(8)})
+    shrunk = shrink_(copy.deepcopy(network), plan)
+    assert network.places(network.stem(images)) != shrunk.places(shrunk.stem(images))
+    assert graph.rehearse(plan).groups[0].size == 8
+    assert check_invariant(network, images, fixed_work=False).worst < 1e-4
