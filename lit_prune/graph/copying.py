@@ -25,9 +25,8 @@ _IMMUTABLE = frozenset(
 _RUN_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 # Nothing is loaded into a copy, or saved from it, and these may hold a whole Trainer.
 _STATE_HOOKS = ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks")
-_CONTAINERS = frozenset({dict, OrderedDict, set})
-_OWN = frozenset(vars(nn.Module()))
-_TENSORS = ("_parameters", "_buffers")
+# The containers that every module has, each with its type.
+_OWN = {name: type(value) for name, value in vars(nn.Module()).items() if isinstance(value, (dict, set))}
 _COPY_PROTOCOL = ("__deepcopy__", "__copy__", "__getstate__", "__setstate__", "__reduce__", "__reduce_ex__", "__new__")
 
 
@@ -80,32 +79,27 @@ class _Copier:
 
     def _fill(self, module: nn.Module) -> None:
         """Give the shell that stands for ``module`` its contents."""
-        state = module.__dict__.copy()
-        for name, value in module.__dict__.items():
-            kind = type(value)
-            if kind in _IMMUTABLE:
-                continue
-            if name in _OWN and kind in _CONTAINERS:
-                # Most of what a module has; no two modules share one.
-                if not value:
-                    state[name] = kind()
-                elif name == "_modules":
-                    state[name] = {key: self._value(item) for key, item in value.items()}
-                elif name in _TENSORS:
-                    is_buffer = name == "_buffers"
-                    state[name] = {key: self._tensor(item, is_buffer) for key, item in value.items()}
-                elif name in _RUN_HOOKS:
-                    state[name] = _kept(value)
-                elif name in _STATE_HOOKS:
-                    state[name] = OrderedDict()
-                else:
-                    state[name] = self._value(value)
-            else:
+        own = module.__dict__
+        state = own.copy()
+        for name, value in own.items():
+            if name not in _OWN and type(value) not in _IMMUTABLE:
                 state[name] = self._value(value)
+        for name, kind in _OWN.items():
+            # Most are empty; no two modules share one.
+            state[name] = self._own(name, own[name]) if own.get(name) else kind()
         # Compiled in place, a copy would run the module that it was copied from.
         state["_compiled_call_impl"] = None
         # Past `nn.Module.__setattr__`, which looks at what is set.
         object.__setattr__(self._memo[id(module)], "__dict__", state)
+
+    def _own(self, name: str, value: Any) -> Any:
+        """The copy of what ``nn.Module`` itself holds under a name."""
+        if name in ("_parameters", "_buffers"):
+            is_buffer = name == "_buffers"
+            return type(value)((key, self._tensor(tensor, is_buffer)) for key, tensor in value.items())
+        if name in _RUN_HOOKS:
+            return _kept(value)
+        return OrderedDict() if name in _STATE_HOOKS else self._value(value)
 
     def _prepare(self, module: nn.Module) -> None:
         """Have ``copy.deepcopy`` find what it must not copy by itself, in a module with a way of its own."""
@@ -140,8 +134,10 @@ class _Copier:
                 result[key if type(key) is str else self._value(key)] = self._value(item)
         elif kind is list:
             result = self._memo[id(value)] = []
-            result.extend([self._value(item) for item in value])
+            result.extend(value if _IMMUTABLE.issuperset(map(type, value)) else [self._value(item) for item in value])
         elif kind is tuple:
+            if _IMMUTABLE.issuperset(map(type, value)):
+                return value
             result = tuple([self._value(item) for item in value])
             if all(ours is theirs for ours, theirs in zip(result, value, strict=True)):
                 result = value
