@@ -30,12 +30,18 @@ def empty(shape: Shape, like: Tensor) -> Tensor:
 
 
 def empty_like(tensor: Tensor) -> Tensor | None:
-    """What an operation by elements makes of a meta tensor; None where it isn't dense."""
+    """What an operation by elements makes of a meta tensor; None where its order in memory is moot."""
     if tensor.is_contiguous():
         return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
-        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-    return None
+    shape, strides, filled = tensor.shape, list(tensor.stride()), 1
+    order = sorted([(step, dim) for dim, step in enumerate(strides) if shape[dim] != 1])
+    if not order or order[0][0] == 0 or len({step for step, _ in order}) < len(order):
+        return None
+    # The order stays, the gaps go.
+    for _, dim in order:
+        strides[dim] = filled
+        filled *= shape[dim]
+    return torch.empty_strided(shape, strides, dtype=tensor.dtype, device="meta")
 
 
 def _is_plain(tensor: Any) -> bool:
@@ -80,7 +86,14 @@ def _binary(first: Any, second: Any, *, alpha: Any = 1) -> Tensor | None:
     if first.shape == second.shape and first.stride() == second.stride():
         return empty_like(first)
     shape = _broadcast(first.shape, second.shape)
-    return empty(shape, first) if shape is not None and first.is_contiguous() and second.is_contiguous() else None
+    if shape is None:
+        return None
+    if first.is_contiguous() and second.is_contiguous():
+        return empty(shape, first)
+    # The order in memory is that of the wider one, where the other has no say: it has an extent along one dimension.
+    wide, thin = (first, second) if first.shape == shape else (second, first)
+    has_say = sum([size > 1 for size in thin.shape]) > 1
+    return empty_like(wide) if wide.shape == shape and not has_say else None
 
 
 def _binary_in_place(first: Tensor, second: Any, *, alpha: Any = 1) -> Tensor | None:
@@ -152,11 +165,15 @@ def _layer_norm(
     source: Tensor, normalized_shape: Shape, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     shape, count = tuple(normalized_shape), len(normalized_shape)
-    if not _are_plain(source, weight, bias) or source.dtype not in (torch.float32, torch.float64):
+    # Whatever order the source has in memory, the result is contiguous.
+    own = [tensor for tensor in (weight, bias) if tensor is not None]
+    if not _is_plain(source) or source.dtype not in (torch.float32, torch.float64):
+        return None
+    if own and (not _are_plain(*own) or own[0].dtype != source.dtype):
         return None
     if not count or tuple(source.shape[-count:]) != shape:
         return None
-    if any(own is not None and tuple(own.shape) != shape for own in (weight, bias)):
+    if any(tuple(tensor.shape) != shape for tensor in own):
         return None
     over = (*source.shape[:-count], *[1] * count)
     return empty(source.shape, source), empty(over, source), empty(over, source)
@@ -211,6 +228,14 @@ def _bmm(first: Tensor, second: Tensor) -> Tensor | None:
     return empty((*first.shape[:2], second.shape[2]), first)
 
 
+def _grid_sample(source: Tensor, grid: Tensor, *_: Any) -> Tensor | None:
+    if not (_is_plain(source) and _is_plain(grid)) or source.dtype != grid.dtype or not source.dim() == grid.dim() == 4:
+        return None
+    if source.shape[0] != grid.shape[0] or grid.shape[3] != 2 or not source.numel():
+        return None
+    return empty((*source.shape[:2], *grid.shape[1:3]), source)
+
+
 def _max_pool(
     source: Tensor, kernel: Shape, stride: Shape = (), padding: Shape = (0,), dilation: Shape = (1,), ceil: bool = False
 ) -> tuple[Tensor, Tensor] | None:
@@ -240,6 +265,7 @@ _KERNELS: dict[Any, Callable[..., Any]] = {
     aten.sum.dim_IntList: _reduced,
     aten._adaptive_avg_pool2d.default: _adaptive_pool,
     aten.max_pool2d_with_indices.default: _max_pool,
+    aten.grid_sampler_2d.default: _grid_sample,
     aten.mm.default: _mm,
     aten.linear.default: _linear,
     aten.addmm.default: _addmm,
@@ -253,7 +279,7 @@ _KERNELS: dict[Any, Callable[..., Any]] = {
     },
     **{
         getattr(aten, f"{name}_").default: _unary_in_place
-        for name in "silu sigmoid hardswish hardsigmoid hardtanh relu leaky_relu mish".split()
+        for name in "silu sigmoid hardswish hardsigmoid hardtanh relu tanh leaky_relu mish".split()
     },
     **{getattr(aten, name).Tensor: _binary for name in "add sub mul div".split()},
     **{getattr(aten, f"{name}_").Tensor: _binary_in_place for name in "add sub mul div".split()},
