@@ -67,32 +67,31 @@ _COMPOSITES: dict[Any, tuple[str, tuple[str, ...]]] = {
     F.batch_norm: ("batch_norm", ("input", "running_mean", "running_var", "weight", "bias", "training")),
 }
 
-# The operation that a function comes to with its arguments; None where it is not sure.
+# The operation that a function comes to with its arguments; None where it is called in a rarer way.
 Shortcut = Callable[..., "tuple[Any, tuple[Any, ...]] | None"]
 
 
-def _convolution(
-    image: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = (1,),
-    padding: Any = (0,),
-    dilation: Any = (1,),
-    groups: int = 1,
-    **named: Any,
-) -> tuple[Any, tuple[Any, ...]] | None:
-    if named or not all(isinstance(given, tuple) for given in (stride, padding, dilation)):
+def _convolution(*args: Any, **named: Any) -> tuple[Any, tuple[Any, ...]] | None:
+    if named or not 2 <= len(args) <= 7:
         return None
-    return aten.convolution.default, (image, weight, bias, stride, padding, dilation, False, (0,), groups)
+    defaults: tuple[Any, ...] = (None, (1,), (0,), (1,), 1)
+    *operands, stride, padding, dilation, groups = args + defaults[len(args) - 2 :]
+    window = (stride, padding, dilation)
+    fits = all(isinstance(given, tuple) for given in window)
+    return (aten.convolution.default, (*operands, *window, False, (0,), groups)) if fits else None
 
 
 def _activation(name: str) -> Shortcut:
     plain, in_place = getattr(aten, name).default, getattr(aten, f"{name}_").default
 
-    def shortcut(source: Tensor, inplace: bool = False, **named: Any) -> tuple[Any, tuple[Any, ...]] | None:
-        return None if named else (in_place if inplace else plain, (source,))
+    def shortcut(*args: Any, inplace: bool = False, **named: Any) -> tuple[Any, tuple[Any, ...]] | None:
+        return None if named or len(args) != 1 else (in_place if inplace else plain, args)
 
     return shortcut
+
+
+def _cat(*args: Any, dim: int | None = None, **named: Any) -> tuple[Any, tuple[Any, ...]] | None:
+    return None if named or not args else (aten.cat.default, args if dim is None else (*args, dim))
 
 
 def _positional(operation: Any) -> Shortcut:
@@ -116,7 +115,7 @@ _SHORTCUTS: dict[Any, Shortcut] = {
     F.relu: _activation("relu"),
     F.hardswish: _activation("hardswish"),
     F.gelu: _positional(aten.gelu.default),
-    torch.cat: _positional(aten.cat.default),
+    torch.cat: _cat,
     F.linear: _positional(aten.linear.default),
     Tensor.add: _of_two_tensors(aten.add.Tensor),
     Tensor.mul: _of_two_tensors(aten.mul.Tensor),

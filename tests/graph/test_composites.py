@@ -57,6 +57,22 @@ def test_shortcuts_change_nothing(monkeypatch: pytest.MonkeyPatch, inputs: Tenso
     assert [group[0] for group in with_them[0]]
 
 
+def test_arguments_may_go_by_their_names() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = F.conv2d(input=x, weight=self.conv.weight, bias=self.conv.bias, stride=2, padding=1)
+            y = F.silu(input=F.relu(input=y, inplace=True))
+            y = torch.cat(tensors=[torch.cat((y, y), dim=2)], dim=-1)
+            return F.linear(input=y.mean((2, 3)), weight=self.head.weight, bias=self.head.bias)
+
+    graph = ChannelGraph.trace(Named(), torch.zeros(1, 3, 8, 8))
+    assert [(group.name, group.size) for group in graph.groups] == [("conv", 8)]
+
+
 def test_what_does_not_fit_is_refused_by_torch() -> None:
     class Wrong(nn.Module):
         def __init__(self) -> None:
