@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from lit_prune.graph import ChannelGraph, ChannelGroup
 from lit_prune.report import human, share_bar
 
 _OUTPUT = "reaches the network's output"
+# Of a video; networks with embedded positions take no other number.
+_FRAMES = 16
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def load_network(name: str, image_size: int | None = None) -> tuple[nn.Module, T
             Ultralytics and 224 for the others.
 
     Returns:
-        The network in eval mode, and images (1, C, H, W).
+        The network in eval mode, and images (1, C, H, W); of a network for videos (1, C, T, H, W).
 
     Raises:
         FileNotFoundError: If there is no such configuration or file.
@@ -65,19 +68,19 @@ def load_network(name: str, image_size: int | None = None) -> tuple[nn.Module, T
     """
     source, colon, model = name.partition(":")
     if colon and source == "torchvision":
-        network, channels, size = _from_torchvision(model), 3, 224
+        network, leading, size = _from_torchvision(model, image_size)
     elif colon and source == "timm":
-        network, channels, size = _from_timm(model)
+        network, *leading, size = _from_timm(model)
     elif Path(name).suffix in {".yaml", ".yml", ".pt"}:
-        network, channels, size = _from_ultralytics(name), 3, 640
-        channels = int(network.yaml.get("channels", 3))
+        network, size = _from_ultralytics(name), 640
+        leading = [int(network.yaml.get("channels", 3))]
     else:
         raise ValueError(
             f"{name!r} is no network that can be inspected: give an Ultralytics file that ends in .yaml or .pt, "
             f"torchvision:NAME (torchvision:resnet50) or timm:NAME (timm:convnext_tiny)."
         )
     side = size if image_size is None else image_size
-    return network.eval(), torch.zeros(1, channels, side, side)
+    return network.eval(), torch.zeros(1, *leading, side, side)
 
 
 def coverage(graph: ChannelGraph, network: nn.Module) -> Coverage:
@@ -163,16 +166,30 @@ def _channels_of(group: ChannelGroup, layer: str, network: nn.Module) -> int:
     return len(np.unique(members.indices)) * groups
 
 
-def _from_torchvision(name: str) -> nn.Module:
+def _from_torchvision(name: str, image_size: int | None) -> tuple[nn.Module, list[int], int]:
+    """The network, the size of an example before height and width, and its height."""
     try:
         from torchvision import models
     except ImportError as error:
         raise ImportError("torchvision is not installed. Install it with: pip install torchvision") from error
     if name not in models.list_models():
         raise ValueError(f"torchvision has no model {name!r}.{_near(name, models.list_models())}")
-    options = {"init_weights": False} if name in {"googlenet", "inception_v3"} else {}
+    builder = models.get_model_builder(name)
+    kind = builder.__module__.removeprefix("torchvision.models.").partition(".")[0]
+    if kind == "optical_flow":
+        raise ValueError(f"torchvision's {name} takes two images: trace it with ChannelGraph.trace(network, one, two).")
+    size = 224 if image_size is None else image_size
+    options: dict[str, Any] = {"init_weights": False} if name in {"googlenet", "inception_v3"} else {}
+    if kind == "detection" and not name.startswith("ssd"):
+        # They would enlarge the images to 800 pixels.
+        options |= {"min_size": size, "max_size": size}
+    if "weights_backbone" in inspect.signature(builder).parameters:
+        # By default they are downloaded, also where the rest is random.
+        options["weights_backbone"] = None
     network: nn.Module = models.get_model(name, weights=None, **options)
-    return network
+    if kind == "video":
+        return network, [3, _FRAMES], models.get_model_weights(name).DEFAULT.transforms().crop_size[0]
+    return network, [3], size
 
 
 def _from_timm(name: str) -> tuple[nn.Module, int, int]:

@@ -89,6 +89,19 @@ def test_networks_by_name(name, kind, size):
     assert not network.training
 
 
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("fcos_resnet50_fpn", (3, 224, 224)), ("lraspp_mobilenet_v3_large", (3, 224, 224)), ("r3d_18", (3, 16, 112, 112))],
+)
+def test_torchvision_has_more_than_classifiers_and_nothing_is_downloaded(monkeypatch, name, size):
+    monkeypatch.setattr("torch.hub.download_url_to_file", None)
+    network, images = load_network(f"torchvision:{name}")
+
+    assert images.shape == (1, *size)
+    smaller = images[..., :64, :64] if name == "r3d_18" else images
+    assert ChannelGraph.trace(network, smaller).groups
+
+
 def test_image_size():
     assert load_network("torchvision:resnet18", image_size=96)[1].shape == (1, 3, 96, 96)
 
@@ -100,6 +113,7 @@ def test_image_size():
         ("torchvision:resnt50", ValueError, "torchvision has no model 'resnt50'. Did you mean resnet50"),
         ("timm:convnext_tinny", ValueError, "timm has no model 'convnext_tinny'. Did you mean convnext_tiny"),
         ("torchvision:zzzzzz", ValueError, "It has .* models, such as"),
+        ("torchvision:raft_small", ValueError, "takes two images"),
         ("yolo8n.yaml", FileNotFoundError, r"no configuration 'yolo8n.yaml'.* Did you mean yolov8n.yaml"),
         ("missing.pt", FileNotFoundError, "There is no file 'missing.pt'"),
     ],
