@@ -1,6 +1,6 @@
 """What a trace with its probe costs: the first and the second in a process, and how that grows with the network.
 
-    python -m benchmarks.trace [NAME ...] [--sizes 96 640] [--peer-limit 30] [--no-growth]
+    python -m benchmarks.trace [NAME ...] [--sizes 96 320 640] [--peer-limit 30] [--no-growth]
 
 Names are those of ``tests/zoo.py``. Seconds are CPU seconds of one thread, those of the second run the best of three.
 Each model and image size runs in a process of its own, so that its first run is the first in a process. What that pays
@@ -160,7 +160,7 @@ def table_of_growth(rows: list[dict[str, Any]], over: str) -> Table:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=MODELS)
-    parser.add_argument("--sizes", nargs="+", type=int, default=[96, 640], help="image sizes in pixels")
+    parser.add_argument("--sizes", nargs="+", type=int, default=[96, 320, 640], help="image sizes in pixels")
     parser.add_argument("--peer-limit", type=int, default=30, help="CPU seconds a model for Torch-Pruning")
     parser.add_argument("--no-growth", action="store_true", help="only the models")
     arguments = parser.parse_args()
