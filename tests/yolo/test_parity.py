@@ -97,8 +97,8 @@ def _ours(weights, data, settings):
 @pytest.mark.parametrize(
     ("model", "changes", "tolerance"),
     [
-        ("yolov8n.yaml", {"optimizer": "SGD"}, 1e-4),
-        # Adam divides by what it has hardly seen: rounding grows fast there. So the rates are small.
+        # Rounding grows with the rates; Adam, moreover, divides by what it has hardly seen.
+        ("yolov8n.yaml", {"optimizer": "SGD", "lr0": 1e-3, "warmup_bias_lr": 1e-3}, 1e-4),
         ("yolov8n.yaml", {"optimizer": "AdamW", "lr0": 1e-5, "multi_scale": 0.5, "cos_lr": True, "freeze": 2}, 1e-3),
         ("yolo26n.yaml", {"lr0": 1e-5, "box": 5.0, "warmup_epochs": 0.0}, 1e-2),
     ],
