@@ -4,7 +4,7 @@ Both start from the same weights, with the same hyperparameters and pictures; wh
 drawn by each for itself. Neither validates while it trains. At the end one tool looks at the averaged weights of both.
 The trainers take turns in going first. Seeds that ``yolo_parity.json`` has by the same settings are not run again.
 
-    python -m benchmarks.yolo_parity [--seeds 0 1 2] [--epochs 40] [--threads 1]
+    python -m benchmarks.yolo_parity [--seeds 0 1 2 3 4] [--epochs 40] [--threads 1]
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def table(rows: list[dict[str, Any]], total: dict[str, Any]) -> Table:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--scenes", type=int, default=1200)
     parser.add_argument("--image-size", type=int, default=64)

@@ -32,7 +32,7 @@ class Composites(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        shortcut = _SHORTCUTS.get(func)
+        shortcut = _SHORTCUTS.get(func) if self._on_meta else None
         if shortcut is not None and (call := shortcut(*args, **kwargs)) is not None:
             with torch._C._DisableTorchDispatch():
                 output = self._tracer.foresee(*call)
@@ -101,14 +101,6 @@ def _positional(operation: Any) -> Shortcut:
     return shortcut
 
 
-def _of_two_tensors(operation: Any) -> Shortcut:
-    def shortcut(*args: Any, **named: Any) -> tuple[Any, tuple[Any, ...]] | None:
-        fits = not named and len(args) == 2 and isinstance(args[0], Tensor) and isinstance(args[1], Tensor)
-        return (operation, args) if fits else None
-
-    return shortcut
-
-
 _SHORTCUTS: dict[Any, Shortcut] = {
     **dict.fromkeys((torch.conv1d, torch.conv2d, torch.conv3d), _convolution),
     F.silu: _activation("silu"),
@@ -117,9 +109,9 @@ _SHORTCUTS: dict[Any, Shortcut] = {
     F.gelu: _positional(aten.gelu.default),
     torch.cat: _cat,
     F.linear: _positional(aten.linear.default),
-    Tensor.add: _of_two_tensors(aten.add.Tensor),
-    Tensor.mul: _of_two_tensors(aten.mul.Tensor),
-    Tensor.add_: _of_two_tensors(aten.add_.Tensor),
+    Tensor.add: _positional(aten.add.Tensor),
+    Tensor.mul: _positional(aten.mul.Tensor),
+    Tensor.add_: _positional(aten.add_.Tensor),
 }
 
 # As `with torch.device("meta")` has them, whose own mode would cost as much again as this one.

@@ -94,9 +94,8 @@ class _Copier:
 
     def _own(self, name: str, value: Any) -> Any:
         """The copy of what ``nn.Module`` itself holds under a name."""
-        if name in ("_parameters", "_buffers"):
-            is_buffer = name == "_buffers"
-            return type(value)((key, self._tensor(tensor, is_buffer)) for key, tensor in value.items())
+        if name == "_buffers":
+            return type(value)((key, self._value(buffer, is_buffer=True)) for key, buffer in value.items())
         if name in _RUN_HOOKS:
             return _kept(value)
         return OrderedDict() if name in _STATE_HOOKS else self._value(value)
@@ -110,15 +109,7 @@ class _Copier:
             for item in _held(value):
                 self._value(item)
 
-    def _tensor(self, tensor: Tensor | None, is_buffer: bool) -> Tensor | None:
-        if tensor is None:
-            return None
-        result: Tensor | None = self._memo.get(id(tensor))
-        if result is None:
-            result = self._memo[id(tensor)] = self._copy_tensor(tensor, is_buffer)
-        return result
-
-    def _value(self, value: Any) -> Any:
+    def _value(self, value: Any, is_buffer: bool = False) -> Any:
         kind = type(value)
         if kind in _IMMUTABLE:
             return value
@@ -126,7 +117,7 @@ class _Copier:
         if known is not None:
             return known
         if kind is nn.Parameter or isinstance(value, Tensor):
-            result: Any = self._copy_tensor(value, False)
+            result: Any = self._copy_tensor(value, is_buffer)
         elif kind is dict or kind is OrderedDict:
             # In the memo before its items are: it may hold itself.
             result = self._memo[id(value)] = kind()

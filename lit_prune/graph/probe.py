@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from lit_prune.graph.comparison import compare
 from lit_prune.graph.groups import ChannelGroup, Grouping, build_groups, plan_without
 from lit_prune.graph.labels import Components, Row
-from lit_prune.graph.recording import Call, Constant, Recording, Slot, TraceError
+from lit_prune.graph.recording import Call, Recording, Slot, TraceError
 from lit_prune.graph.rules import RULES
-from lit_prune.graph.skeleton import on_meta, replica, skeleton, twin
+from lit_prune.graph.skeleton import has_values, on_meta, replica, skeleton, twin
 from lit_prune.graph.ties import keep_whole, tie_widths
 from lit_prune.graph.trace import Reached, Until, record
 from lit_prune.lookup import modules_of
@@ -231,77 +232,11 @@ def _verify(
     Where the forward depends on values (a loop over what was found) they are the shrunk network's in a masked one.
     """
     try:
-        _compare(recording, again, plan)
+        compare(recording, again, plan)
     except TraceError as error:
-        if all(parameter.is_meta for parameter in network.parameters()):
+        if not has_values(network):
             raise
         try:
-            _compare(_record(mask_(twin(network), plan), calls), again, plan)
+            compare(_record(mask_(twin(network), plan), calls), again, plan)
         except TraceError:
             raise error from None
-
-
-def _compare(recording: Recording, again: Recording, plan: PruningPlan) -> None:
-    """Raise unless the shrunk network couples exactly what is left of the couplings before."""
-    _compare_constants(recording, again)
-    old, new = recording.raw, again.raw
-    owners: list[str] = []
-    before: list[Row] = []
-    after: list[Row] = []
-    alone = np.zeros(len(old.reason), dtype=np.bool_)
-    for slot, row in recording.slots.items():
-        kept = plan.kept.get(slot[0], {}).get(slot[1])
-        left = row if kept is None else row[kept.numpy()]
-        if slot in again.slots:
-            before.append(old.of[left])
-            after.append(new.of[again.slots[slot]])
-            owners.append(slot[0])
-        elif len(left) == 1:
-            # A dimension of one is not tracked, so nothing is said of what it is coupled with.
-            alone[old.of[left]] = True
-    missing = again.slots.keys() - recording.slots.keys()
-    if missing:
-        name = min(missing)[0]
-        raise TraceError(f"{name} is used only once the network is narrower", name.rpartition(".")[0])
-    if not before:
-        return
-    old_of, new_of = np.concatenate(before), np.concatenate(after)
-    layer = np.repeat(np.arange(len(owners)), [len(row) for row in before])
-    compared = ~alone[old_of]
-    old_of, new_of, layer = old_of[compared], new_of[compared], layer[compared]
-    for ours, theirs in ((old_of, new_of), (new_of, old_of)):
-        wrong = _ambiguous(ours, theirs)
-        if wrong.any():
-            name = owners[int(layer[wrong].min())].rpartition(".")[0]
-            raise TraceError(f"the narrower network couples other channels, of {name}", name)
-    colder = new.frozen[new_of] & ~old.frozen[old_of]
-    if colder.any():
-        name = owners[int(layer[colder].min())].rpartition(".")[0]
-        raise TraceError(f"the narrower network freezes channels of {name} that were free", name)
-
-
-def _ambiguous(ours: Row, theirs: Row) -> np.ndarray:
-    """Where an element of ``ours`` stands beside several different ones of ``theirs``."""
-    first = np.zeros(int(ours.max(initial=0)) + 1, dtype=np.int64)
-    first[ours] = theirs
-    return np.asarray(first[ours] != theirs)
-
-
-def _compare_constants(recording: Recording, again: Recording) -> None:
-    if recording.constants == again.constants:
-        return
-    before, after = _by_layer(recording), _by_layer(again)
-    for layer in before.keys() | after.keys():
-        (numbers, fills), (numbers_now, fills_now) = before.get(layer, ([], [])), after.get(layer, ([], []))
-        # A cache that was filled when the network ran before (anchors) is filled anew where it is keyed by a shape.
-        if numbers != numbers_now or (fills and fills != fills_now):
-            raise TraceError(f"{layer or 'it'} computes with a number that depends on a width", layer)
-
-
-def _by_layer(recording: Recording) -> dict[str, tuple[list[Constant], list[Constant]]]:
-    """For each layer the constants of its arithmetic, and those that it fills new tensors with."""
-    found: dict[str, tuple[list[Constant], list[Constant]]] = {}
-    for constant in recording.constants:
-        name, _, layer = constant
-        found.setdefault(layer, ([], []))["full" in name].append(constant)
-    return found

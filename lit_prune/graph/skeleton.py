@@ -40,9 +40,8 @@ def twin(network: nn.Module, plan: PruningPlan = _NOTHING) -> nn.Module:
 
     Tensors without values that are whole may be shared: nothing lies in their memory.
     """
-    first = next(network.parameters(), None)
-    if first is not None and not first.is_meta:
-        return shrink_(replica(network), plan)
+    if has_values(network):
+        return shrink_(replica(network), plan) if plan else replica(network)
     cut = {id(tensor): dims for tensor, dims in targets(network, plan)}
 
     def copied(tensor: Tensor, is_buffer: bool) -> Tensor:
@@ -52,9 +51,15 @@ def twin(network: nn.Module, plan: PruningPlan = _NOTHING) -> nn.Module:
         return tensor if tensor.is_meta and not is_remembered(tensor) else _emptied(tensor, is_buffer)
 
     result = copy_module(network, copied)
-    if cut:
+    if plan:
         update_attributes_(result)
     return result
+
+
+def has_values(network: nn.Module) -> bool:
+    """Whether a copy has weights, as :func:`replica` makes it."""
+    first = next(network.parameters(), None)
+    return first is not None and not first.is_meta
 
 
 def on_meta(calls: Sequence[Call]) -> list[Call]:
