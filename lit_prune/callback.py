@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -9,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_prune.averages import accept_in_copies
 from lit_prune.checkpoint import RECORD, LoadGuard, NamedReading
+from lit_prune.contract import checked_events
 from lit_prune.criteria import CRITERIA, Criterion
 from lit_prune.event import PruningPolicy
 from lit_prune.inputs import CallRecorder, call_of_example
@@ -18,12 +20,14 @@ from lit_prune.pruner import HalfPrunedError, Pruner, PruningError
 from lit_prune.record import Record
 from lit_prune.recovery import Recovery
 from lit_prune.registry import resolve
+from lit_prune.rehearsal import Rehearsal
 from lit_prune.report import event_table
 from lit_prune.schedule import AtEpochs, Schedule
 from lit_prune.scope import Scope
 from lit_prune.select import SELECTIONS, Selection
 from lit_prune.surgery import accept_for_now, is_cut_to
 from lit_prune.trainer import (
+    UnsupportedError,
     check_callbacks,
     check_launcher,
     check_optimizer,
@@ -109,10 +113,11 @@ class ChannelPruning(Callback):
             layers_per_event=layers_per_event,
         )
         self.pruner = Pruner(policy, recovery or Recovery(), amount)
+        self._rehearsal = Rehearsal(self.pruner)
         self.schedule = epochs if isinstance(epochs, Schedule) else AtEpochs(epochs)
         if on_error not in ("raise", "continue"):
             raise ValueError(f"on_error must be 'raise' or 'continue', but got {on_error!r}.")
-        if before_wrap and self.schedule.events(None) != {0: 1.0}:
+        if before_wrap and checked_events(self.schedule, None) != {0: 1.0}:
             raise ValueError("before_wrap prunes once, before the first epoch: it takes epochs=0.")
         self.before_wrap = before_wrap
         self.on_error = on_error
@@ -151,7 +156,7 @@ class ChannelPruning(Callback):
                 check_strategy(trainer)
             check_callbacks(trainer)
             check_launcher(trainer, pl_module)
-            self._events = self.schedule.events(declared_length(trainer, self.schedule.unit))
+            self._events = checked_events(self.schedule, declared_length(trainer, self.schedule.unit))
             self.pruner.policy.scope.check(pl_module)
             if not is_cut_to(pl_module, self.plan):
                 # The record of an earlier fit, of another network.
@@ -183,6 +188,21 @@ class ChannelPruning(Callback):
         self.pruner.averages.follow(trainer)
         if not self.pruner.see_again(pl_module) and pl_module.example_input_array is not None:
             self._see_example(trainer, pl_module)
+        if self.pruner.policy.calibration is None:
+            # What goes by activations waits for the data.
+            self._rehearse(lambda: self._rehearsal.events(trainer, pl_module, self._events_ahead()))
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Watch a validation step where the network's inputs are not known."""
+        if not self.before_wrap and not self.pruner.sees:
+            self._recorder = CallRecorder(pl_module)
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go through the events to come on the inputs that the validation step has shown."""
+        if self._recorder is not None:
+            recorder, self._recorder = self._recorder, None
+            calls = recorder.close()
+            self._rehearse(lambda: self._rehearsal.by_validation(trainer, pl_module, calls, self._events_ahead()))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave no hook behind: after an error nobody calls :meth:`teardown`."""
@@ -202,17 +222,21 @@ class ChannelPruning(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Watch for the first batch where the network's inputs are not known."""
         # How many steps an epoch has is known only now.
-        self._events = self.schedule.events(known_length(trainer, self.schedule.unit))
+        self._events = checked_events(self.schedule, known_length(trainer, self.schedule.unit))
         self._missed_start = True
         self.pruner.averages.watch(trainer)
         if not self.pruner.sees:
             self._recorder = CallRecorder(pl_module)
+        elif self.pruner.policy.calibration is not None:
+            self._rehearse(lambda: self._rehearsal.calibration(trainer, pl_module))
+            self._rehearse(lambda: self._rehearsal.events(trainer, pl_module, self._events_ahead()))
         self.pruner.rewarm_again(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune where an event is due."""
         self._missed_start = False
         self.pruner.averages.watch(trainer)
+        self._rehearse(lambda: self.pruner.check_monitor(trainer))
         if self.pruner.sees:
             self._prune_if_due(trainer, pl_module)
 
@@ -229,11 +253,15 @@ class ChannelPruning(Callback):
         if self._recorder is not None:
             recorder, self._recorder = self._recorder, None
             self.pruner.see(pl_module, recorder.close())
+            self._rehearse(lambda: self._rehearsal.calibration(trainer, pl_module))
+            self._rehearse(lambda: self._rehearsal.events(trainer, pl_module, self._events_ahead()))
+            self._rehearse(lambda: self._rehearsal.optimizers(trainer, pl_module))
             self._prune_if_due(trainer, pl_module)
+        self._rehearse(lambda: self._rehearsal.optimizers(trainer, pl_module))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the monitored metric before a checkpoint is written."""
-        self.pruner.note_score(trainer)
+        self.pruner.note_score(trainer, validated=not trainer.sanity_checking)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what the network costs now, and note the monitored metric before a checkpoint is written."""
@@ -244,6 +272,7 @@ class ChannelPruning(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Judge the last event, too, and say which never came."""
+        self._rehearse(lambda: self.pruner.check_monitor(trainer))
         self.pruner.end_trial(trainer, pl_module)
         missed = [moment for moment in self._events if moment not in self.record.done]
         if missed and not trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -251,6 +280,23 @@ class ChannelPruning(Callback):
                 f"Training has ended before the pruning at {self.schedule.unit} {missed}: the network has more "
                 "channels than was asked for."
             )
+
+    def _events_ahead(self) -> dict[str, float]:
+        """The events that are to come, by what messages call them, with the part that is gone after each."""
+        unit = self.schedule.unit.removesuffix("s")
+        return {
+            f"Event {number} of {len(self._events)} ({unit} {moment})": part
+            for number, (moment, part) in enumerate(self._events.items(), 1)
+            if moment not in self.record.done
+        }
+
+    def _rehearse(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except (PruningError, UnsupportedError) as error:
+            if self.on_error == "raise":
+                raise
+            rank_zero_warn(str(error))
 
     def _prune_before_wrap(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if pl_module.example_input_array is None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lit_prune.activations import Calibration, Moments
+from lit_prune.arguments import check_whole
 from lit_prune.averages import extended
+from lit_prune.contract import checked_removal, checked_scores
 from lit_prune.criteria import Criterion, Evidence
 from lit_prune.graph import Call, ChannelGraph, ChannelGroup
 from lit_prune.plan import PruningPlan
@@ -72,9 +74,8 @@ class PruningPolicy:
 
     def __post_init__(self) -> None:
         for name in ("round_to", "min_channels", "layers_per_event"):
-            count = getattr(self, name)
-            if count is not None and count < 1:
-                raise ValueError(f"{name} must be at least 1, but got {count}.")
+            if (count := getattr(self, name)) is not None:
+                check_whole(name, count)
         if self.layers_per_event is not None and isinstance(self.selection, MacsBudget):
             raise ValueError("layers_per_event prunes each layer to the full amount, so it can't meet a MACs budget.")
 
@@ -121,7 +122,12 @@ class PruningPolicy:
             ValueError: If nothing can be pruned, or the share is out of reach.
             RuntimeError: If another rank failed, or ranks disagree.
         """
-        graph, groups, skipped = together(lambda: self._candidates(network, calls, record, averages))
+
+        def look() -> tuple[ChannelGraph, tuple[ChannelGroup, ...], dict[str, str]]:
+            graph = ChannelGraph.trace_calls(network, calls)
+            return graph, *self.candidates(network, graph, record, averages)
+
+        graph, groups, skipped = together(look)
         moments: Mapping[str, Moments] = {}
         if groups and self.calibration is not None:
             layers = dict.fromkeys(layer for group in groups for layer in group.layers)
@@ -134,39 +140,93 @@ class PruningPolicy:
         check_same(plan.digest)
         return PruningEvent(plan, graph, after, groups, skipped)
 
-    def _candidates(
-        self, network: nn.Module, calls: Sequence[Call], record: Record, averages: Mapping[str, str]
-    ) -> tuple[ChannelGraph, tuple[ChannelGroup, ...], dict[str, str]]:
-        """The network as it is, the groups that take part now, and why others do not."""
-        graph = ChannelGraph.trace_calls(network, calls)
+    def candidates(
+        self,
+        network: nn.Module,
+        graph: ChannelGraph,
+        record: Record,
+        averages: Mapping[str, str] = MappingProxyType({}),
+        all_trained: bool = False,
+    ) -> tuple[tuple[ChannelGroup, ...], dict[str, str]]:
+        """The groups that take part in an event now, and why others do not.
+
+        Args:
+            network: The live network.
+            graph: Its graph.
+            record: What was pruned before.
+            averages: As for :meth:`decide`.
+            all_trained: Take layers that are not trained now as trained: they may be by then.
+        """
         groups, skipped = self.scope.pick(network, graph)
         skipped |= dict.fromkeys(record.barred, "was taken back before")
-        skipped |= _untrained(network, groups, averages)
+        if not all_trained:
+            skipped |= _untrained(network, groups)
+        skipped |= _averaged(groups, averages)
         # Pieces of one split stay equally wide: all of them or none.
         groups = tuple(group for group in groups if not skipped.keys() & {group.name, *group.balanced})
         if self.layers_per_event is not None:
             waiting = [group for group in groups if group.name not in record.pruned]
             groups = largest_independent(waiting, self.layers_per_event)
-        return graph, groups, skipped
+        return groups, skipped
+
+    def scores(self, evidence: Evidence) -> dict[str, Tensor]:
+        """What the criterion says of the groups that take part.
+
+        Raises:
+            TypeError: If it answers in another form than it must.
+            ValueError: If its scores are none, or it can judge no group.
+        """
+        scores = checked_scores(self.criterion, evidence)
+        if not scores and evidence.groups:
+            raise ValueError(f"{type(self.criterion).__name__} can judge none of the {len(evidence.groups)} groups.")
+        return scores
 
     def _choose(self, evidence: Evidence, target: Target, skipped: dict[str, str]) -> PruningPlan:
-        scores = self.criterion(evidence)
+        scores = self.scores(evidence)
         for group in evidence.groups:
             if group.name not in scores:
                 skipped[group.name] = f"{type(self.criterion).__name__} can't judge it"
-        if not scores and evidence.groups:
-            raise ValueError(f"{type(self.criterion).__name__} can judge none of the {len(evidence.groups)} groups.")
-        return evidence.graph.plan(self.selection(evidence, scores, target))
+        removal = self.selection(evidence, scores, target)
+        return evidence.graph.plan(checked_removal(self.selection, removal, evidence.groups))
 
 
-def _untrained(network: nn.Module, groups: Sequence[ChannelGroup], averages: Mapping[str, str]) -> dict[str, str]:
-    """Groups that are not learning now: nothing would make up for what they lose."""
-    trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+def _averaged(groups: Sequence[ChannelGroup], averages: Mapping[str, str]) -> dict[str, str]:
+    """Groups that nobody trains but that follow what they are averages of."""
+    return {
+        group.name: f"is an average of {source[:-1]}, and shrinks with it"
+        for group in groups
+        for prefix, source in averages.items()
+        if all(name.startswith(prefix) for name, _ in group.slots)
+    }
+
+
+def _untrained(network: nn.Module, groups: Sequence[ChannelGroup]) -> dict[str, str]:
+    """Groups of which a layer is not learning now: nothing would make up for what it loses."""
+    trained = {name for name, parameter in network.named_parameters(remove_duplicate=False) if parameter.requires_grad}
+    vectors = {name for name, parameter in network.named_parameters(remove_duplicate=False) if parameter.dim() <= 1}
     reasons = {}
     for group in groups:
-        if not any(name in trained for name, _ in group.slots):
-            reasons[group.name] = "is not trained (requires_grad=False)"
-        for prefix, source in averages.items():
-            if all(name.startswith(prefix) for name, _ in group.slots):
-                reasons[group.name] = f"is an average of {source[:-1]}, and shrinks with it"
+        still = [layer for layer, tensors in _makers(group, vectors).items() if not tensors & trained]
+        if still:
+            reasons[group.name] = (
+                "is not trained (requires_grad=False)"
+                if group.name in still or len(still) == len(group.layers)
+                else f"coupled with {still[0]}, which is not trained (requires_grad=False)"
+            )
     return reasons
+
+
+def _makers(group: ChannelGroup, vectors: Container[str]) -> dict[str, set[str]]:
+    """Each layer that makes a group's channels, with the names of its tensors and of those of the norms behind it.
+
+    Slots come in the order of the forward: what lies between a layer and the next is the layer's, but for the weights
+    of those that read the channels.
+    """
+    found: dict[str, set[str]] = {layer: set() for layer in group.layers}
+    maker = group.layers[0]
+    for name, _ in group.slots:
+        layer = name.rpartition(".")[0]
+        maker = layer if layer in found else maker
+        if layer == maker or name in vectors:
+            found[maker].add(name)
+    return found

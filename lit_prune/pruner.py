@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from lit_prune.activations.trainer_data import calibrate
+from lit_prune.arguments import check_number
 from lit_prune.averages import Averages
 from lit_prune.cost import count_parameters
 from lit_prune.event import PruningPolicy
@@ -46,6 +47,8 @@ class Pruner:
     Attributes:
         record: What was pruned so far.
         averages: What follows the network.
+        graph: The channels of the network as it is; ``None`` until it was seen.
+        calls: How the network is entered.
 
     Raises:
         ValueError: If the amount is out of range, or missing and needed.
@@ -57,10 +60,11 @@ class Pruner:
         self.amount = _checked_amount(amount, policy.selection)
         self.record = Record()
         self.averages = Averages()
-        self._calls: Sequence[Call] = ()
-        self._graph: ChannelGraph | None = None
+        self.calls: Sequence[Call] = ()
+        self.graph: ChannelGraph | None = None
         self._trial: Trial | None = None
         self._noted: float | None = None
+        self._validated = False
         self._rewarming: Rewarming | None = None
         # Of a run that is resumed: the calls of its network, and how far the learning rate had risen.
         self._inputs: list[dict[str, Any]] | None = None
@@ -69,7 +73,7 @@ class Pruner:
     @property
     def sees(self) -> bool:
         """Whether the network's inputs are known, and so its channels."""
-        return self._graph is not None
+        return self.graph is not None
 
     def see(self, network: LightningModule, calls: Sequence[Call]) -> None:
         """Trace the network as it is; the first time, check that it can be pruned as the policy says.
@@ -93,23 +97,31 @@ class Pruner:
         if self.record.dense is None:
             self.policy.check(network, graph)
             self.record.dense = Dense.of(network, graph)
-        self._graph, self._calls, self._inputs = graph, calls, calls_to_state(calls)
+        self.graph, self.calls, self._inputs = graph, calls, calls_to_state(calls)
 
     def see_again(self, network: LightningModule) -> bool:
         """See the network by the calls of a resumed run, to prune when it would have; False if there is none."""
-        self._graph = None
+        self.graph = None
         if self._inputs is not None:
             self.see(network, calls_from_state(self._inputs, network.device))
         return self.sees
 
+    def ratio(self, part: float) -> float | None:
+        """What is to be gone after an event, of what the selection counts; ``None`` where that decides.
+
+        Args:
+            part: The part of the amount that is to be gone by then.
+        """
+        return None if self.amount is None else self.amount * (1.0 if self.policy.layers_per_event else part)
+
     def costs(self, network: LightningModule) -> dict[str, float]:
         """What the network costs now."""
-        if self._graph is None:
+        if self.graph is None:
             return {}
         return {
             "params": float(count_parameters(network)),
-            "macs": float(self._graph.macs),
-            "channels": float(sum(group.size for group in self._graph.groups)),
+            "macs": float(self.graph.macs),
+            "channels": float(sum(group.size for group in self.graph.groups)),
         }
 
     def prune(self, trainer: Trainer, network: LightningModule, part: float) -> dict[str, Any]:
@@ -124,10 +136,10 @@ class Pruner:
             The event's record.
         """
         started = time.perf_counter()
-        share = None if self.amount is None else self.amount * (1.0 if self.policy.layers_per_event else part)
+        share = self.ratio(part)
         check_comm_hooks(trainer)
-        measure = partial(calibrate, trainer, network)
-        decision = self.policy.decide(network, self._calls, share, self.record, measure, self.averages.within(trainer))
+        measure = partial(calibrate, trainer, network, calls=self.calls)
+        decision = self.policy.decide(network, self.calls, share, self.record, measure, self.averages.within(trainer))
         params, copies = count_parameters(network), self.averages.beside(trainer)
         groups = [group.name for group in decision.groups]
         trial = together(lambda: self._begin_trial(trainer, network, groups, copies))
@@ -140,7 +152,7 @@ class Pruner:
             ) from error
         forget_shapes(trainer)
 
-        self._graph, self._trial = decision.after, trial
+        self.graph, self._trial = decision.after, trial
         self.record.plan = self.record.plan.then(decision.plan)
         self.record.pruned.extend(groups)
         event = decision.record(
@@ -164,8 +176,14 @@ class Pruner:
         if self._rewarmed is not None:
             self._rewarm(trainer, self._rewarmed)
 
-    def note_score(self, trainer: Trainer) -> None:
-        """Remember the monitored metric: a resumed run has none until its first validation."""
+    def note_score(self, trainer: Trainer, validated: bool = False) -> None:
+        """Remember the monitored metric: a resumed run has none until its first validation.
+
+        Args:
+            trainer: In ``fit``.
+            validated: Whether a validation has just ended.
+        """
+        self._validated |= validated
         if self.recovery.monitor is None:
             # To ask for the metrics is to compute them all.
             return
@@ -183,7 +201,7 @@ class Pruner:
             return
         trial.roll_back_(network, trainer.optimizers, self.averages.beside(trainer))
         forget_shapes(trainer)
-        self._graph = ChannelGraph.trace_calls(network, self._calls)
+        self.graph = ChannelGraph.trace_calls(network, self.calls)
         self.record.plan = PruningPlan.from_state_dict(trial.plan)
         self.record.barred.extend(trial.groups)
         event = self.record.events[-1]
@@ -222,6 +240,7 @@ class Pruner:
     def close(self) -> None:
         """Leave the Trainer alone; the record stays."""
         self.averages.forget()
+        self._validated = False
         self._inputs = self._rewarmed = None
         if self._rewarming is not None:
             self._rewarming.close()
@@ -238,17 +257,21 @@ class Pruner:
     ) -> Trial | None:
         if self.recovery.max_drop is None:
             return None
-        score = self._known_score(trainer)
-        return Trial.begin(score, groups, self.record.plan.state_dict(), network, trainer.optimizers, copies)
+        self.check_monitor(trainer)
+        return Trial.begin(self._noted, groups, self.record.plan.state_dict(), network, trainer.optimizers, copies)
 
-    def _known_score(self, trainer: Trainer) -> float | None:
-        """The score before an event; before anything was logged there is none."""
-        score, logged = self._score(trainer), list(trainer.callback_metrics)
-        if score is None and any(not name.startswith("pruning/") for name in logged):
-            raise ValueError(
-                f"monitor={self.recovery.monitor!r} is not logged. {nearest(self.recovery.monitor or '', logged)}"
+    def check_monitor(self, trainer: Trainer) -> None:
+        """Raise where metrics are logged, those of a validation too if there is one, but not the monitored one.
+
+        Raises:
+            PruningError: The message has the nearest names.
+        """
+        logged = [name for name in trainer.callback_metrics if not name.startswith("pruning/")]
+        complete = self._validated or not trainer.enable_validation
+        if self.recovery.monitor is not None and self._score(trainer) is None and logged and complete:
+            raise PruningError(
+                f"monitor={self.recovery.monitor!r} is not logged. {nearest(self.recovery.monitor, logged)}"
             )
-        return score
 
     def _score(self, trainer: Trainer) -> float | None:
         self.note_score(trainer)
@@ -263,6 +286,7 @@ def _checked_amount(amount: float | None, selection: Selection) -> float | None:
                 "does not. Give a share in (0, 1)."
             )
         return None
+    check_number("amount", amount)
     if isinstance(amount, bool) or not 0 < amount < 1:
         raise ValueError(f"amount must be a share in (0, 1), such as 0.5, but got {amount!r}.")
     return float(amount)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch.optim import Optimizer
 
+from lit_prune.arguments import check_number, check_whole
 from lit_prune.lookup import class_names
 
 if TYPE_CHECKING:
@@ -42,12 +43,13 @@ class Recovery:
     mode: Literal["max", "min"] = "max"
 
     def __post_init__(self) -> None:
-        if self.rewarm_steps < 0:
-            raise ValueError(f"rewarm_steps must be 0 or more, but got {self.rewarm_steps}.")
+        check_whole("rewarm_steps", self.rewarm_steps, least=0)
         if self.mode not in ("max", "min"):
             raise ValueError(f"mode must be 'max' or 'min', but got {self.mode!r}.")
-        if self.max_drop is not None and not self.max_drop >= 0:
-            raise ValueError(f"max_drop must be 0 or more, but got {self.max_drop}.")
+        if self.max_drop is not None:
+            check_number("max_drop", self.max_drop)
+            if not self.max_drop >= 0:
+                raise ValueError(f"max_drop must be 0 or more, but got {self.max_drop}.")
         if (self.max_drop is None) != (self.monitor is None):
             raise ValueError("max_drop and monitor go together: the one says how far the other may fall.")
 

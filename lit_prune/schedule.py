@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Integral
 from typing import Literal, get_args
+
+from lit_prune.arguments import check_whole
 
 Curve = Literal["linear", "cubic"]
 Unit = Literal["epochs", "steps"]
@@ -109,8 +112,8 @@ class Every(AtEpochs):
     """
 
     def __init__(self, every: int, first: int, times: int, curve: Curve = "linear") -> None:
-        if every < 1 or times < 1:
-            raise ValueError(f"every and times must be at least 1, but got {every} and {times}.")
+        for name, value, least in (("every", every, 1), ("first", first, 0), ("times", times, 1)):
+            check_whole(name, value, least)
         super().__init__([first + every * index for index in range(times)], curve)
 
 
@@ -130,15 +133,15 @@ def check_within(moments: Sequence[int], length: int | None, unit: Unit = "epoch
 
 
 def _checked_moments(name: str, given: int | list[int]) -> list[int]:
-    moments = [given] if isinstance(given, int) else list(given)
+    moments = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
     if not moments:
         raise ValueError(f"{name} is empty: name at least one of the {name} at whose start to prune.")
-    wrong = [moment for moment in moments if not isinstance(moment, int) or isinstance(moment, bool) or moment < 0]
+    wrong = [moment for moment in moments if not isinstance(moment, Integral) or isinstance(moment, bool) or moment < 0]
     if wrong:
         raise ValueError(f"{name} must be whole numbers from 0 on, but has {wrong[0]!r}.")
     if len(set(moments)) < len(moments):
         raise ValueError(f"{name} must differ from each other, but are {moments}.")
-    return sorted(moments)
+    return sorted(map(int, moments))
 
 
 def _checked_curve(curve: Curve) -> Curve:

@@ -81,7 +81,8 @@ class Scope:
             if outside:
                 left[group.name] = f"coupled with {outside[0]}, which is outside of `blocks`"
             elif excluded:
-                left[group.name] = f"{excluded[0]} is excluded"
+                mine = group.name.partition("#")[0] in excluded
+                left[group.name] = "is excluded" if mine else f"{excluded[0]} is excluded"
             else:
                 picked[group.name] = group
         # Pieces of one split stay equally wide: all of them or none.

@@ -88,9 +88,7 @@ def prepare(
 
     Between the two, ranks can agree that none has refused.
     """
-    parameters = dict(module.named_parameters(remove_duplicate=False))
-    cuts = {parameters[name]: dims for name, dims in plan.kept.items() if name in parameters}
-    changes = [change for optimizer in optimizers for change in _state_changes(optimizer, cuts)]
+    changes = [change for optimizer in optimizers for change in _state_changes(optimizer, _cuts(module, plan))]
     plans = [(module, plan), *((copy, plan.only(dict(tensors_of(copy)))) for copy in copies)]
     for network, part in plans:
         targets(network, part)
@@ -102,6 +100,18 @@ def prepare(
             state[key] = value
 
     return commit
+
+
+def check_state(module: nn.Module, plan: PruningPlan, optimizers: Sequence[Optimizer]) -> None:
+    """Raise an UnsupportedError for state of an optimizer that could not follow a plan."""
+    for optimizer in optimizers:
+        for _ in _state_changes(optimizer, _cuts(module, plan)):
+            pass
+
+
+def _cuts(module: nn.Module, plan: PruningPlan) -> dict[nn.Parameter, Mapping[int, Tensor]]:
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    return {parameters[name]: dims for name, dims in plan.kept.items() if name in parameters}
 
 
 def _state_changes(
@@ -151,7 +161,15 @@ def check_strategy(trainer: Trainer) -> None:
 
 
 def check_callbacks(trainer: Trainer) -> None:
-    """Raise an UnsupportedError for a callback that masks weights: its masks would come back over the cut weights."""
+    """Raise an UnsupportedError for callbacks that can't work beside ChannelPruning.
+
+    Masks of weights would come back over the cut ones; and two ChannelPruning would each keep half of one record.
+    """
+    if sum("ChannelPruning" in class_names(callback) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
+        raise UnsupportedError(
+            "There are two ChannelPruning in this Trainer, and a network has one record of what was pruned. Give all "
+            "`epochs` to one of them; `selection=Weighted(...)` takes more from some layers than from others."
+        )
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if "ModelPruning" in class_names(callback):
             raise UnsupportedError(

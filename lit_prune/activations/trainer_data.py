@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from lit_prune.activations.calibration import Calibration, CalibrationError, collect_moments
 from lit_prune.activations.moments import Moments
 from lit_prune.activations.objects import CalibrationBatch, read_batch
 from lit_prune.activations.untouched import untouched
+from lit_prune.graph import Call
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -27,7 +28,11 @@ _CONTENT = 1000
 
 
 def calibrate(
-    trainer: Trainer, pl_module: LightningModule, layers: Sequence[str], calibration: Calibration | None = None
+    trainer: Trainer,
+    pl_module: LightningModule,
+    layers: Sequence[str],
+    calibration: Calibration | None = None,
+    calls: Sequence[Call] = (),
 ) -> dict[str, Moments]:
     """The class-wise moments of layers, from a pass over a part of the data of a running Trainer.
 
@@ -45,6 +50,7 @@ def calibrate(
         pl_module: The LightningModule; its forward takes the batch's inputs.
         layers: Qualified names of its layers.
         calibration: How much data, and which objects count.
+        calls: How a step enters the module; where that has no forward, the network that is entered takes the inputs.
 
     Returns:
         Layer name to moments, on the CPU, the same on every rank; without layers that do not run in eval mode.
@@ -55,18 +61,45 @@ def calibrate(
         ValueError: As for :func:`lit_prune.activations.collect_moments`.
     """
     calibration = calibration or Calibration()
-    read: Callable[[Any], CalibrationBatch] = getattr(pl_module, "calibration_batch", read_batch)
+    forward = _entrance(pl_module, calls)
 
     def batches() -> Iterator[CalibrationBatch]:
         with _progress(trainer, _share(calibration.batches, trainer.world_size)) as advance:
             for batch in _own_batches(
                 _source(trainer, pl_module), calibration, trainer.global_rank, trainer.world_size
             ):
-                yield read(_to_device(trainer, pl_module, batch))
+                yield _read(pl_module, _to_device(trainer, pl_module, batch))
                 advance()
 
     with untouched(pl_module), trainer.precision_plugin.forward_context():
-        return collect_moments(pl_module, layers, batches(), calibration.num_classes, calibration.match_iou)
+        return collect_moments(pl_module, layers, batches(), calibration.num_classes, calibration.match_iou, forward)
+
+
+def _entrance(pl_module: LightningModule, calls: Sequence[Call]) -> nn.Module:
+    """What takes the inputs of a batch: the LightningModule, or the one network that its steps call."""
+    # By name: two packages have a LightningModule, and neither is a class of the other.
+    bases = [base for base in type(pl_module).__mro__ if base.__name__ in ("LightningModule", "Module")]
+    if all(type(pl_module).forward is not vars(base).get("forward") for base in bases):
+        return pl_module
+    entered = list(dict.fromkeys(call.module for call in calls))
+    if len(entered) != 1:
+        raise CalibrationError(
+            f"{type(pl_module).__name__} has no `forward`, and its training step calls "
+            f"{', '.join(entered) or 'no network'}: it is not known how a calibration batch runs through that. Write a "
+            "`forward` that takes the inputs of a batch and runs the network."
+        )
+    return pl_module.get_submodule(entered[0])
+
+
+def _read(pl_module: LightningModule, batch: Any) -> CalibrationBatch:
+    own = getattr(pl_module, "calibration_batch", None)
+    read = (own or read_batch)(batch)
+    if not isinstance(read, CalibrationBatch):
+        raise TypeError(
+            f"{type(pl_module).__name__}.calibration_batch must return a lit_prune.activations.CalibrationBatch, but "
+            f"returned a {type(read).__name__}."
+        )
+    return read
 
 
 def _source(trainer: Trainer, pl_module: LightningModule) -> DataLoader[Any]:

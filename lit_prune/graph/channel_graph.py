@@ -54,6 +54,18 @@ class ChannelGraph:
         self._batch = max(1, self._calls[0].batch_size) if self._calls else 1
         self.macs: int = self.macs_without({})
 
+    def __repr__(self) -> str:
+        channels = sum(group.size for group in self.groups)
+        return (
+            f"ChannelGraph({len(self.groups)} groups of {channels:,} channels, {len(self.frozen)} unprunable layers, "
+            f"{self.macs:,} MACs)"
+        )
+
+    @property
+    def tensors(self) -> frozenset[str]:
+        """Names of the parameters and buffers that the forward has used."""
+        return frozenset(name for name, _ in self._recording.slots)
+
     @classmethod
     def trace(cls, model: nn.Module, *args: Any, **kwargs: Any) -> ChannelGraph:
         """Trace one forward of ``model``.
@@ -93,8 +105,14 @@ class ChannelGraph:
         """
         if name not in self._by_name:
             near = difflib.get_close_matches(name, self._by_name, n=3, cutoff=0.5)
-            why = next((reason for layer, reason in self.frozen.items() if layer == name), None)
-            hint = f" It is frozen: {why}." if why else f" Nearest: {', '.join(near)}." if near else ""
+            mine = [group.name for group in self.groups if name in group.layers]
+            hint = ""
+            if mine:
+                hint = f" Its channels are coupled with others, as graph[{mine[0]!r}]."
+            elif name in self.frozen:
+                hint = f" It is unprunable: {self.frozen[name]}."
+            elif near:
+                hint = f" Nearest: {', '.join(near)}."
             raise KeyError(f"No prunable group is named {name!r}.{hint} `graph.groups` lists all {len(self.groups)}.")
         return self._by_name[name]
 
@@ -106,6 +124,7 @@ class ChannelGraph:
 
         Raises:
             KeyError: If a group is unknown.
+            TypeError: If channels are no whole numbers; a mask is none.
             ValueError: If a channel is out of range, none would be left, or groups that must stay equally wide lose
                 different numbers.
         """
@@ -143,7 +162,13 @@ class ChannelGraph:
 
     def _channels(self, name: str, channels: Sequence[int] | Tensor | Row) -> Row:
         group = self[name]
-        gone = np.unique(np.asarray(channels, dtype=np.int64).ravel())
+        given = np.asarray(channels)
+        if given.size and not np.issubdtype(given.dtype, np.integer):
+            raise TypeError(
+                f"The channels of group {name!r} are named by their indices, but got {given.dtype} values. Of a mask "
+                "of what goes, give `mask.nonzero()`."
+            )
+        gone = np.unique(given.astype(np.int64).ravel())
         if len(gone) and (gone[0] < 0 or gone[-1] >= group.size):
             wrong = gone[0] if gone[0] < 0 else gone[-1]
             raise ValueError(

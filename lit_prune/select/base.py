@@ -87,6 +87,25 @@ class Selection(ABC):
             SelectionError: If the target is out of reach.
         """
 
+    def foretell(self, evidence: Evidence, scores: Scores, target: Target) -> Mapping[str, object]:
+        """What would be removed, as far as it can be known before activations are looked at.
+
+        With it a whole run is rehearsed on its first batch. A selection that needs activations says nothing unless
+        it has a method of its own.
+
+        Args:
+            evidence: As for a call, without moments.
+            scores: As for a call.
+            target: As for a call.
+
+        Returns:
+            As a call does; for most purposes only the numbers of channels count.
+
+        Raises:
+            SelectionError: If the target is out of reach, or the selection can't work on these groups.
+        """
+        return self(evidence, scores, target) if self.calibration is None else {}
+
 
 def units(groups: Iterable[ChannelGroup], scores: Scores) -> list[tuple[ChannelGroup, ...]]:
     """Groups that must lose equally many, together; units that are not fully scored are left out."""
@@ -97,6 +116,11 @@ def units(groups: Iterable[ChannelGroup], scores: Scores) -> list[tuple[ChannelG
         for names in found
         if all(name in scores and name in by_name for name in names)
     ]
+
+
+def flat(members: Iterable[tuple[ChannelGroup, ...]]) -> list[ChannelGroup]:
+    """All groups of some units."""
+    return [group for unit in members for group in unit]
 
 
 def lowest(groups: Sequence[ChannelGroup], scores: Scores, widths: Mapping[str, int]) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from lit_prune.activations.moments import Moments, jeffries_matusita
 from lit_prune.criteria import Evidence, batch_norm_scales, power_sums
 from lit_prune.graph import ChannelGroup
 from lit_prune.graph.recording import Slot
-from lit_prune.select.base import Scores, Selection, SelectionError, Target, units
+from lit_prune.select.base import Scores, Selection, SelectionError, Target, flat, lowest, units
 
 Unit = tuple[ChannelGroup, ...]
 
@@ -104,6 +104,20 @@ class ClusterSelection(Selection):
                     if not stays.all():
                         gone[group.name] = torch.from_numpy(np.flatnonzero(~stays))
         return gone
+
+    def foretell(self, evidence: Evidence, scores: Scores, target: Target) -> dict[str, Tensor]:
+        """Each group at the width that the amount asks for; nothing where the knee decides.
+
+        Raises:
+            SelectionError: If a method needs BatchNorm scales and a group has none.
+        """
+        members = units(evidence.groups, scores)
+        for group in flat(members):
+            self._strength(group, evidence)
+        if target.share is None:
+            return {}
+        widths = {group.name: target.keep(unit[0], target.share) for unit in members for group in unit}
+        return lowest(flat(members), scores, widths)
 
     def _settle(self, unit: Unit, evidence: Evidence, target: Target) -> dict[str, Decision]:
         """Decide about groups that must stay equally wide; nothing where they lose nothing."""

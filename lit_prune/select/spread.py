@@ -11,7 +11,7 @@ from torch import Tensor
 from lit_prune.criteria import Evidence
 from lit_prune.graph import ChannelGroup
 from lit_prune.registry import resolve
-from lit_prune.select.base import Scores, Selection, SelectionError, Target, Widths, lowest, units
+from lit_prune.select.base import Scores, Selection, SelectionError, Target, Widths, flat, lowest, units
 
 Unit = tuple[ChannelGroup, ...]
 
@@ -133,11 +133,6 @@ def fit(
         if cost(trial) <= budget:
             narrow = trial
     return narrow
-
-
-def flat(members: Sequence[Unit]) -> list[ChannelGroup]:
-    """All groups of some units."""
-    return [group for unit in members for group in unit]
 
 
 def share_of(target: Target, selection: Selection) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
+from lit_prune.arguments import check_number
 from lit_prune.graph import ChannelGroup
 from lit_prune.select.base import Scores, Target, Widths
 from lit_prune.select.spread import Uniform
@@ -34,8 +35,10 @@ class Weighted(Uniform):
 
     def __init__(self, factors: Mapping[str, float], most: float = 0.65) -> None:
         for pattern, factor in factors.items():
+            check_number(f"the factor of {pattern!r}", factor)
             if factor < 0:
                 raise ValueError(f"the factor of {pattern!r} must be 0 or more, but is {factor}.")
+        check_number("most", most)
         if not 0 < most < 1:
             raise ValueError(f"most must be in (0, 1), but is {most}.")
         self.factors = dict(factors)
