@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from lit_prune.copies import copies_beside, twins_within, wrapped_within
 from lit_prune.lookup import tensors_of
 from lit_prune.plan import PruningPlan
+from lit_prune.ranks import warn_once
 from lit_prune.surgery import accept_for_now, adopt_shapes_
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Averages:
     def _warn_of(self, key: str, trainer: Trainer) -> None:
         # Where steps were taken and nothing has changed, it is no average.
         if key not in self._seen or self._seen[key][2] == trainer.global_step:
-            rank_zero_warn(
+            warn_once(
                 f"{key} has the same layers as the network, and no step was taken that would show whether it is an "
                 "average of it: it stays as it is. If it is one, wrap it in torch.optim.swa_utils.AveragedModel, "
                 "which is known to shrink in step."

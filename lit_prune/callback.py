@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 
-from lit_prune.averages import accept_in_copies
+from lit_prune.agenda import Agenda, OnError
+from lit_prune.averages import Averages, accept_in_copies
 from lit_prune.checkpoint import RECORD, LoadGuard, NamedReading
 from lit_prune.contract import checked_events
 from lit_prune.criteria import CRITERIA, Criterion
+from lit_prune.errors import ArgumentError
 from lit_prune.event import PruningPolicy
+from lit_prune.graph import Call
 from lit_prune.inputs import CallRecorder, call_of_example
 from lit_prune.length import declared_length, known_length
+from lit_prune.lightning_host import LightningHost
 from lit_prune.plan import PruningPlan
-from lit_prune.pruner import HalfPrunedError, Pruner, PruningError
+from lit_prune.pruner import Pruner
 from lit_prune.record import Record
 from lit_prune.recovery import Recovery
 from lit_prune.registry import resolve
-from lit_prune.rehearsal import Rehearsal
 from lit_prune.report import event_table
-from lit_prune.schedule import AtEpochs, Schedule
+from lit_prune.schedule import Schedule
 from lit_prune.scope import Scope
 from lit_prune.select import SELECTIONS, Selection
 from lit_prune.surgery import accept_for_now, is_cut_to
 from lit_prune.trainer import (
-    UnsupportedError,
     check_callbacks,
     check_launcher,
     check_optimizer,
@@ -100,7 +100,7 @@ class ChannelPruning(Callback):
         layers_per_event: int | None = None,
         recovery: Recovery | None = None,
         before_wrap: bool = False,
-        on_error: Literal["raise", "continue"] = "raise",
+        on_error: OnError = "raise",
         verbose: bool = True,
     ) -> None:
         super().__init__()
@@ -113,19 +113,20 @@ class ChannelPruning(Callback):
             layers_per_event=layers_per_event,
         )
         self.pruner = Pruner(policy, recovery or Recovery(), amount)
-        self._rehearsal = Rehearsal(self.pruner)
-        self.schedule = epochs if isinstance(epochs, Schedule) else AtEpochs(epochs)
-        if on_error not in ("raise", "continue"):
-            raise ValueError(f"on_error must be 'raise' or 'continue', but got {on_error!r}.")
-        if before_wrap and checked_events(self.schedule, None) != {0: 1.0}:
-            raise ValueError("before_wrap prunes once, before the first epoch: it takes epochs=0.")
+        self.agenda = Agenda(self.pruner, epochs, on_error)
+        if before_wrap and checked_events(self.agenda.schedule, None) != {0: 1.0}:
+            raise ArgumentError("before_wrap prunes once, before the first epoch: it takes epochs=0.")
         self.before_wrap = before_wrap
-        self.on_error = on_error
         self.verbose = verbose
+        self.averages = Averages()
         self._recorder: CallRecorder | None = None
         self._hooks: list[Any] = []
-        self._events: dict[int, float] = {}
         self._missed_start = False
+
+    @property
+    def schedule(self) -> Schedule:
+        """When events come."""
+        return self.agenda.schedule
 
     @property
     def record(self) -> Record:
@@ -156,7 +157,7 @@ class ChannelPruning(Callback):
                 check_strategy(trainer)
             check_callbacks(trainer)
             check_launcher(trainer, pl_module)
-            self._events = checked_events(self.schedule, declared_length(trainer, self.schedule.unit))
+            self.agenda.plan(declared_length(trainer, self.schedule.unit))
             self.pruner.policy.scope.check(pl_module)
             if not is_cut_to(pl_module, self.plan):
                 # The record of an earlier fit, of another network.
@@ -172,11 +173,12 @@ class ChannelPruning(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The record of what was pruned, and what it takes to go on from here, as plain data."""
-        return self.pruner.state_dict()
+        return {**self.pruner.state_dict(), "averages": sorted(self.averages.notice())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the record of a checkpoint."""
         self.pruner.load_state_dict(state_dict)
+        self.averages = Averages(state_dict.get("averages", ()))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See the network as it is, if an example of its inputs is at hand."""
@@ -185,12 +187,11 @@ class ChannelPruning(Callback):
             return
         for optimizer in trainer.optimizers:
             check_optimizer(optimizer)
-        self.pruner.averages.follow(trainer)
+        self.averages.follow(trainer)
         if not self.pruner.see_again(pl_module) and pl_module.example_input_array is not None:
             self._see_example(trainer, pl_module)
-        if self.pruner.policy.calibration is None:
-            # What goes by activations waits for the data.
-            self._rehearse(lambda: self._rehearsal.events(trainer, pl_module, self._events_ahead()))
+        if self.pruner.sees and not self.agenda.waits_for_data:
+            self.agenda.rehearse(self._host(trainer))
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Watch a validation step where the network's inputs are not known."""
@@ -199,10 +200,8 @@ class ChannelPruning(Callback):
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go through the events to come on the inputs that the validation step has shown."""
-        if self._recorder is not None:
-            recorder, self._recorder = self._recorder, None
-            calls = recorder.close()
-            self._rehearse(lambda: self._rehearsal.by_validation(trainer, pl_module, calls, self._events_ahead()))
+        if (calls := self._recorded()) is not None:
+            self.agenda.rehearse_on(self._host(trainer), calls)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave no hook behind: after an error nobody calls :meth:`teardown`."""
@@ -211,135 +210,91 @@ class ChannelPruning(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave no hook behind."""
         self.pruner.close()
-        if self._recorder is not None:
-            self._recorder.close()
+        self.averages.forget()
+        self._recorded()
         for hook in self._hooks:
             hook.remove()
-        self._recorder, self._hooks = None, []
+        self._hooks = []
 
     # --- while it trains ------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Watch for the first batch where the network's inputs are not known."""
         # How many steps an epoch has is known only now.
-        self._events = checked_events(self.schedule, known_length(trainer, self.schedule.unit))
+        self.agenda.plan(known_length(trainer, self.schedule.unit))
         self._missed_start = True
-        self.pruner.averages.watch(trainer)
+        self.averages.watch(trainer)
         if not self.pruner.sees:
             self._recorder = CallRecorder(pl_module)
-        elif self.pruner.policy.calibration is not None:
-            self._rehearse(lambda: self._rehearsal.calibration(trainer, pl_module))
-            self._rehearse(lambda: self._rehearsal.events(trainer, pl_module, self._events_ahead()))
-        self.pruner.rewarm_again(trainer)
+        elif self.agenda.waits_for_data:
+            self.agenda.rehearse(self._host(trainer))
+        self.pruner.rewarm_again(self._host(trainer))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune where an event is due."""
         self._missed_start = False
-        self.pruner.averages.watch(trainer)
-        self._rehearse(lambda: self.pruner.check_monitor(trainer))
-        if self.pruner.sees:
-            self._prune_if_due(trainer, pl_module)
+        self.averages.watch(trainer)
+        self.agenda.check_monitor(self._host(trainer))
+        self._prune_if_due(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Prune where events are counted in steps, or where a resumed run has come past the start of its epoch."""
-        if (self._missed_start or self.schedule.unit == "steps") and self.pruner.sees:
-            self._prune_if_due(trainer, pl_module)
+        if self._missed_start or self.schedule.unit == "steps":
+            self._prune_if_due(trainer)
         self._missed_start = False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """After the first batch, which has shown the network's inputs, catch up on what waited for them."""
-        if self._recorder is not None:
-            recorder, self._recorder = self._recorder, None
-            self.pruner.see(pl_module, recorder.close())
-            self._rehearse(lambda: self._rehearsal.calibration(trainer, pl_module))
-            self._rehearse(lambda: self._rehearsal.events(trainer, pl_module, self._events_ahead()))
-            self._rehearse(lambda: self._rehearsal.optimizers(trainer, pl_module))
-            self._prune_if_due(trainer, pl_module)
-        self._rehearse(lambda: self._rehearsal.optimizers(trainer, pl_module))
+        if (calls := self._recorded()) is not None:
+            self.pruner.see(pl_module, calls)
+            self.agenda.rehearse(self._host(trainer))
+            self._prune_if_due(trainer)
+        self.agenda.rehearse_optimizers(self._host(trainer))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the monitored metric before a checkpoint is written."""
-        self.pruner.note_score(trainer, validated=not trainer.sanity_checking)
+        self.pruner.note_score(self._host(trainer), validated=not trainer.sanity_checking)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what the network costs now, and note the monitored metric before a checkpoint is written."""
         # Not where the epoch starts: the Trainer looks through all that was logged after each of its steps.
         figures = {f"pruning/{name}": value for name, value in self.pruner.costs(pl_module).items()}
         pl_module.log_dict(figures, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
-        self.pruner.note_score(trainer)
+        self.pruner.note_score(self._host(trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Judge the last event, too, and say which never came."""
-        self._rehearse(lambda: self.pruner.check_monitor(trainer))
-        self.pruner.end_trial(trainer, pl_module)
-        missed = [moment for moment in self._events if moment not in self.record.done]
-        if missed and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            rank_zero_warn(
-                f"Training has ended before the pruning at {self.schedule.unit} {missed}: the network has more "
-                "channels than was asked for."
-            )
+        self.agenda.end(self._host(trainer), cut_short=bool(trainer.fast_dev_run))  # type: ignore[attr-defined]
 
-    def _events_ahead(self) -> dict[str, float]:
-        """The events that are to come, by what messages call them, with the part that is gone after each."""
-        unit = self.schedule.unit.removesuffix("s")
-        return {
-            f"Event {number} of {len(self._events)} ({unit} {moment})": part
-            for number, (moment, part) in enumerate(self._events.items(), 1)
-            if moment not in self.record.done
-        }
+    def _host(self, trainer: Trainer) -> LightningHost:
+        return LightningHost(trainer, self.averages)
 
-    def _rehearse(self, action: Callable[[], None]) -> None:
-        try:
-            action()
-        except (PruningError, UnsupportedError) as error:
-            if self.on_error == "raise":
-                raise
-            rank_zero_warn(str(error))
+    def _recorded(self) -> list[Call] | None:
+        """The calls that were watched, for the last time; ``None`` where none were."""
+        recorder, self._recorder = self._recorder, None
+        return None if recorder is None else recorder.close()
 
     def _prune_before_wrap(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if pl_module.example_input_array is None:
-            raise ValueError(
+            raise ArgumentError(
                 f"before_wrap prunes before a batch is seen: give {type(pl_module).__name__} an `example_input_array`."
             )
-        if self.pruner.policy.calibration is not None:
-            raise ValueError(
+        if self.agenda.waits_for_data:
+            raise ArgumentError(
                 "before_wrap prunes before there is data: take a criterion and selection that go by weights."
             )
         self._see_example(trainer, pl_module)
-        self._prune_if_due(trainer, pl_module)
+        self._prune_if_due(trainer)
 
     def _see_example(self, trainer: Trainer, pl_module: LightningModule) -> None:
         example = trainer.precision_plugin.convert_input(pl_module.example_input_array)
         self.pruner.see(pl_module, [call_of_example(example, pl_module.device)])
 
-    def _prune_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        now = trainer.global_step if self.schedule.unit == "steps" else trainer.current_epoch
-        # What a resumed run has missed is made up for at once.
-        due = [moment for moment in self._events if moment <= now and moment not in self.record.done]
-        if not due:
-            return
-        self.pruner.end_trial(trainer, pl_module)
-        try:
-            event = self.pruner.prune(trainer, pl_module, self._events[due[-1]])
-        except HalfPrunedError:
-            raise
-        except Exception as error:
-            message = f"Pruning at epoch {trainer.current_epoch} failed, and the network is as it was. {error}"
-            if self.on_error == "raise":
-                raise PruningError(message) from error
-            self.record.done.extend(due)
-            rank_zero_warn(message)
-            return
-        self.record.done.extend(due)
-        self.pruner.recover(trainer)
-        if event["channels"] and event["params"][0] == event["params"][1]:
-            rank_zero_warn(
-                f"The pruning at epoch {trainer.current_epoch} removed nothing: no layer is wide enough to lose "
-                f"{self.pruner.policy.round_to or 8} channels (`round_to`) yet. Raise `amount`, or lower `round_to`."
-            )
-        if trainer.is_global_zero:
+    def _prune_if_due(self, trainer: Trainer) -> None:
+        event = self.agenda.prune_if_due(self._host(trainer))
+        if event is not None and trainer.is_global_zero:
             table = event_table(event)
             tell_loggers(trainer, table, event["step"])
             if self.verbose:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lit_prune.errors import CheckpointError
 from lit_prune.plan import PruningPlan
 from lit_prune.surgery import adopt_shapes_
 
@@ -22,10 +23,6 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 RECORD = "ChannelPruning"
 """Under this key a checkpoint's ``callbacks`` have the record of what was pruned."""
-
-
-class CheckpointError(ValueError):
-    """A checkpoint can't be read, or its tensors are not those that its record tells of."""
 
 
 def load_pruned(cls: type[ModuleT], path: str | PathLike[str], map_location: Any = None, **kwargs: Any) -> ModuleT:

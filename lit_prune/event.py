@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -16,10 +17,11 @@ from lit_prune.contract import checked_removal, checked_scores
 from lit_prune.criteria import Criterion, Evidence
 from lit_prune.graph import Call, ChannelGraph, ChannelGroup
 from lit_prune.plan import PruningPlan
-from lit_prune.ranks import check_same, from_rank_zero, together
+from lit_prune.ranks import check_same, from_rank_zero
 from lit_prune.record import Dense, Record
 from lit_prune.scope import Scope, largest_independent
 from lit_prune.select import MacsBudget, Selection, Target
+from lit_prune.transaction import carry_out
 
 Measure = Callable[[list[str], Calibration], Mapping[str, Moments]]
 
@@ -127,16 +129,17 @@ class PruningPolicy:
             graph = ChannelGraph.trace_calls(network, calls)
             return graph, *self.candidates(network, graph, record, averages)
 
-        graph, groups, skipped = together(look)
+        graph, groups, skipped = carry_out("look", look)
         moments: Mapping[str, Moments] = {}
         if groups and self.calibration is not None:
             layers = dict.fromkeys(layer for group in groups for layer in group.layers)
-            moments = measure(list(layers), self.calibration)
+            moments = carry_out("measure", partial(measure, list(layers), self.calibration))
         evidence = Evidence(network, graph, groups, moments)
         dense = record.dense or Dense.of(network, graph)
         target = Target(share, dense.widths, dense.macs, self.round_to, self.min_channels)
-        plan = from_rank_zero(together(lambda: extended(self._choose(evidence, target, skipped), averages)))
-        after = together(lambda: graph.rehearse(plan))
+        plan = carry_out("choose", lambda: extended(self._choose(evidence, target, skipped), averages))
+        plan = from_rank_zero(plan)
+        after = carry_out("rehearse", lambda: graph.rehearse(plan))
         check_same(plan.digest)
         return PruningEvent(plan, graph, after, groups, skipped)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import TypeVar
 
 import torch.distributed as dist
 
+from lit_prune.errors import RanksError
 from lit_prune.plan import PruningPlan
 
 T = TypeVar("T")
@@ -18,7 +20,7 @@ def together(action: Callable[[], T]) -> T:
     Without this a rank that fails would leave the others waiting in their next collective operation.
 
     Raises:
-        RuntimeError: On ranks where the action went well, if it failed on another.
+        RanksError: On ranks where the action went well, if it failed on another.
     """
     if not is_distributed():
         return action()
@@ -32,7 +34,7 @@ def together(action: Callable[[], T]) -> T:
         raise error
     for rank, message in enumerate(messages):
         if message is not None:
-            raise RuntimeError(f"Rank {rank} could not prune, so none does: {message}")
+            raise RanksError(f"Rank {rank} could not prune, so none does: {message}")
     return result  # type: ignore[return-value]
 
 
@@ -46,11 +48,11 @@ def from_rank_zero(plan: PruningPlan) -> PruningPlan:
 
 
 def check_same(digest: str) -> None:
-    """Raise a RuntimeError, on every rank, unless all have the same digest."""
+    """Raise a RanksError, on every rank, unless all have the same digest."""
     digests = gather(digest)
     differing = [rank for rank, other in enumerate(digests) if other != digests[0]]
     if differing:
-        raise RuntimeError(
+        raise RanksError(
             f"Ranks {differing} hold another plan than rank 0 (digests {', '.join(text[:12] for text in digests)}): "
             "the network was not pruned. A criterion or selection must not depend on the rank."
         )
@@ -68,6 +70,12 @@ def gather(value: T) -> list[T]:
     values = [value] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def warn_once(message: str) -> None:
+    """Warn the user, on rank 0 alone."""
+    if not is_distributed() or dist.get_rank() == 0:
+        warnings.warn(message, stacklevel=3)
 
 
 def is_distributed() -> bool:

@@ -6,33 +6,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from lit_prune.activations.calibration import NoObjectsError
-from lit_prune.activations.trainer_data import calibrate
 from lit_prune.activations.untouched import untouched
 from lit_prune.averages import extended
+from lit_prune.calibrate import calibrate
 from lit_prune.contract import checked_removal
 from lit_prune.criteria import Evidence
+from lit_prune.errors import NoObjectsError, RehearsalError, TraceError
 from lit_prune.event import PruningPolicy
-from lit_prune.graph import Call, ChannelGraph, TraceError
+from lit_prune.graph import Call, ChannelGraph
+from lit_prune.host import Host
 from lit_prune.plan import PruningPlan
-from lit_prune.pruner import Pruner, PruningError
-from lit_prune.ranks import together
+from lit_prune.pruner import Pruner
+from lit_prune.ranks import together, warn_once
 from lit_prune.record import Dense, Record
 from lit_prune.select import Target
 from lit_prune.trainer import check_state
-
-if TYPE_CHECKING:
-    from lightning.pytorch import LightningModule, Trainer
-
-
-class RehearsalError(PruningError):
-    """An event can't be carried out as things are at the start of the run; nothing has been changed."""
 
 
 class Rehearsal:
@@ -47,12 +39,11 @@ class Rehearsal:
         # What the last event would leave of the network as it is, until optimizers have state to try it on.
         self._foretold: tuple[ChannelGraph, PruningPlan] | None = None
 
-    def events(self, trainer: Trainer, network: LightningModule, events: Mapping[str, float]) -> None:
+    def events(self, host: Host, events: Mapping[str, float]) -> None:
         """Go through all events that are to come.
 
         Args:
-            trainer: In ``fit``.
-            network: Its module, which the pruner has seen.
+            host: The run, whose network the pruner has seen.
             events: For each event how a message names it, and the part of the amount that is gone after it.
 
         Raises:
@@ -60,26 +51,24 @@ class Rehearsal:
         """
         graph = self._pruner.graph
         if graph is not None and events:
-            self._foretold = graph, self._run(trainer, network, graph, events)
+            self._foretold = graph, self._run(host, graph, events)
 
-    def by_validation(
-        self, trainer: Trainer, network: LightningModule, calls: Sequence[Call], events: Mapping[str, float]
-    ) -> None:
+    def by_validation(self, host: Host, calls: Sequence[Call], events: Mapping[str, float]) -> None:
         """:meth:`events` by the calls of a validation step, if these enter all that is trained.
 
         Raises:
             RehearsalError: If an event can't be carried out.
         """
         try:
-            graph = together(lambda: ChannelGraph.trace_calls(network, calls)) if calls and events else None
+            graph = together(lambda: ChannelGraph.trace_calls(host.network, calls)) if calls and events else None
         except TraceError:
             # The training step has the last word.
             return
-        trained = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+        trained = [name for name, parameter in host.network.named_parameters() if parameter.requires_grad]
         if graph is not None and graph.tensors.issuperset(trained):
-            self._run(trainer, network, graph, events)
+            self._run(host, graph, events)
 
-    def calibration(self, trainer: Trainer, network: LightningModule) -> None:
+    def calibration(self, host: Host) -> None:
         """Read a calibration batch and run it, where a criterion or selection goes by activations.
 
         Raises:
@@ -88,44 +77,42 @@ class Rehearsal:
         policy, graph = self._pruner.policy, self._pruner.graph
         if policy.calibration is None or graph is None:
             return
-        groups, _ = policy.scope.pick(network, graph)
+        groups, _ = policy.scope.pick(host.network, graph)
         layers = dict.fromkeys(layer for group in groups for layer in group.layers)
-        one = replace(policy.calibration, batches=trainer.world_size)
+        one = replace(policy.calibration, batches=host.ranks)
         try:
-            calibrate(trainer, network, list(layers), one, self._pruner.calls)
+            calibrate(host, list(layers), one, self._pruner.calls)
         except NoObjectsError:
             # So few images may show none, and a network that has learnt nothing yet finds none.
             return
         except Exception as error:
             raise RehearsalError(f"The first batch of calibration data can't be used. {error}") from error
 
-    def optimizers(self, trainer: Trainer, network: LightningModule) -> None:
+    def optimizers(self, host: Host) -> None:
         """Once optimizers have state: see whether it can follow.
 
         Raises:
             UnsupportedError: If it can't.
         """
-        if self._foretold is None or not any(optimizer.state for optimizer in trainer.optimizers):
+        if self._foretold is None or not any(optimizer.state for optimizer in host.optimizers):
             return
         (graph, plan), self._foretold = self._foretold, None
         if graph is self._pruner.graph:
-            together(lambda: check_state(network, plan, trainer.optimizers))
+            together(lambda: check_state(host.network, plan, host.optimizers))
 
-    def _run(
-        self, trainer: Trainer, network: LightningModule, graph: ChannelGraph, events: Mapping[str, float]
-    ) -> PruningPlan:
+    def _run(self, host: Host, graph: ChannelGraph, events: Mapping[str, float]) -> PruningPlan:
         ratios = {name: self._pruner.ratio(part) for name, part in events.items()}
-        averages = self._pruner.averages.within(trainer)
-        rehearsal = partial(rehearse, self._pruner.policy, network, graph, ratios, self._pruner.record, averages)
+        pruner, averages = self._pruner, host.averages_within()
+        rehearsal = partial(rehearse, pruner.policy, host.network, graph, ratios, pruner.record, averages)
         try:
             plan = rehearsal()
         except RehearsalError as error:
-            if all(parameter.requires_grad for parameter in network.parameters()):
+            if all(parameter.requires_grad for parameter in host.network.parameters()):
                 raise
             plan = rehearsal(all_trained=True)
-            rank_zero_warn(f"{error} It can be, if all layers are trained by then that are not now.")
+            warn_once(f"{error} It can be, if all layers are trained by then that are not now.")
         if not plan and self._pruner.amount is not None:
-            rank_zero_warn(
+            warn_once(
                 "The events of this run would remove nothing: no layer that is trained is wide enough to lose "
                 f"{self._pruner.policy.round_to or 8} channels (`round_to`). Raise `amount`, or lower `round_to`."
             )

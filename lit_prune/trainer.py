@@ -12,6 +12,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lit_prune.errors import UnsupportedError
 from lit_prune.lookup import class_names, tensors_of
 from lit_prune.plan import PruningPlan
 from lit_prune.surgery import accepts_pruned, select, shrink_, targets
@@ -36,10 +37,6 @@ _CANNOT_OPTIMIZERS = {
 
 # What PowerSGD's state remembers of DDP's buckets.
 _BUCKET_MEMORY = ("error_dict", "p_memory_dict", "q_memory_dict")
-
-
-class UnsupportedError(RuntimeError):
-    """The Trainer has something that can't follow when the network shrinks."""
 
 
 def prune_(
@@ -193,17 +190,24 @@ def check_launcher(trainer: Trainer, module: nn.Module) -> None:
 
 
 def forget_shapes(trainer: Trainer) -> None:
-    """Renew what was made for the old shapes: DDP's buckets, compiled code, cast copies of weights."""
+    """Drop what was made for the old shapes: compiled code, cast copies of weights, DDP's wrapper and its buckets."""
     torch.compiler.reset()
     torch.clear_autocast_cache()
     strategy: Any = trainer.strategy
     if isinstance(strategy.model, nn.parallel.DistributedDataParallel):
-        hooks = _comm_hooks(trainer)
-        for _, state in hooks:
+        strategy._lit_prune_hooks = _comm_hooks(trainer)
+        for _, state in strategy._lit_prune_hooks:
             _start_anew(state)
         # The old wrapper's hooks must be gone before the new ones come.
         strategy.model = strategy.lightning_module
         strategy._pl_static_graph_delay_done = False
+
+
+def wrap_again(trainer: Trainer) -> None:
+    """Make DDP's wrapper for the new shapes where :func:`forget_shapes` has dropped one; ranks wait for each other."""
+    strategy: Any = trainer.strategy
+    hooks = vars(strategy).pop("_lit_prune_hooks", None)
+    if hooks is not None:
         strategy.configure_ddp()
         if not strategy.model._comm_hooks:
             # Those that the strategy does not know of, for the user has registered them on the wrapper.

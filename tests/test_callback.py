@@ -9,9 +9,8 @@ from torch import nn
 
 from lit_prune import ChannelGraph, ChannelPruning
 from lit_prune.criteria import Criterion
-from lit_prune.pruner import PruningError
+from lit_prune.errors import PruningError, UnsupportedError
 from lit_prune.schedule import AtEpochs, AtSteps
-from lit_prune.trainer import UnsupportedError
 from tests.toys import Classifier, loader, optimizers, trainer, widths
 
 

@@ -8,7 +8,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_prune import ChannelPruning
-from lit_prune.checkpoint import CheckpointError, load_pruned, plan_of
+from lit_prune.checkpoint import load_pruned, plan_of
+from lit_prune.errors import CheckpointError
 from tests.toys import Classifier, loader, network, trainer, widths
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from lit_prune import ChannelGraph, ChannelPruning
 from lit_prune.contract import checked_events, checked_removal, checked_scores
 from lit_prune.criteria import Criterion, Evidence
-from lit_prune.pruner import PruningError
+from lit_prune.errors import PruningError
 from lit_prune.schedule import AtEpochs, Schedule
 from lit_prune.select import Selection
 from tests.toys import Classifier, loader, trainer, widths

@@ -8,12 +8,10 @@ from torch import nn
 from lit_prune import ChannelPruning
 from lit_prune.activations import Calibration
 from lit_prune.criteria import Criterion
-from lit_prune.pruner import PruningError
+from lit_prune.errors import PruningError, RehearsalError, UnsupportedError
 from lit_prune.recovery import Recovery
-from lit_prune.rehearsal import RehearsalError
 from lit_prune.schedule import AtSteps
 from lit_prune.select import ClusterSelection, MacsBudget, Selection
-from lit_prune.trainer import UnsupportedError
 from tests.toys import Classifier, loader, trainer, widths
 
 

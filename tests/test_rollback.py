@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 
 from lit_prune import ChannelPruning
 from lit_prune.copies import copies_beside
-from lit_prune.pruner import PruningError
+from lit_prune.errors import PruningError
 from lit_prune.recovery import Recovery
 from tests.toys import Classifier, loader, trainer, widths
 

@@ -13,15 +13,8 @@ from lit_prune.activations.extractor import ActivationExtractor, find_layers
 from lit_prune.activations.moments import ClassMoments, Moments
 from lit_prune.activations.objects import CalibrationBatch, Detections, matched, observe
 from lit_prune.arguments import check_number, check_whole
+from lit_prune.errors import CalibrationError, NoObjectsError
 from lit_prune.ranks import gather
-
-
-class CalibrationError(RuntimeError):
-    """The statistics could not be had."""
-
-
-class NoObjectsError(CalibrationError):
-    """The calibration data shows nothing that counts."""
 
 
 @dataclass

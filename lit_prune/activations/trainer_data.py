@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from lit_prune.activations.calibration import Calibration, CalibrationError, collect_moments
-from lit_prune.activations.moments import Moments
+from lit_prune.activations.calibration import Calibration
 from lit_prune.activations.objects import CalibrationBatch, read_batch
-from lit_prune.activations.untouched import untouched
-from lit_prune.graph import Call
+from lit_prune.errors import ArgumentTypeError, CalibrationError
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -27,18 +25,14 @@ if TYPE_CHECKING:
 _CONTENT = 1000
 
 
-def calibrate(
-    trainer: Trainer,
-    pl_module: LightningModule,
-    layers: Sequence[str],
-    calibration: Calibration | None = None,
-    calls: Sequence[Call] = (),
-) -> dict[str, Moments]:
-    """The class-wise moments of layers, from a pass over a part of the data of a running Trainer.
+def calibration_batches(
+    trainer: Trainer, pl_module: LightningModule, calibration: Calibration
+) -> Iterator[CalibrationBatch]:
+    """This rank's part of the calibration data of a running Trainer.
 
     Training afterwards is the same to the bit as without it: the data comes from a loader of its own over a copy of
-    the data set's state, in the main process, under random states that are put back. The batches are those of the
-    calibration, whatever the batch size of training and the number of ranks; each rank runs its share of them.
+    the data set's state, in the main process, under random states that are put back by whoever runs the network. The
+    batches are those of the calibration, whatever the batch size of training and the number of ranks.
 
     Data comes from the method ``calibration_dataloader()`` of the LightningModule or the LightningDataModule where
     there is one (for data without augmentation, say), else from the train DataLoader. Objects come from the method
@@ -47,55 +41,24 @@ def calibrate(
 
     Args:
         trainer: In ``fit``.
-        pl_module: The LightningModule; its forward takes the batch's inputs.
-        layers: Qualified names of its layers.
-        calibration: How much data, and which objects count.
-        calls: How a step enters the module; where that has no forward, the network that is entered takes the inputs.
-
-    Returns:
-        Layer name to moments, on the CPU, the same on every rank; without layers that do not run in eval mode.
+        pl_module: Its LightningModule.
+        calibration: How much data.
 
     Raises:
-        CalibrationError: If there is no single DataLoader to take data from, or no object in it.
-        TypeError: If a batch is not known.
-        ValueError: As for :func:`lit_prune.activations.collect_moments`.
+        CalibrationError: If there is no single DataLoader to take data from.
+        ArgumentTypeError: If a batch is not known.
     """
-    calibration = calibration or Calibration()
-    forward = _entrance(pl_module, calls)
-
-    def batches() -> Iterator[CalibrationBatch]:
-        with _progress(trainer, _share(calibration.batches, trainer.world_size)) as advance:
-            for batch in _own_batches(
-                _source(trainer, pl_module), calibration, trainer.global_rank, trainer.world_size
-            ):
-                yield _read(pl_module, _to_device(trainer, pl_module, batch))
-                advance()
-
-    with untouched(pl_module), trainer.precision_plugin.forward_context():
-        return collect_moments(pl_module, layers, batches(), calibration.num_classes, calibration.match_iou, forward)
-
-
-def _entrance(pl_module: LightningModule, calls: Sequence[Call]) -> nn.Module:
-    """What takes the inputs of a batch: the LightningModule, or the one network that its steps call."""
-    # By name: two packages have a LightningModule, and neither is a class of the other.
-    bases = [base for base in type(pl_module).__mro__ if base.__name__ in ("LightningModule", "Module")]
-    if all(type(pl_module).forward is not vars(base).get("forward") for base in bases):
-        return pl_module
-    entered = list(dict.fromkeys(call.module for call in calls))
-    if len(entered) != 1:
-        raise CalibrationError(
-            f"{type(pl_module).__name__} has no `forward`, and its training step calls "
-            f"{', '.join(entered) or 'no network'}: it is not known how a calibration batch runs through that. Write a "
-            "`forward` that takes the inputs of a batch and runs the network."
-        )
-    return pl_module.get_submodule(entered[0])
+    with _progress(trainer, _share(calibration.batches, trainer.world_size)) as advance:
+        for batch in _own_batches(_source(trainer, pl_module), calibration, trainer.global_rank, trainer.world_size):
+            yield _read(pl_module, _to_device(trainer, pl_module, batch))
+            advance()
 
 
 def _read(pl_module: LightningModule, batch: Any) -> CalibrationBatch:
     own = getattr(pl_module, "calibration_batch", None)
     read = (own or read_batch)(batch)
     if not isinstance(read, CalibrationBatch):
-        raise TypeError(
+        raise ArgumentTypeError(
             f"{type(pl_module).__name__}.calibration_batch must return a lit_prune.activations.CalibrationBatch, but "
             f"returned a {type(read).__name__}."
         )

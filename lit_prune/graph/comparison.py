@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from lit_prune.errors import TraceError
 from lit_prune.graph.labels import Row
-from lit_prune.graph.recording import Constant, Recording, TraceError
+from lit_prune.graph.recording import Constant, Recording
 from lit_prune.plan import PruningPlan
 
 

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from lit_prune.errors import TraceError
 from lit_prune.graph.comparison import compare
 from lit_prune.graph.groups import ChannelGroup, Grouping, build_groups, plan_without
 from lit_prune.graph.labels import Components, Row
-from lit_prune.graph.recording import Call, Recording, Slot, TraceError
+from lit_prune.graph.recording import Call, Recording, Slot
 from lit_prune.graph.rules import RULES
 from lit_prune.graph.skeleton import has_values, on_meta, replica, skeleton, twin
 from lit_prune.graph.ties import keep_whole, tie_widths

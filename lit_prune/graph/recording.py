@@ -17,18 +17,6 @@ Slot = tuple[str, int]
 Constant = tuple[str, tuple[float, ...], str]
 
 
-class TraceError(RuntimeError):
-    """The network could not be run on the example inputs.
-
-    Attributes:
-        layer: Qualified name of the layer at work; empty where it is not known.
-    """
-
-    def __init__(self, message: str, layer: str = "") -> None:
-        super().__init__(message)
-        self.layer = layer
-
-
 @dataclass(frozen=True)
 class Call:
     """One call of a module: how the network is entered.

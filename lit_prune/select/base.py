@@ -20,10 +20,6 @@ Scores = Mapping[str, Tensor]
 Widths = dict[str, int]
 
 
-class SelectionError(ValueError):
-    """The wanted amount can't be removed from these groups."""
-
-
 @dataclass(frozen=True)
 class Target:
     """How far one event goes, in terms of the dense network, and which widths are allowed.

@@ -16,9 +16,10 @@ from lit_prune.activations.clusters import Embedding, Matrix
 from lit_prune.activations.decisions import Decision, Method, decide, survey_channels
 from lit_prune.activations.moments import Moments, jeffries_matusita
 from lit_prune.criteria import Evidence, batch_norm_scales, power_sums
+from lit_prune.errors import SelectionError
 from lit_prune.graph import ChannelGroup
 from lit_prune.graph.recording import Slot
-from lit_prune.select.base import Scores, Selection, SelectionError, Target, flat, lowest, units
+from lit_prune.select.base import Scores, Selection, Target, flat, lowest, units
 
 Unit = tuple[ChannelGroup, ...]
 

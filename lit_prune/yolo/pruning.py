@@ -9,9 +9,9 @@ from rich.console import Console
 
 from lit_prune.cost import count_parameters
 from lit_prune.criteria import CRITERIA, Criterion
+from lit_prune.errors import PruningError
 from lit_prune.event import PruningPolicy
 from lit_prune.graph import Call, ChannelGraph
-from lit_prune.pruner import PruningError
 from lit_prune.record import Dense, Record
 from lit_prune.registry import resolve
 from lit_prune.report import event_table

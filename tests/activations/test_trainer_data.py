@@ -6,8 +6,12 @@ from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from lit_prune.activations import Calibration, CalibrationBatch, CalibrationError, collect_moments, read_batch
-from lit_prune.activations.trainer_data import _own_batches, calibrate
+from lit_prune.activations import Calibration, CalibrationBatch, collect_moments, read_batch
+from lit_prune.activations.trainer_data import _own_batches
+from lit_prune.averages import Averages
+from lit_prune.calibrate import calibrate
+from lit_prune.errors import CalibrationError
+from lit_prune.lightning_host import LightningHost
 from tests.toys import Classifier, loader, trainer
 
 LAYERS = ["net.0.0", "net.1.conv", "net.2.0"]
@@ -22,7 +26,7 @@ class Calibrating(pl.Callback):
 
     def on_train_epoch_start(self, trainer, pl_module):
         if trainer.current_epoch < 2:
-            self.found.append(calibrate(trainer, pl_module, LAYERS, self.calibration))
+            self.found.append(calibrate(LightningHost(trainer, Averages()), LAYERS, self.calibration))
 
 
 class Regularised(Classifier):

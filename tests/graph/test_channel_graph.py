@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_prune import ChannelGraph, shrink_
-from lit_prune.graph.recording import TraceError
+from lit_prune.errors import TraceError
 from tests.networks import check_invariant, random_removal
 from tests.toys import network
 

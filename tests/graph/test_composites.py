@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_prune import ChannelGraph
-from lit_prune.graph import TraceError, composites
+from lit_prune.errors import TraceError
+from lit_prune.graph import composites
 
 
 class Common(nn.Module):

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lit_prune import ChannelGraph
-from lit_prune.graph import Call, TraceError
+from lit_prune.errors import TraceError
+from lit_prune.graph import Call
 
 
 class Plain(nn.Module):

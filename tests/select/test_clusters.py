@@ -8,7 +8,8 @@ from torch import nn
 from lit_prune import ChannelGraph
 from lit_prune.activations import Moments, collect_moments, jeffries_matusita, read_batch
 from lit_prune.criteria import Evidence, Magnitude, batch_norm_scales
-from lit_prune.select import ClusterSelection, SelectionError, Target
+from lit_prune.errors import SelectionError
+from lit_prune.select import ClusterSelection, Target
 from lit_prune.select.clusters import output_slot, separability_of, weight_norms
 
 

@@ -4,7 +4,8 @@ from torch import nn
 
 from lit_prune import ChannelGraph, shrink_
 from lit_prune.criteria import Evidence, Magnitude, Random
-from lit_prune.select import Global, MacsBudget, SelectionError, Target, Uniform, lowest
+from lit_prune.errors import SelectionError
+from lit_prune.select import Global, MacsBudget, Target, Uniform, lowest
 
 
 class Halves(nn.Module):

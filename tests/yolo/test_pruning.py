@@ -6,7 +6,7 @@ import torch
 from ultralytics import YOLO
 
 from lit_prune import ChannelGraph, shrink_
-from lit_prune.pruner import PruningError
+from lit_prune.errors import PruningError
 from lit_prune.schedule import AtSteps
 from lit_prune.yolo import PrunedDetectionTrainer, UltralyticsPruning, build_detector
 from lit_prune.yolo.export import export_detector
