@@ -29,6 +29,7 @@ from lit_prune import ChannelPruning, PruningPlan, accept_pruned
 from lit_prune.criteria import Criterion, Magnitude
 from lit_prune.ranks import from_rank_zero
 from lit_prune.recovery import Recovery
+from lit_prune.transaction import carry_out
 from tests.toys import Classifier, loader, trainer, widths
 
 torch.set_num_threads(1)
@@ -66,6 +67,21 @@ def break_last_rank(place: str) -> None:
         return original(*args, **kwargs)
 
     mock.patch(target, staticmethod(failing) if target.endswith("trace_calls") else failing).start()
+
+
+def break_last_rank_in(step: str) -> None:
+    """Let one step of the event fail on the last rank."""
+
+    def failing(name: str, action: Any) -> Any:
+        def checked() -> Any:
+            if name == step and on_last_rank():
+                raise ValueError(f"this rank fails in {step}")
+            return action()
+
+        return carry_out(name, checked)
+
+    for module in ("event", "pruner"):
+        mock.patch(f"lit_prune.{module}.carry_out", failing).start()
 
 
 def choose_otherwise_on_last_rank() -> None:
@@ -212,6 +228,8 @@ def main(out: Path, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     if "fails" in options:
         break_last_rank(options["fails"])
+    if "fails in step" in options:
+        break_last_rank_in(options["fails in step"])
     if options.get("chooses otherwise"):
         choose_otherwise_on_last_rank()
     gpus = options.get("gpus", 0)

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from lit_prune.transaction import AFTER, BEFORE
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -183,6 +185,28 @@ def test_a_rank_that_fails_fails_all_at_once_with_its_error(tmp_path, place):
     assert code != 0
     assert f"ValueError: this rank fails in {place}" in output
     assert f"Rank 1 could not prune, so none does: ValueError: this rank fails in {place}" in output
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        # What ranks do by themselves fails within it: see below.
+        pytest.param(step, marks=[] if step in ("rehearse", "wrap") else pytest.mark.slow)
+        for step in (*BEFORE, *AFTER)
+        if step != "measure"
+    ],
+)
+def test_a_step_that_fails_on_one_rank_ends_the_event_on_all(tmp_path, step):
+    code, output = start(tmp_path, saves=True, **{"fails in step": step})
+    assert code != 0
+    assert f"ValueError: this rank fails in {step}" in output
+    if step in BEFORE:
+        assert "failed, and the network is as it was. Rank 1 could not prune, so none does" in output
+        assert "HalfPrunedError" not in output
+    else:
+        # On both ranks, each of which says so.
+        assert output.count("training can't go on with it. Resume from ") >= 2
+        assert "epoch=0.ckpt" in output
 
 
 @pytest.mark.slow
