@@ -29,6 +29,7 @@ __all__ = [
     "check_same_network",
     "load_pruned",
     "plan_of",
+    "weights_of",
 ]
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -80,14 +81,13 @@ def load_pruned(
     """
     checkpoint = read_checkpoint(path, "cpu", weights_only, "call load_pruned(..., weights_only=False)")
     state = weights_of(checkpoint, path)
-    check_record(plan_of(checkpoint), _shapes(state), str(path))
     # Both names of Lightning have such modules, and neither is a class of the other.
     if not hasattr(cls, "load_from_checkpoint"):
         module = cls(**kwargs)
         adopt_shapes_(module, state)
         module.load_state_dict(state)
         return module.eval()
-    load: Any = cls.load_from_checkpoint
+    load: Any = getattr(cls, "load_from_checkpoint")  # noqa: B009 - no attribute of every module
     # Before Lightning 2.6 it would go to the class as an argument, and was False.
     options = {"weights_only": weights_only} if "weights_only" in inspect.signature(load).parameters else {}
     with _adopting(_built(cls, checkpoint)):
@@ -95,10 +95,10 @@ def load_pruned(
 
 
 def weights_of(checkpoint: Mapping[str, Any], path: str | PathLike[str]) -> Mapping[str, Tensor]:
-    """The state dict in a Trainer's checkpoint, or the one that a file is.
+    """The state dict in a Trainer's checkpoint, or the one that a file is; its tensors are those of its record.
 
     Raises:
-        CheckpointError: If it is none.
+        CheckpointError: If it is none, or record and tensors disagree.
     """
     state: Mapping[str, Any] = checkpoint.get("state_dict", checkpoint)
     for name, value in state.items():
@@ -107,6 +107,7 @@ def weights_of(checkpoint: Mapping[str, Any], path: str | PathLike[str]) -> Mapp
                 f"{path} holds neither a checkpoint of a Trainer nor a state dict: {name!r} is a "
                 f"{type(value).__name__}, where a tensor belongs."
             )
+    check_record(plan_of(checkpoint), _shapes(state), str(path))
     return state
 
 
@@ -281,4 +282,3 @@ class NamedReading:
                 raise reason from error
 
         return load_checkpoint
-

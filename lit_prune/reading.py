@@ -42,9 +42,6 @@ def read_checkpoint(
     """
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=weights_only)
-    except OSError:
-        # A path that is missing, a folder, or not to be opened: the file system says it best.
-        raise
     except Exception as error:
         reason = unreadable(path, error, remedy)
         if reason is None:
@@ -59,10 +56,13 @@ def unreadable(path: str | PathLike[str], error: Exception, remedy: str) -> Chec
     """Why a file could not be read, with what to do; ``None`` where ``error`` is not about the file.
 
     Args:
-        path: The file, which exists.
+        path: The file.
         error: What torch raised.
         remedy: As for :func:`read_checkpoint`.
     """
+    if isinstance(error, OSError) and error.filename is not None:
+        # Missing, a folder, or not to be opened; where the archive is broken, torch's OSError names no file.
+        return None
     refused = _refused(path, error)
     if refused:
         names = ", ".join(refused)
@@ -79,7 +79,7 @@ def unreadable(path: str | PathLike[str], error: Exception, remedy: str) -> Chec
     if zipfile.is_zipfile(path) and "PytorchStreamReader" not in str(error):
         return None
     # Of torch's long messages the first sentence is about the file.
-    cause = re.split(r"\. |\n", str(error))[0] or type(error).__name__
+    cause = f"{type(error).__name__}: {re.split(r'[.] |$', str(error), flags=re.MULTILINE)[0]}".rstrip(": ")
     return CheckpointError(
         f"{path} can't be read as a checkpoint: it is cut short, damaged, or of another kind ({cause})."
     )
