@@ -9,6 +9,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from lit_prune.surgery import adopt_shapes_
@@ -168,6 +169,23 @@ def count_classes(network: Any) -> int:
     # Not of the configuration, which Ultralytics changes in place, and may share with another network.
     head = network.model[-1]
     return int(head.nc if hasattr(head, "nc") else head.linear.out_features)
+
+
+def is_pruned(network: Any) -> bool:
+    """Whether a network of Ultralytics has other widths than its configuration builds.
+
+    Example:
+        >>> network = build_detector("yolov8n.yaml", num_classes=2)
+        >>> is_pruned(network)
+        False
+    """
+    config = getattr(network, "yaml", None)
+    if not isinstance(config, dict) or task_of_head(config["head"][-1][2]) is None:
+        return False
+    with torch.random.fork_rng(devices=[]):
+        # Where nothing was pruned, a run draws what it would have drawn.
+        dense = _from_configuration(config, count_classes(network)).state_dict()
+    return any(name in dense and dense[name].shape != value.shape for name, value in network.state_dict().items())
 
 
 def adopt_widths_(network: Any, source: Any) -> None:
