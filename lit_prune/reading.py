@@ -78,8 +78,9 @@ def unreadable(path: str | PathLike[str], error: Exception, remedy: str) -> Chec
         )
     if zipfile.is_zipfile(path) and "PytorchStreamReader" not in str(error):
         return None
-    # Of torch's long messages the first sentence is about the file.
-    cause = f"{type(error).__name__}: {re.split(r'[.] |$', str(error), flags=re.MULTILINE)[0]}".rstrip(": ")
+    # Of torch's long messages, the sentence that is about the file.
+    told = str(error).rpartition("WeightsUnpickler error: ")[2].strip()
+    cause = f"{type(error).__name__}: {re.split(r'[.] |$', told, flags=re.MULTILINE)[0]}".rstrip(": ")
     return CheckpointError(
         f"{path} can't be read as a checkpoint: it is cut short, damaged, or of another kind ({cause})."
     )
