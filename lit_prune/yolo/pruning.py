@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from copy import copy
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -34,9 +35,10 @@ class UltralyticsPruning:
     start anew with each event, so that `best.pt` is the best of the pruned network. `last.pt` and `best.pt` are pruned
     and open in plain Ultralytics.
 
-    Nothing of Ultralytics is patched: all is done through two of its callbacks. They work on one device; on several,
-    train `LitYOLO` under Lightning's `strategy="ddp"`. To resume an interrupted run, attach a new object with the same
-    arguments and give `trainer=PrunedDetectionTrainer`, `resume=True`.
+    Nothing of Ultralytics is patched: all is done through three of its callbacks. They work on one device; on several,
+    train `LitYOLO` under Lightning's `strategy="ddp"`. A file that is pruned already keeps its widths, and what goes is
+    counted against them. To resume an interrupted run, attach a new object with the same arguments and give
+    `resume=True`.
 
     Args:
         amount: The share that is gone after the last event, in (0, 1), as for `ChannelPruning`.
@@ -56,7 +58,7 @@ class UltralyticsPruning:
     Example:
         >>> pruning = UltralyticsPruning(amount=0.4, epochs=[2, 4])
         >>> sorted(pruning.callbacks)
-        ['on_pretrain_routine_end', 'on_train_epoch_start']
+        ['on_pretrain_routine_end', 'on_pretrain_routine_start', 'on_train_epoch_start']
 
         ```
         yolo = pruning.attach(YOLO("yolov8s.pt"))
@@ -96,7 +98,11 @@ class UltralyticsPruning:
     @property
     def callbacks(self) -> dict[str, Callable[[Any], None]]:
         """Ultralytics' name of an event to what is done there, for `model.add_callback` or `trainer.add_callback`."""
-        return {"on_pretrain_routine_end": self.check, "on_train_epoch_start": self.prune_if_due}
+        return {
+            "on_pretrain_routine_start": self.keep_widths,
+            "on_pretrain_routine_end": self.check,
+            "on_train_epoch_start": self.prune_if_due,
+        }
 
     def attach(self, yolo: YoloT) -> YoloT:
         """Add the callbacks to an `ultralytics.YOLO`, which is returned."""
@@ -104,11 +110,18 @@ class UltralyticsPruning:
             yolo.add_callback(event, callback)  # type: ignore[attr-defined]
         return yolo
 
+    def keep_widths(self, trainer: Any) -> None:
+        """Before the network is built: a pruned one keeps its widths, where Ultralytics would build the dense one."""
+        from lit_prune.yolo.trainers import keep_widths_
+
+        keep_widths_(trainer)
+
     def check(self, trainer: Any) -> None:
         """Before the first epoch: refuse what can't be done, and take up the record of a run that is resumed.
 
         Raises:
-            PruningError: If the trainer has something that can't follow when the network shrinks.
+            PruningError: If the trainer has something that can't follow when the network shrinks, or has built a dense
+                network from pruned weights.
             ValueError: If nothing can be pruned in this way, or an event lies beyond the run.
         """
         reasons = {
@@ -123,6 +136,7 @@ class UltralyticsPruning:
                 f"UltralyticsPruning can't prune a run with {' and '.join(wrong)}. Leave that out, or train LitYOLO "
                 "with ChannelPruning in a Lightning Trainer."
             )
+        _check_widths(trainer)
         self.schedule.events(trainer.epochs)
         check_optimizer(trainer.optimizer)
         state = getattr(trainer.model, STATE, None)
@@ -133,6 +147,8 @@ class UltralyticsPruning:
         graph = ChannelGraph.trace_calls(trainer.model, self._calls(trainer))
         self.policy.check(trainer.model, graph)
         self.record.dense = Dense.of(trainer.model, graph)
+        # In place of the record of an earlier run, which the network may carry.
+        self._note(trainer)
 
     def prune_if_due(self, trainer: Any) -> None:
         """At the start of an epoch: prune where an event is due, whole or not at all.
@@ -151,9 +167,12 @@ class UltralyticsPruning:
                 f"Pruning at epoch {trainer.epoch} failed, and the network is as it was. {error}"
             ) from error
         self.record.done.extend(due)
+        self._note(trainer)
+        Console().print(event_table(event))
+
+    def _note(self, trainer: Any) -> None:
         for network in (trainer.model, trainer.ema.ema):
             setattr(network, STATE, self.record.state_dict())
-        Console().print(event_table(event))
 
     def _prune(self, trainer: Any, part: float) -> dict[str, Any]:
         network, average = trainer.model, trainer.ema.ema
@@ -183,6 +202,25 @@ class UltralyticsPruning:
         channels, side = trainer.data.get("channels", 3), trainer.args.imgsz
         device = next(trainer.model.parameters()).device
         return [Call("", (torch.zeros(1, channels, side, side, device=device),), {})]
+
+
+def _check_widths(trainer: Any) -> None:
+    """Raise a PruningError if the network is dense where the weights that it started from are pruned."""
+    from lit_prune.yolo.networks import is_pruned
+    from lit_prune.yolo.reading import load_weights
+    from lit_prune.yolo.trainers import KeepsWidths, keeping
+
+    if isinstance(trainer, KeepsWidths):
+        return
+    for source in (trainer.args.pretrained, trainer.args.model):
+        path = str(source)
+        if path.endswith(".pt") and Path(path).exists() and is_pruned(load_weights(path)):
+            if is_pruned(trainer.model):
+                return
+            raise PruningError(
+                f"{path} is pruned, but this {type(trainer).__name__} has built the dense network. Train by "
+                f"UltralyticsPruning(...).attach(YOLO({path!r})).train(...), or make a {keeping(trainer)} instead."
+            )
 
 
 def _renew_average(trainer: Any) -> None:
