@@ -64,6 +64,8 @@ def run_trainer(arguments: Sequence[str]) -> Any:
     from lightning.pytorch import LightningDataModule, LightningModule
     from lightning.pytorch.cli import LightningCLI
 
+    from lit_prune.surgery import accept_pruned
+
     # What is imported is known to the command line by its short name.
     from lit_prune.yolo import DrawPredictions, LitYOLO
 
@@ -78,6 +80,8 @@ def run_trainer(arguments: Sequence[str]) -> Any:
 
         def instantiate_trainer(self, **options: Any) -> Any:
             trainer: Any = super().instantiate_trainer(**options)
+            # A pruned checkpoint is measured and run without the callback that pruned it.
+            accept_pruned(self.model)
             draws = any(isinstance(callback, DrawPredictions) for callback in trainer.callbacks)
             if self.subcommand == "predict" and isinstance(self.model, LitYOLO) and not draws:
                 trainer.callbacks.append(DrawPredictions())

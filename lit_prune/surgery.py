@@ -153,7 +153,9 @@ def accept_pruned(module: ModuleT) -> ModuleT:
     """Let a module load state dicts of pruned networks from now on: it takes their shapes first.
 
     :class:`lit_prune.ChannelPruning` does this for as long as a Trainer runs. It takes a call of one's own where
-    weights are loaded outside of that: in the main process after ``strategy="ddp_spawn"``, or without a Trainer.
+    weights are loaded outside of that: in the main process after ``strategy="ddp_spawn"``, without a Trainer, or by a
+    Trainer that lacks the callback (``test``, ``validate`` or ``predict`` with a ``ckpt_path``). Called on ``self`` at
+    the end of a LightningModule's ``__init__``, it also lets ``load_from_checkpoint`` load pruned checkpoints.
 
     Args:
         module: Any module; it pickles and deep-copies as before.

@@ -37,6 +37,29 @@ def test_scores_are_kept_on_demand(tmp_path):
     assert saver.best_model_path.endswith("epoch=1.ckpt")
 
 
+class Wavering(Classifier):
+    """Its score after each of nine epochs; every event costs some."""
+
+    scores = (0.7, 0.9, 0.8, 0.5, 0.6, 0.4, 0.1, 0.3, 0.2)
+
+    def on_validation_epoch_end(self):
+        self.log("score", self.scores[self.trainer.current_epoch])
+
+
+@pytest.mark.parametrize("name", ["{epoch}", "best"])
+def test_the_best_files_of_every_width_stay(tmp_path, name):
+    saver = ModelCheckpoint(tmp_path, filename=name, monitor="score", mode="max", save_top_k=2)
+    pruning = ChannelPruning(0.5, [3, 6], verbose=False)
+    trainer(pruning, saver, max_epochs=9, enable_checkpointing=True).fit(Wavering(), loader(), loader())
+
+    files = {path: torch.load(path, weights_only=True) for path in tmp_path.iterdir()}
+    assert sorted(file["epoch"] for file in files.values()) == [1, 2, 3, 4, 7, 8]
+    widths = {file["epoch"]: len(file["state_dict"]["net.2.0.bias"]) for file in files.values()}
+    assert widths == {1: 32, 2: 32, 3: 24, 4: 24, 7: 16, 8: 16}
+    best = next(path for path in files if str(path) == saver.best_model_path)
+    assert files[best]["epoch"] == 7
+
+
 def rates(schedule, rewarm):
     parameter = torch.nn.Parameter(torch.zeros(1))
     sgd = torch.optim.SGD([parameter], lr=1.0)

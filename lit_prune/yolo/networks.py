@@ -1,9 +1,7 @@
 """Ultralytics' networks of any task, from a configuration or from weights, dense or pruned."""
 
-import difflib
 import logging
 import math
-import pickle
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +13,7 @@ import torch
 from torch import nn
 
 from lit_prune.surgery import adopt_shapes_
+from lit_prune.yolo.reading import load_weights, near, read_lit_checkpoint
 from lit_prune.yolo.tasks import HEADS, TASK_NAMES, task_of, task_of_head
 
 # Layers of heads whose outputs are the data's: one a class, or one a number of each keypoint. Of a sequence, the last.
@@ -82,7 +81,7 @@ def build_network(model: str) -> Any:
 
     with quiet_ultralytics():
         if Path(model).suffix == ".pt":
-            network = _load_weights(model)
+            network = load_weights(model)
         else:
             _configuration(model)
             network = (RTDETR if "rtdetr" in Path(model).stem else YOLO)(model).model
@@ -96,7 +95,7 @@ def _configuration(model: str) -> dict[str, Any]:
         config: dict[str, Any] = yaml_model_load(model)
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"Ultralytics has no configuration {model!r}, and there is no such file.{_near(model)}"
+            f"Ultralytics has no configuration {model!r}, and there is no such file.{near(model)}"
         ) from None
     return config
 
@@ -111,7 +110,7 @@ def _from_configuration(
             config = deepcopy(model)
         else:
             if Path(model).suffix not in {".yaml", ".yml"}:
-                raise ValueError(f"model must end in .yaml, .pt or .ckpt, but got {model!r}.{_near(model)}")
+                raise ValueError(f"model must end in .yaml, .pt or .ckpt, but got {model!r}.{near(model)}")
             config = _configuration(model)
         head = config["head"][-1][2]
         task = task_of_head(head)
@@ -130,7 +129,7 @@ def _from_configuration(
 
 
 def _from_weights(path: str, num_classes: int | None, kpt_shape: Sequence[int] | None) -> Any:
-    source = _load_weights(path)
+    source = load_weights(path)
     config = getattr(source, "yaml", None)
     if not isinstance(config, dict) or source.is_fused():
         raise ValueError(
@@ -141,23 +140,11 @@ def _from_weights(path: str, num_classes: int | None, kpt_shape: Sequence[int] |
 
 
 def _from_checkpoint(path: str, num_classes: int | None, kpt_shape: Sequence[int] | None) -> Any:
-    if not Path(path).exists():
-        raise FileNotFoundError(f"There is no file {path!r}.")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        config = checkpoint["hyper_parameters"]["model"]
-        state = checkpoint["state_dict"]
-    except (KeyError, RuntimeError, TypeError, pickle.UnpicklingError, EOFError) as error:
-        # What follows in torch's message is advice to load files of unknown origin without its safeguards.
-        reason = str(error).partition(". ")[0]
-        raise ValueError(
-            f"{path!r} is no checkpoint that a Trainer saved of a LitYOLO ({type(error).__name__}: {reason})."
-        ) from error
+    config, weights, names = read_lit_checkpoint(path)
     source = _from_configuration(config, None)
-    weights = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
     adopt_shapes_(source, weights)
     source.load_state_dict(weights)
-    source.names = checkpoint.get("class_names", source.names)
+    source.names = names or source.names
     return _with_weights(source, num_classes, kpt_shape)
 
 
@@ -182,6 +169,23 @@ def count_classes(network: Any) -> int:
     # Not of the configuration, which Ultralytics changes in place, and may share with another network.
     head = network.model[-1]
     return int(head.nc if hasattr(head, "nc") else head.linear.out_features)
+
+
+def is_pruned(network: Any) -> bool:
+    """Whether a network of Ultralytics has other widths than its configuration builds.
+
+    Example:
+        >>> network = build_detector("yolov8n.yaml", num_classes=2)
+        >>> is_pruned(network)
+        False
+    """
+    config = getattr(network, "yaml", None)
+    if not isinstance(config, dict) or task_of_head(config["head"][-1][2]) is None:
+        return False
+    with torch.random.fork_rng(devices=[]):
+        # Where nothing was pruned, a run draws what it would have drawn.
+        dense = _from_configuration(config, count_classes(network)).state_dict()
+    return any(name in dense and dense[name].shape != value.shape for name, value in network.state_dict().items())
 
 
 def adopt_widths_(network: Any, source: Any) -> None:
@@ -240,49 +244,6 @@ def _last_layers(network: Any, pattern: re.Pattern[str]) -> Iterator[tuple[str, 
             layer = module[-1] if sequence else module
             if isinstance(layer, (nn.Conv2d, nn.Linear, nn.Embedding)):
                 yield f"model.{number}.{name}" + (f".{len(module) - 1}" if sequence else ""), layer
-
-
-def _load_weights(path: str) -> Any:
-    from ultralytics.nn.tasks import load_checkpoint
-    from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
-
-    offered = Path(path).name == path and (path in GITHUB_ASSETS_NAMES or f"{path[:-3]}u.pt" in GITHUB_ASSETS_NAMES)
-    if not Path(path).exists() and not offered:
-        raise FileNotFoundError(f"There is no file {path!r}, and Ultralytics offers none of this name.{_near(path)}")
-    try:
-        return load_checkpoint(path)[0]
-    except (OSError, RuntimeError, TypeError) as error:
-        if Path(path).exists():
-            raise ValueError(f"{path!r} cannot be read as weights by Ultralytics: {error}") from error
-        raise FileNotFoundError(
-            f"{path!r} is not here, and Ultralytics could not download it ({error}). Put the file into the working "
-            f"directory, or start from {Path(path).stem + '.yaml'!r} without weights."
-        ) from error
-
-
-def _near(name: str) -> str:
-    """End of an error message: the known names that resemble this one."""
-    import ultralytics
-    from ultralytics.utils import YAML
-    from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
-
-    stem, suffix = Path(name).stem, Path(name).suffix
-    if suffix == ".pt":
-        known = {
-            asset
-            for asset in GITHUB_ASSETS_NAMES
-            if re.fullmatch(r"(yolo[^-]*(-(seg|pose|obb|cls))?|rtdetr-\w+)\.pt", asset)
-        }
-    else:
-        suffix = ".yaml"
-        known = set()
-        for path in (Path(ultralytics.__file__).parent / "cfg" / "models").rglob("*.yaml"):
-            config = YAML.load(path)
-            if config["head"][-1][2] in HEADS:
-                scales = (not path.stem.startswith("rtdetr") and config.get("scales")) or [""]
-                known |= {re.sub(r"(\d+)(?=$|-)", rf"\g<1>{scale}", path.stem, count=1) + suffix for scale in scales}
-    near = difflib.get_close_matches(stem + suffix, sorted(known), n=4, cutoff=0.4)
-    return f" Did you mean {', '.join(near)}?" if near else f" Known are {', '.join(sorted(known))}."
 
 
 def require_ultralytics() -> None:

@@ -73,7 +73,8 @@ def test_training_on_keeps_a_pruned_network(digits, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_was_interrupted_goes_on(digits, tmp_path):
+@pytest.mark.parametrize("trainer", [None, PrunedDetectionTrainer])
+def test_a_run_that_was_interrupted_goes_on(trainer, digits, tmp_path):
     def interrupt(trainer):
         if trainer.epoch == 2:
             raise KeyboardInterrupt
@@ -87,7 +88,7 @@ def test_a_run_that_was_interrupted_goes_on(digits, tmp_path):
 
     pruning = UltralyticsPruning(0.4, [1, 2])
     again = pruning.attach(YOLO(str(last)))
-    again.train(trainer=PrunedDetectionTrainer, resume=True, **settings(digits, tmp_path))
+    again.train(trainer=trainer, resume=True, **settings(digits, tmp_path))
 
     assert pruning.record.done == [1, 2]
     assert pruning.record.dense.widths["model.1.conv"] == 32
