@@ -240,10 +240,10 @@ class Pruner:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what :meth:`state_dict` wrote."""
         self.record = Record.from_state_dict(state)
-        self._inputs = state["inputs"]
-        self._trial = None if state["trial"] is None else Trial(**state["trial"])
-        self._noted = state["score"]
-        self._rewarmed = state["rewarmed"]
+        self._inputs = state.get("inputs")
+        self._trial = None if state.get("trial") is None else Trial(**state["trial"])
+        self._noted = state.get("score")
+        self._rewarmed = state.get("rewarmed")
 
     def forget(self) -> None:
         """Start again, with another network."""

@@ -97,6 +97,7 @@ class UltralyticsPruning:
             )
         self.pruner = Pruner(policy, recovery or Recovery(), amount)
         self.agenda = Agenda(self.pruner, epochs, on_error)
+        self._ended = False
         if self.agenda.schedule.unit != "epochs":
             raise ArgumentError("Ultralytics' trainer is pruned at the start of epochs: give a schedule of epochs.")
 
@@ -153,6 +154,7 @@ class UltralyticsPruning:
         self.agenda.plan(trainer.epochs)
         check_optimizer(trainer.optimizer)
         self.pruner.forget()
+        self._ended = False
         host, state = UltralyticsHost(trainer), getattr(trainer.model, STATE, None)
         if trainer.resume and state is not None:
             self.pruner.load_state_dict(state)
@@ -182,13 +184,22 @@ class UltralyticsPruning:
         self.agenda.rehearse_optimizers(UltralyticsHost(trainer))
 
     def note_score(self, trainer: Any) -> None:
-        """After a validation: note the monitored metric."""
-        self.pruner.note_score(UltralyticsHost(trainer), validated=True)
+        """After a validation: note the monitored metric, and judge the last event where the run ends."""
+        host = UltralyticsHost(trainer)
+        self.pruner.note_score(host, validated=True)
         self._write(trainer)
+        if self._ended or not (trainer.stop or trainer.epoch + 1 >= trainer.epochs):
+            return
+        self._ended = True
+        self.agenda.end(host)
+        if self.record.events and self.record.events[-1].get("taken_back"):
+            # The files of this epoch hold the network that was taken back.
+            self._write(trainer)
+            trainer.best_fitness = trainer.fitness
+            trainer.save_model()
 
     def end(self, trainer: Any) -> None:
-        """At the end of the run: judge the last event, and say which never came."""
-        self.agenda.end(UltralyticsHost(trainer))
+        """At the end of the run: leave it alone."""
         self.pruner.close()
 
     def _write(self, trainer: Any) -> None:
