@@ -1,20 +1,21 @@
 """Ultralytics' networks of any task, from a configuration or from weights, dense or pruned."""
 
-import difflib
 import logging
 import math
 import pickle
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from lit_prune.surgery import adopt_shapes_
+from lit_prune.yolo.files import load_weights, near_names
 from lit_prune.yolo.tasks import HEADS, TASK_NAMES, task_of, task_of_head
 
 # Layers of heads whose outputs are the data's: one a class, or one a number of each keypoint. Of a sequence, the last.
@@ -82,11 +83,25 @@ def build_network(model: str) -> Any:
 
     with quiet_ultralytics():
         if Path(model).suffix == ".pt":
-            network = _load_weights(model)
+            network = load_weights(model)
         else:
             _configuration(model)
             network = (RTDETR if "rtdetr" in Path(model).stem else YOLO)(model).model
     return network.eval()
+
+
+def configured_task(model: str) -> str:
+    """Ultralytics' name of the task that a configuration's file is for; `"detect"` for heads that are not known.
+
+    Raises:
+        FileNotFoundError: If there is no such configuration; near names are listed.
+
+    Example:
+        >>> configured_task("yolov8n-seg.yaml")
+        'segment'
+    """
+    task = task_of_head(_configuration(model)["head"][-1][2])
+    return "detect" if task is None else task.name
 
 
 def _configuration(model: str) -> dict[str, Any]:
@@ -96,7 +111,7 @@ def _configuration(model: str) -> dict[str, Any]:
         config: dict[str, Any] = yaml_model_load(model)
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"Ultralytics has no configuration {model!r}, and there is no such file.{_near(model)}"
+            f"Ultralytics has no configuration {model!r}, and there is no such file.{near_names(model)}"
         ) from None
     return config
 
@@ -111,7 +126,7 @@ def _from_configuration(
             config = deepcopy(model)
         else:
             if Path(model).suffix not in {".yaml", ".yml"}:
-                raise ValueError(f"model must end in .yaml, .pt or .ckpt, but got {model!r}.{_near(model)}")
+                raise ValueError(f"model must end in .yaml, .pt or .ckpt, but got {model!r}.{near_names(model)}")
             config = _configuration(model)
         head = config["head"][-1][2]
         task = task_of_head(head)
@@ -130,7 +145,7 @@ def _from_configuration(
 
 
 def _from_weights(path: str, num_classes: int | None, kpt_shape: Sequence[int] | None) -> Any:
-    source = _load_weights(path)
+    source = load_weights(path)
     config = getattr(source, "yaml", None)
     if not isinstance(config, dict) or source.is_fused():
         raise ValueError(
@@ -174,7 +189,30 @@ def _with_weights(source: Any, num_classes: int | None, kpt_shape: Sequence[int]
             network.load(source, verbose=False)
     if num_classes in {None, classes}:
         network.names = source.names
+    else:
+        _say_redrawn("num_classes", num_classes, f"{classes} classes ({listed_names(source.names)})", "class")
+    ours, theirs = (list(getattr(each.model[-1], "kpt_shape", [])) for each in (network, source))
+    if ours != theirs:
+        _say_redrawn("kpt_shape", ours, f"kpt_shape {theirs}", "keypoint")
     return network
+
+
+def _say_redrawn(argument: str, value: Any, known: str, branch: str) -> None:
+    rank_zero_info(
+        f"{argument}={value} was asked for, but the weights are for {known}: the last layers of the {branch} branch "
+        f"start at random and have to be trained. Leave {argument} out to keep them."
+    )
+
+
+def listed_names(names: Mapping[int, str], most: int = 5) -> str:
+    """The names of some classes, for a message.
+
+    Example:
+        >>> listed_names({0: "cat", 1: "dog", 2: "cow"}, most=2)
+        'cat, dog and 1 more'
+    """
+    shown = ", ".join(str(name) for name in list(names.values())[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def count_classes(network: Any) -> int:
@@ -240,49 +278,6 @@ def _last_layers(network: Any, pattern: re.Pattern[str]) -> Iterator[tuple[str, 
             layer = module[-1] if sequence else module
             if isinstance(layer, (nn.Conv2d, nn.Linear, nn.Embedding)):
                 yield f"model.{number}.{name}" + (f".{len(module) - 1}" if sequence else ""), layer
-
-
-def _load_weights(path: str) -> Any:
-    from ultralytics.nn.tasks import load_checkpoint
-    from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
-
-    offered = Path(path).name == path and (path in GITHUB_ASSETS_NAMES or f"{path[:-3]}u.pt" in GITHUB_ASSETS_NAMES)
-    if not Path(path).exists() and not offered:
-        raise FileNotFoundError(f"There is no file {path!r}, and Ultralytics offers none of this name.{_near(path)}")
-    try:
-        return load_checkpoint(path)[0]
-    except (OSError, RuntimeError, TypeError) as error:
-        if Path(path).exists():
-            raise ValueError(f"{path!r} cannot be read as weights by Ultralytics: {error}") from error
-        raise FileNotFoundError(
-            f"{path!r} is not here, and Ultralytics could not download it ({error}). Put the file into the working "
-            f"directory, or start from {Path(path).stem + '.yaml'!r} without weights."
-        ) from error
-
-
-def _near(name: str) -> str:
-    """End of an error message: the known names that resemble this one."""
-    import ultralytics
-    from ultralytics.utils import YAML
-    from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
-
-    stem, suffix = Path(name).stem, Path(name).suffix
-    if suffix == ".pt":
-        known = {
-            asset
-            for asset in GITHUB_ASSETS_NAMES
-            if re.fullmatch(r"(yolo[^-]*(-(seg|pose|obb|cls))?|rtdetr-\w+)\.pt", asset)
-        }
-    else:
-        suffix = ".yaml"
-        known = set()
-        for path in (Path(ultralytics.__file__).parent / "cfg" / "models").rglob("*.yaml"):
-            config = YAML.load(path)
-            if config["head"][-1][2] in HEADS:
-                scales = (not path.stem.startswith("rtdetr") and config.get("scales")) or [""]
-                known |= {re.sub(r"(\d+)(?=$|-)", rf"\g<1>{scale}", path.stem, count=1) + suffix for scale in scales}
-    near = difflib.get_close_matches(stem + suffix, sorted(known), n=4, cutoff=0.4)
-    return f" Did you mean {', '.join(near)}?" if near else f" Known are {', '.join(sorted(known))}."
 
 
 def require_ultralytics() -> None:
