@@ -1,4 +1,4 @@
-"""A dense and a pruned network side by side, on the user's own validation pictures: table, report and figure."""
+"""A dense and a pruned network side by side, on the user's own validation images: table, report and figure."""
 
 from __future__ import annotations
 
@@ -62,12 +62,7 @@ def compare_networks(
     tasks = {name: module.task.name for name, module in modules.items()}
     if len(set(tasks.values())) > 1:
         raise ValueError(f"Only networks of one task can be compared, but these are of {' and '.join(tasks.values())}.")
-    quiet: dict[str, Any] = {
-        "devices": 1,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_model_summary": False,
-    }
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
     scores: dict[str, Mapping[str, float]] = {}
     for name, module in modules.items():
         # More devices would be processes that compare all over again.
