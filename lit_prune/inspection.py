@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,19 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Group
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
-from lit_prune.cost import count_parameters
+from lit_prune.cost import Cost, count_parameters
 from lit_prune.graph import ChannelGraph, ChannelGroup
 from lit_prune.report import human, share_bar
 
 _OUTPUT = "reaches the network's output"
 # Of a video; networks with embedded positions take no other number.
 _FRAMES = 16
+_INDENT = 2  # of what is said of a name, below it
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,8 @@ def load_network(name: str, image_size: int | None = None) -> tuple[nn.Module, T
     """Build a network by name, and example images for it.
 
     Args:
-        name: An Ultralytics configuration (`"yolov8n.yaml"`) or file (`"best.pt"`), `"torchvision:NAME"` or
-            `"timm:NAME"`; the latter two with random weights.
+        name: An Ultralytics configuration (`"yolov8n.yaml"`) or file (`"best.pt"`), a checkpoint of a Trainer with
+            `LitYOLO` (`"last.ckpt"`), `"torchvision:NAME"` or `"timm:NAME"`; the latter two with random weights.
         image_size: Height and width of the example images; by default what the network is made for, else 640 for
             Ultralytics and 224 for the others.
 
@@ -59,7 +62,8 @@ def load_network(name: str, image_size: int | None = None) -> tuple[nn.Module, T
     Raises:
         FileNotFoundError: If there is no such configuration or file.
         ImportError: If the package that the name asks for is missing.
-        ValueError: If the package knows no such network; the message has the nearest names.
+        ValueError: If the package knows no such network (the message has the nearest names), the file can't be read, or
+            the network can't take images of that size.
 
     Example:
         >>> network, images = load_network("torchvision:resnet18")
@@ -71,13 +75,14 @@ def load_network(name: str, image_size: int | None = None) -> tuple[nn.Module, T
         network, leading, size = _from_torchvision(model, image_size)
     elif colon and source == "timm":
         network, *leading, size = _from_timm(model)
-    elif Path(name).suffix in {".yaml", ".yml", ".pt"}:
-        network, size = _from_ultralytics(name), 640
+    elif Path(name).suffix in {".yaml", ".yml", ".pt", ".ckpt"}:
+        network, size = _from_ultralytics(name, image_size), 640
         leading = [int(network.yaml.get("channels", 3))]
     else:
         raise ValueError(
             f"{name!r} is no network that can be inspected: give an Ultralytics file that ends in .yaml or .pt, "
-            f"torchvision:NAME (torchvision:resnet50) or timm:NAME (timm:convnext_tiny)."
+            "a checkpoint of LitYOLO (.ckpt), torchvision:NAME (torchvision:resnet50) or timm:NAME "
+            "(timm:convnext_tiny)."
         )
     side = size if image_size is None else image_size
     return network.eval(), torch.zeros(1, *leading, side, side)
@@ -115,39 +120,69 @@ def layer_widths(network: nn.Module) -> dict[str, int]:
     return widths
 
 
+def channel_cost(graph: ChannelGraph, group: ChannelGroup, network: nn.Module) -> Cost:
+    """What goes with one channel of a group: parameters of all coupled layers, and multiply-adds of one example.
+
+    Where groups must stay equally wide, a channel of each other one goes as well; those are not counted here.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1))
+        >>> graph = ChannelGraph.trace(network, torch.zeros(1, 3, 5, 5))
+        >>> channel_cost(graph, graph.groups[0], network)
+        Cost(params=8, macs=175)
+    """
+    sizes = {name: list(parameter.shape) for name, parameter in network.named_parameters()}
+    left = {name: list(sizes[name]) for name, _ in group.members if name in sizes}
+    for (name, dim), members in group.members.items():
+        if name in left:
+            left[name][dim] -= int((members.channels == 0).sum())
+    params = sum(math.prod(sizes[name]) - math.prod(rest) for name, rest in left.items())
+    return Cost(params, graph.macs - graph.macs_without({group.name: [0]}))
+
+
 def inspection(graph: ChannelGraph, network: nn.Module, title: str = "") -> Group:
-    """All groups of a network, all frozen layers with the reason, and the totals, to be printed by rich."""
+    """All groups of a network, all unprunable layers with the reason, and the totals, to be printed by rich."""
+    widths = layer_widths(network)
+    names = [*(group.name for group in graph.groups), *graph.frozen]
     table = Table(title=title or None, title_style="bold", header_style="bold")
-    table.add_column("group", overflow="fold")
-    table.add_column("coupled with", overflow="fold", style="dim")
-    table.add_column("channels", justify="right")
-    table.add_column("prunable", overflow="fold")
+    # A name can be copied only if it is whole.
+    table.add_column("group, or layer", overflow="fold", min_width=_INDENT + max(map(len, names), default=0))
+    for heading in ("channels", "params\na channel", "MACs\na channel"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for group in graph.groups:
-        yes = Text("yes", style="green")
-        partners = [name for name in group.balanced if name != group.name]
-        if partners:
-            yes.append(f"; loses as many as {', '.join(partners)}", style="dim")
+        cost = channel_cost(graph, group, network)
         others = [layer for layer in group.layers if layer != group.name.partition("#")[0]]
-        table.add_row(group.name, ", ".join(others), str(group.size), yes)
+        partners = [name for name in group.balanced if name != group.name]
+        notes = [
+            Text(f"{words} {', '.join(names)}", style="dim")
+            for words, names in (("coupled with", others), ("loses as many as", partners))
+            if names
+        ]
+        table.add_row(_cell(group.name, notes), str(group.size), human(cost.params), human(cost.macs))
     if graph.groups and graph.frozen:
         table.add_section()
-    widths = layer_widths(network)
     for layer, reason in graph.frozen.items():
-        width = str(widths[layer]) if layer in widths else ""
-        table.add_row(layer, "", width, Text.assemble(("no", "yellow"), f": {reason}"))
+        note = Text.assemble(("unprunable", "yellow"), f": {reason}")
+        table.add_row(_cell(layer, [note]), str(widths[layer]) if layer in widths else "", "", "")
     return Group(table, _totals(graph, network))
+
+
+def _cell(name: str, notes: list[Text]) -> Group:
+    return Group(name, *(Padding(note, (0, 0, 0, _INDENT), expand=False) for note in notes))
 
 
 def _totals(graph: ChannelGraph, network: nn.Module) -> Table:
     found = coverage(graph, network)
     totals = Table.grid(padding=(0, 2))
-    totals.add_column(style="bold")
+    totals.add_column(style="bold", no_wrap=True)
     totals.add_column()
     inner = found.total - found.outputs
-    totals.add_row("groups", f"{len(graph.groups)}, of {sum(group.size for group in graph.groups):,} channels")
+    totals.add_row("groups", f"{len(graph.groups)}")
     totals.add_row(
         "prunable",
-        Text.assemble(share_bar(found.prunable, inner), f" of {inner:,} layer channels, network outputs left out"),
+        Text.assemble(
+            share_bar(found.prunable, inner), f", {found.prunable:,} of {inner:,} channels of layers, outputs left out"
+        ),
     )
     unsupported = ", ".join(f"{name} ({count}×)" for name, count in graph.unsupported.items())
     totals.add_row("operations without a rule", unsupported or "none")
@@ -204,10 +239,14 @@ def _from_timm(name: str) -> tuple[nn.Module, int, int]:
     return network, channels, height
 
 
-def _from_ultralytics(name: str) -> Any:
+def _from_ultralytics(name: str, image_size: int | None) -> Any:
+    from lit_prune.yolo.export import check_image_size, load_detector
     from lit_prune.yolo.networks import build_network
 
-    return build_network(name)
+    network = load_detector(name) if Path(name).suffix == ".ckpt" else build_network(name)
+    if image_size is not None:
+        check_image_size(image_size, network)
+    return network
 
 
 def _near(name: str, known: list[str]) -> str:

@@ -104,6 +104,44 @@ def human(number: float) -> str:
     return f"{number:.0f}"
 
 
+def relative_change(before: float, after: float) -> str:
+    """How much more or less a cost is than it was, as a percentage of what it was.
+
+    Example:
+        >>> relative_change(200, 100), relative_change(1000, 998), relative_change(7, 7)
+        ('-50%', '-0.2%', 'no change')
+    """
+    change = after / before - 1 if before else 0.0
+    if after == before:
+        return "no change"
+    if abs(change) >= 0.005:
+        return f"{change:+.0%}"
+    return f"{change:+.1%}" if abs(change) >= 0.0005 else "under 0.1%"
+
+
+def score_change(before: float, after: float) -> str:
+    """How much better or worse a score is than it was.
+
+    Example:
+        >>> score_change(0.5, 0.25), score_change(0.5, 0.5001), score_change(0.5, 0.5)
+        ('-0.250', 'under 0.001', 'no change')
+    """
+    if after == before:
+        return "no change"
+    return f"{after - before:+.3f}" if abs(after - before) >= 0.0005 else "under 0.001"
+
+
+def speedup(before: float, after: float) -> str:
+    """How much faster or slower something is than it was, from the times that both take.
+
+    Example:
+        >>> speedup(3.0, 2.0), speedup(2.0, 3.0), speedup(2.0, 2.001)
+        ('1.50× faster', '1.50× slower', 'as fast')
+    """
+    ratio, word = (before / after, "faster") if before >= after else (after / before, "slower")
+    return "as fast" if f"{ratio:.2f}" == "1.00" else f"{ratio:.2f}× {word}"
+
+
 def save_json(report: Mapping[str, Any], path: str | Path) -> None:
     """Write a report as indented JSON; numbers of torch and NumPy become plain ones."""
     Path(path).write_text(json.dumps(report, indent=2, default=_plain) + "\n", encoding="utf-8")

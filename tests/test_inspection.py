@@ -1,12 +1,14 @@
 import io
+from copy import deepcopy
 
 import pytest
 import torch
 from rich.console import Console
 from torch import nn
 
-from lit_prune import ChannelGraph
-from lit_prune.inspection import coverage, inspection, layer_widths, load_network
+from lit_prune import ChannelGraph, shrink_
+from lit_prune.cost import Cost
+from lit_prune.inspection import channel_cost, coverage, inspection, layer_widths, load_network
 
 
 class _Halves(nn.Module):
@@ -21,8 +23,8 @@ class _Halves(nn.Module):
         return self.head(self.up(one * two.cumsum(1)))
 
 
-def _printed(graph, network, **options) -> str:
-    console = Console(width=140, file=io.StringIO())
+def _printed(graph, network, width=140, **options) -> str:
+    console = Console(width=width, file=io.StringIO())
     console.print(inspection(graph, network, **options))
     return console.file.getvalue()
 
@@ -35,8 +37,7 @@ def test_every_layer_is_in_the_table_with_its_reason():
     for layer in ("stem", "up", "head"):
         assert layer in text
     assert "halves" in text
-    assert "yes" in text
-    assert "no: reaches the network's output" in text
+    assert "unprunable: reaches the network's output" in text
     assert all(reason in text for reason in graph.frozen.values())
     assert "cumsum" in text
     assert f"({sum(p.numel() for p in network.parameters()):,})" in text
@@ -54,10 +55,35 @@ def test_coupled_layers_and_equal_halves_are_named():
     network, images = load_network("yolov8n.yaml", image_size=64)
     text = _printed(ChannelGraph.trace(network, images), network)
 
-    row = next(line for line in text.splitlines() if "model.2.m.0.cv2.conv" in line)
-    assert "model.2.cv1.conv" in row
-    assert "loses as many as" in text
+    lines = [line.strip("│ ").split("│")[0].strip() for line in text.splitlines()]
+    row = lines.index("model.2.m.0.cv2.conv")
+    assert lines[row + 1 : row + 3] == ["coupled with model.2.cv1.conv", "loses as many as model.2.cv1.conv"]
     assert "operations without a rule  none" in text
+
+
+def test_names_are_whole_on_80_columns_and_there_is_one_total():
+    network, images = load_network("yolov8n.yaml", image_size=64)
+    graph = ChannelGraph.trace(network, images)
+    text = _printed(graph, network, width=80)
+
+    assert max(map(len, text.splitlines())) <= 80
+    words = {word.strip(",") for word in text.split()}
+    names = {group.name for group in graph.groups} | {layer for group in graph.groups for layer in group.layers}
+    assert names | set(graph.frozen) <= words
+    found = coverage(graph, network)
+    totals = " ".join(text.split("└")[-1].split())
+    assert f"{found.prunable:,} of {found.total - found.outputs:,} channels" in totals
+    assert f"{sum(group.size for group in graph.groups):,}" not in totals
+
+
+def test_the_cost_of_a_channel_is_what_removing_it_saves():
+    network, images = load_network("torchvision:resnet18", image_size=64)
+    graph = ChannelGraph.trace(network, images)
+    before = Cost.of(network, images)
+    for group in (graph["conv1"], graph["layer2.0.conv1"]):
+        after = Cost.of(shrink_(deepcopy(network), graph.plan({group.name: [0]})), images)
+        expected = Cost(before.params - after.params, before.macs - after.macs)
+        assert channel_cost(graph, group, network) == expected
 
 
 def test_a_network_without_layers_to_prune():
@@ -65,7 +91,7 @@ def test_a_network_without_layers_to_prune():
     graph = ChannelGraph.trace(network, torch.zeros(1, 3, 4, 4))
 
     assert coverage(graph, network).share == 0
-    assert "no: reaches" in _printed(graph, network)
+    assert "unprunable: reaches" in _printed(graph, network)
 
 
 def test_widths_are_those_of_layers_with_weights():
@@ -115,6 +141,7 @@ def test_image_size():
         ("torchvision:zzzzzz", ValueError, "It has .* models, such as"),
         ("torchvision:raft_small", ValueError, "takes two images"),
         ("yolo8n.yaml", FileNotFoundError, r"no configuration 'yolo8n.yaml'.* Did you mean yolov8n.yaml"),
+        ("missing.ckpt", FileNotFoundError, "There is no file 'missing.ckpt'"),
         ("missing.pt", FileNotFoundError, "There is no file 'missing.pt'"),
     ],
 )

@@ -1,5 +1,8 @@
 """DigitScenesDataModule: DigitScenes for a Lightning Trainer."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -21,6 +24,10 @@ class DigitScenesDataModule(LightningDataModule):
         num_workers: Worker processes of each loader; the scenes are in memory, so 0 is fastest on few cores.
         seed: Which scenes; a non-negative integer.
 
+    Attributes:
+        names: Class to name.
+        num_classes: Number of classes.
+
     Raises:
         ValueError: If an argument is outside the range given above.
 
@@ -30,6 +37,9 @@ class DigitScenesDataModule(LightningDataModule):
         >>> next(iter(data.val_dataloader()))["img"].shape
         torch.Size([4, 3, 64, 64])
     """
+
+    num_classes = DigitScenes.num_classes
+    names: Mapping[int, str] = MappingProxyType({digit: str(digit) for digit in range(num_classes)})
 
     def __init__(
         self,
@@ -58,7 +68,10 @@ class DigitScenesDataModule(LightningDataModule):
         self._drawn: dict[Split, DigitScenes] = {}
 
     def setup(self, stage: str) -> None:
-        """Draw the scenes that a stage needs, once."""
+        """Draw the scenes that a stage needs, once, and tell a network that compares classes which there are."""
+        match_classes = getattr(getattr(self.trainer, "lightning_module", None), "match_classes", None)
+        if callable(match_classes):
+            match_classes(self.names, "DigitScenes")
         if stage == "fit":
             self._scenes("train")
         self._scenes("val")

@@ -19,7 +19,7 @@ from lit_prune.yolo.dataset import (
     read_hyperparameters,
     rescale,
 )
-from lit_prune.yolo.networks import count_classes, require_ultralytics
+from lit_prune.yolo.networks import require_ultralytics
 from lit_prune.yolo.tasks import Task, task_named
 
 
@@ -70,8 +70,11 @@ class YOLODataModule(LightningDataModule):
             or an `args.yaml` that Ultralytics' trainer wrote; what does not concern data is ignored.
         task: `"detect"`, `"segment"`, `"pose"`, `"obb"` or `"classify"`; by default that of the network in the
             Trainer, or detection without one.
+        rectangular: Whether validation, test and prediction images are padded only as far as their batch asks for, as
+            Ultralytics does; else all are squares of `image_size`, as an exported network takes them.
 
     Attributes:
+        image_size: Length in pixels of the longer side.
         names: Class to name, once the data was set up.
         num_classes: Number of classes, once the data was set up.
 
@@ -100,6 +103,7 @@ class YOLODataModule(LightningDataModule):
         close_mosaic: int | None = None,
         hyperparameters: dict[str, Any] | str | None = None,
         task: str | None = None,
+        rectangular: bool = True,
     ) -> None:
         super().__init__()
         require_ultralytics()
@@ -126,6 +130,7 @@ class YOLODataModule(LightningDataModule):
         # Loggers refuse two values of one name, and LitYOLO logs all of Ultralytics' hyperparameters.
         self.save_hyperparameters(logger=False)
         self.data = data
+        self.rectangular = rectangular
         self._found: dict[str, dict[str, Any]] = {}
         self._datasets: dict[Split, Any] = {}
 
@@ -136,6 +141,13 @@ class YOLODataModule(LightningDataModule):
         if isinstance(network, Task) and self._given_task in (None, task_named(network.name)):
             return network
         return self._given_task or task_named("detect")
+
+    @property
+    def image_size(self) -> int:
+        """Length in pixels of the longer side."""
+        if self.task.name == "classify" and not self._sized:
+            return _CLASSIFY_SIDE
+        return int(self.settings.imgsz)
 
     @property
     def names(self) -> dict[int, str]:
@@ -171,14 +183,7 @@ class YOLODataModule(LightningDataModule):
                 f"The network's task is {theirs}, but the data is for {self.task.name}: leave out task="
                 f"{self.task.name!r}, or take a network of that task."
             )
-        classes = count_classes(network)
-        if classes < self.num_classes:
-            raise ValueError(
-                f"{self.data!r} has {self.num_classes} classes, but the network has {classes}: give the model "
-                f"num_classes={self.num_classes}."
-            )
-        if classes == self.num_classes:
-            network.names = self.names
+        module.match_classes(self.names, repr(self.data))
         if hasattr(network, "kpt_shape"):
             ours, shape = list(network.kpt_shape), self._description().get("kpt_shape")
             if shape is not None and ours != list(shape):
@@ -244,15 +249,15 @@ class YOLODataModule(LightningDataModule):
         if split not in self._datasets:
             augment = split == "train"
             with self._first_process_first(f"labels of {split}"):
-                self._datasets[split] = self._build(split, augment=augment, rect=not augment)
+                self._datasets[split] = self._build(split, augment=augment, rect=self.rectangular and not augment)
         return self._datasets[split]
 
     def _build(self, split: Split, *, augment: bool, rect: bool) -> Any:
         description = {**self._description(), "names": self.names, "nc": self.num_classes}
         settings = copy(self.settings)
         settings.task = self.task.name
-        if settings.task == "classify" and not self._sized:
-            settings.imgsz = _CLASSIFY_SIDE
+        settings.imgsz = self.image_size
+        settings.rect = rect or (augment and settings.rect)  # Ultralytics goes by either
         return build_dataset(
             settings,
             description,
@@ -285,7 +290,13 @@ class YOLODataModule(LightningDataModule):
         trainer = self.trainer
         ranks = 1 if trainer is None else trainer.world_size
         rank = 0 if trainer is None else trainer.global_rank
-        return WholeBatches(dataset, num_replicas=ranks, rank=rank, batch_size=self.settings.batch)
+        batches = WholeBatches(dataset, num_replicas=ranks, rank=rank, batch_size=self.settings.batch)
+        if batches.batches < ranks:
+            raise ValueError(
+                f"{self.data!r} has a split with too few batches of {self.settings.batch} images for {ranks} devices "
+                f"({batches.batches}): each device needs one at least. Lower batch_size, or take fewer devices."
+            )
+        return batches
 
     def _options(self, dataset: Any) -> dict[str, Any]:
         # Workers end with each epoch: those that stayed would not learn that mosaic has closed.

@@ -167,6 +167,9 @@ class WholeBatches(DistributedSampler[Any]):
         rank: This one.
         batch_size: Pictures of a batch of a data set that is not rectangular.
 
+    Attributes:
+        batches: Number of batches of all ranks.
+
     Example:
         >>> from types import SimpleNamespace
         >>> dataset = SimpleNamespace(batch=[0, 0, 1, 1, 2])
@@ -181,6 +184,7 @@ class WholeBatches(DistributedSampler[Any]):
         self.rank = rank
         self.epoch = 0
         whole = dataset.batch if hasattr(dataset, "batch") else np.arange(len(dataset)) // batch_size
+        self.batches = int(max(whole, default=-1)) + 1
         self.indices = [index for index, batch in enumerate(whole) if batch % num_replicas == rank]
 
     def __iter__(self) -> Iterator[int]:

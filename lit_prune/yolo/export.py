@@ -35,10 +35,12 @@ def export_detector(network: Any, path: str | Path, format: str = "pt", image_si
 
     Args:
         network: As `build_detector` builds it; it stays as it is.
-        path: The file, or for some formats the folder, to write; what is there is replaced.
+        path: The file, or for some formats the folder, to write; what is there is replaced. A name that does not end
+            as Ultralytics wants that of the format (`.onnx`, `_openvino_model`) gets that end.
         format: `"pt"` (opens with `ultralytics.YOLO`, needs no lit_prune; pickled, so open it only if you trust its
             source), or a format of Ultralytics' exporter: `"onnx"`, `"torchscript"`, `"openvino"`, ...
-        image_size: Height and width in pixels that the exported network takes; `"pt"` takes any.
+        image_size: Height and width in pixels that the exported network takes, a multiple of its stride; `"pt"` takes
+            any.
         **options: Further arguments of Ultralytics' exporter, such as `dynamic=True`.
 
     Returns:
@@ -46,7 +48,8 @@ def export_detector(network: Any, path: str | Path, format: str = "pt", image_si
 
     Raises:
         ImportError: If the format needs a package that is missing.
-        ValueError: If there is no such format.
+        ValueError: If there is no such format, the path is named as another one, or the network can't take images of
+            that size.
 
     Example:
         >>> from lit_prune.yolo import build_detector
@@ -55,8 +58,9 @@ def export_detector(network: Any, path: str | Path, format: str = "pt", image_si
         ...     export_detector(network, f"{folder}/net.pt").name
         'net.pt'
     """
-    path = Path(path)
     _check_format(format)
+    path = named_for(Path(path), format)
+    check_image_size(image_size, network)
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = _plain_copy(network)
     if format == "pt":
@@ -67,7 +71,7 @@ def export_detector(network: Any, path: str | Path, format: str = "pt", image_si
     # Smaller graphs need onnxslim; the unsimplified graph computes the same.
     extra = {"simplify": importlib.util.find_spec("onnxslim") is not None} if format == "onnx" else {}
     with tempfile.TemporaryDirectory() as folder, quiet_ultralytics():
-        plain.pt_path = str(Path(folder) / path.with_suffix(".pt").name)
+        plain.pt_path = str(Path(folder) / f"{path.name.removesuffix(_ends()[format])}.pt")
         settings = {"format": format, "imgsz": image_size, "device": "cpu", "batch": 1, **extra, **options}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch's own, about what Ultralytics calls
@@ -95,6 +99,42 @@ def load_detector(path: str | Path) -> Any:
     if not path.exists():
         raise FileNotFoundError(f"There is no file {str(path)!r}.")
     return build_detector(str(path)).eval()
+
+
+def check_image_size(image_size: int, network: Any) -> None:
+    """Raise a ValueError unless a network of Ultralytics takes images of this height and width."""
+    stride = int(network.stride.max())
+    if image_size < stride or image_size % stride:
+        raise ValueError(f"image_size must be a multiple of {stride}, the network's stride, but got {image_size}.")
+
+
+def named_for(path: Path, format: str) -> Path:
+    """The path with the end that Ultralytics knows a format by.
+
+    Raises:
+        ValueError: If the path ends as that of another format.
+
+    Example:
+        >>> named_for(Path("pruned"), "openvino").name, named_for(Path("pruned.onnx"), "onnx").name
+        ('pruned_openvino_model', 'pruned.onnx')
+    """
+    ends = _ends()
+    if path.name.endswith(ends[format]):
+        return path
+    for other, end in ends.items():
+        if path.name.endswith(end):
+            right = path.name.removesuffix(end) + ends[format]
+            raise ValueError(
+                f"{str(path)!r} is named as a file of format {other}, but the format is {format}: give --format "
+                f"{other}, or name it {right}."
+            )
+    return path.with_name(path.name + ends[format])
+
+
+def _ends() -> dict[str, str]:
+    from ultralytics.engine.exporter import export_formats as known
+
+    return dict(zip(export_formats(), (end for end in known()["Suffix"]), strict=True))
 
 
 def export_formats() -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from lit_prune.activations import CalibrationBatch, read_batch
 from lit_prune.surgery import adopt_shapes_
 from lit_prune.yolo.batches import Detections, check_batch, upright_targets
+from lit_prune.yolo.classes import match_classes
 from lit_prune.yolo.dataset import read_hyperparameters
 from lit_prune.yolo.decode import Thresholds
 from lit_prune.yolo.evaluation import run_network, run_untouched, within
@@ -136,6 +137,18 @@ class LitYOLO(LightningModule):
     def end_to_end(self) -> bool:
         """Whether the head's answers are final (YOLOv10, YOLO26), so that no NMS follows."""
         return bool(getattr(self.model, "end2end", False))
+
+    def match_classes(self, names: Mapping[int, str], data: str) -> None:
+        """Compare the network's classes with those of data; data modules that have names call this in `setup`.
+
+        Args:
+            names: Class to name.
+            data: What the data is called in messages.
+
+        Raises:
+            ValueError: If the network has fewer classes than the data.
+        """
+        match_classes(self.model, names, data, training=self.trainer.state.fn == "fit")
 
     def forward(self, images: Tensor) -> Any:
         """Run the network on images (B, 3, H, W) in 0..1; what returns is Ultralytics' own, by mode and head."""

@@ -3,13 +3,14 @@
 import logging
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from lit_prune.surgery import adopt_shapes_
@@ -88,6 +89,20 @@ def build_network(model: str) -> Any:
     return network.eval()
 
 
+def configured_task(model: str) -> str:
+    """Ultralytics' name of the task that a configuration's file is for; `"detect"` for heads that are not known.
+
+    Raises:
+        FileNotFoundError: If there is no such configuration; near names are listed.
+
+    Example:
+        >>> configured_task("yolov8n-seg.yaml")
+        'segment'
+    """
+    task = task_of_head(_configuration(model)["head"][-1][2])
+    return "detect" if task is None else task.name
+
+
 def _configuration(model: str) -> dict[str, Any]:
     from ultralytics.nn.tasks import yaml_model_load
 
@@ -161,7 +176,30 @@ def _with_weights(source: Any, num_classes: int | None, kpt_shape: Sequence[int]
             network.load(source, verbose=False)
     if num_classes in {None, classes}:
         network.names = source.names
+    else:
+        _say_redrawn("num_classes", num_classes, f"{classes} classes ({listed_names(source.names)})", "class")
+    ours, theirs = (list(getattr(each.model[-1], "kpt_shape", [])) for each in (network, source))
+    if ours != theirs:
+        _say_redrawn("kpt_shape", ours, f"kpt_shape {theirs}", "keypoint")
     return network
+
+
+def _say_redrawn(argument: str, value: Any, known: str, branch: str) -> None:
+    rank_zero_info(
+        f"{argument}={value} was asked for, but the weights are for {known}: the last layers of the {branch} branch "
+        f"start at random and have to be trained. Leave {argument} out to keep them."
+    )
+
+
+def listed_names(names: Mapping[int, str], most: int = 5) -> str:
+    """The names of some classes, for a message.
+
+    Example:
+        >>> listed_names({0: "cat", 1: "dog", 2: "cow"}, most=2)
+        'cat, dog and 1 more'
+    """
+    shown = ", ".join(str(name) for name in list(names.values())[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def count_classes(network: Any) -> int:

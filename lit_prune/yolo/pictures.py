@@ -71,8 +71,10 @@ class DrawPredictions(Callback):
         """Say where the files are."""
         from rich.console import Console
 
+        written = torch.tensor(self._written, device=pl_module.device)
+        written = trainer.strategy.reduce(written, reduce_op="sum")
         if trainer.is_global_zero:
-            Console().print(f"Written: {self._written} pictures in {self.folder}", highlight=False, soft_wrap=True)
+            Console().print(f"Written: {int(written)} pictures in {self.folder}", highlight=False, soft_wrap=True)
 
 
 def draw_picture(image: Tensor, found: Mapping[str, Tensor] | Tensor, names: Mapping[int, str]) -> Any:

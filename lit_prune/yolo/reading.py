@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_prune.checkpoint import weights_of
 from lit_prune.errors import CheckpointError
@@ -19,15 +19,18 @@ def load_weights(path: str) -> Any:
 
     Raises:
         FileNotFoundError: If there is no such file, nor a download.
-        ValueError: If it holds no network, or can't be read.
+        ValueError: If it holds no network or a quantized one, or can't be read.
     """
-    from ultralytics.nn.tasks import load_checkpoint
+    from ultralytics.nn.tasks import load_checkpoint, torch_safe_load
     from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
     offered = Path(path).name == path and (path in GITHUB_ASSETS_NAMES or f"{path[:-3]}u.pt" in GITHUB_ASSETS_NAMES)
     if not Path(path).exists() and not offered:
         raise FileNotFoundError(f"There is no file {path!r}, and Ultralytics offers none of this name.{near(path)}")
     try:
+        if Path(path).exists():
+            # Ultralytics would install what it needs to restore the quantization.
+            refuse_quantized(torch_safe_load(path)[0], path)
         return load_checkpoint(path)[0]
     except (OSError, RuntimeError, TypeError, ImportError, AttributeError) as error:
         if not Path(path).exists():
@@ -36,6 +39,26 @@ def load_weights(path: str) -> Any:
                 f"directory, or start from {Path(path).stem + '.yaml'!r} without weights."
             ) from error
         raise ValueError(f"{path!r} cannot be read as weights by Ultralytics: {_cause(error)}") from error
+
+
+def refuse_quantized(checkpoint: Mapping[str, Any], path: str) -> None:
+    """Raise a ValueError if a file of Ultralytics holds a network that was quantized, or trained to be (QAT).
+
+    Args:
+        checkpoint: What the file holds.
+        path: The file, for the message.
+    """
+    network = checkpoint.get("ema") or checkpoint.get("model")
+    layers = network.modules() if isinstance(network, nn.Module) else ()
+    quantized = any(
+        type(layer).__name__ == "TensorQuantizer" or ".quantized" in type(layer).__module__ for layer in layers
+    )
+    if checkpoint.get("modelopt") or quantized:
+        raise ValueError(
+            f"{path!r} holds a quantized network (or one of quantization-aware training), whose channels can't be "
+            "pruned, nor its weights loaded here. Take the file from before quantization, and quantize last: prune, "
+            "train, then quantize."
+        )
 
 
 def _cause(error: Exception) -> str:

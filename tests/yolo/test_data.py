@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -377,3 +379,21 @@ def test_digits_on_the_command_line(tmp_path, capsys):
     assert "data.yaml" in capsys.readouterr().out
     assert main(["digits", str(tmp_path / "digits"), *arguments]) == 2
     assert "holds images and labels and data.yaml already" in capsys.readouterr().err
+
+
+def test_images_that_are_not_to_be_rectangular_have_the_size_that_was_asked_for(digits):
+    sizes = {}
+    for rectangular in (True, False):
+        data = _module(digits, rectangular=rectangular, hyperparameters={"rect": rectangular})
+        data.setup("validate")
+        sizes[rectangular] = {tuple(batch["img"].shape[2:]) for batch in data.val_dataloader()}
+        assert data.image_size == 64
+    assert sizes == {True: {(96, 96)}, False: {(64, 64)}}
+
+
+def test_fewer_batches_than_devices_are_refused(digits):
+    data = _module(digits, batch_size=8)
+    data.setup("validate")
+    data.trainer = SimpleNamespace(world_size=2, global_rank=0)
+    with pytest.raises(ValueError, match=r"too few batches of 8 images for 2 devices \(1\): .* Lower batch_size"):
+        data.val_dataloader()

@@ -231,5 +231,11 @@ def test_a_run_without_an_end_needs_a_constant_rate(tmp_path, data):
 
 
 def test_a_batch_with_too_many_classes(tmp_path, data):
+    lit = LitYOLO("yolov8n.yaml", num_classes=2)
+    with pytest.raises(ValueError, match=r"DigitScenes has 10 classes, but the network has 2: .* num_classes=10"):
+        _trainer(tmp_path).fit(lit, data)
+    # Loaders alone tell no classes beforehand.
+    data.trainer = None
+    data.setup("fit")
     with pytest.raises(ValueError, match=r"classes must be in 0..1.* pass num_classes to LitYOLO"):
-        _trainer(tmp_path).fit(LitYOLO("yolov8n.yaml", num_classes=2), data)
+        _trainer(tmp_path, num_sanity_val_steps=0).fit(lit, data.train_dataloader())

@@ -1,4 +1,4 @@
-"""The command `lit-prune`."""
+"""The commands of `lit-prune` that need no Trainer, and the way to those that do."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-_TRAINER_COMMANDS = {
-    "fit": "train a model; add ChannelPruning to --trainer.callbacks and it shrinks meanwhile",
-    "validate": "measure a checkpoint on the validation data",
-    "test": "measure a checkpoint on the test data",
-    "predict": "run a checkpoint on data, and draw what it finds",
-}
+import lit_prune
+from lit_prune.cli.training import ENVIRONMENT, TRAINER_COMMANDS, run_trainer
+
 _EPILOG = """\
 commands of the Trainer (each has its own --help, and reads YAML by --config):
 {trainer}
+  Their arguments are also read from environment variables, such as {environment}_FIT__TRAINER__MAX_EPOCHS=24, or
+  {environment}_FIT__CONFIG=train.yaml; the command line goes before them. --help names the variable of each argument.
 
 examples:
   lit-prune demo --out demo
@@ -39,10 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: Those of the command line, without the program's name; by default this process's.
     """
+    own = arguments is None
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if arguments and arguments[0] in _TRAINER_COMMANDS:
-            run_trainer(arguments)
+        if not arguments:
+            _parser().print_help()
+        elif arguments[0] in TRAINER_COMMANDS:
+            # The process's arguments stay as they are: Lightning starts further processes by them.
+            run_trainer(None if own else arguments)
         else:
             options = _parser().parse_args(arguments)
             command: Callable[[argparse.Namespace], None] = options.command
@@ -54,52 +58,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Console(stderr=True).print(f"[bold red]error:[/] {_text(mistake)}", highlight=False, soft_wrap=True)
         return 2
     return 0
-
-
-def run_trainer(arguments: Sequence[str]) -> Any:
-    """Hand `fit`, `validate`, `test` or `predict` to Lightning's command line.
-
-    The model is `LitYOLO` and the data `DigitScenes` unless `--model` and `--data` name other classes.
-    """
-    from lightning.pytorch import LightningDataModule, LightningModule
-    from lightning.pytorch.cli import LightningCLI
-
-    from lit_prune.surgery import accept_pruned
-
-    # What is imported is known to the command line by its short name.
-    from lit_prune.yolo import DrawPredictions, LitYOLO
-
-    class PruneCLI(LightningCLI):
-        def add_arguments_to_parser(self, parser: Any) -> None:
-            parser.set_defaults(
-                {
-                    "model": {"class_path": "lit_prune.yolo.LitYOLO", "init_args": {"num_classes": 10}},
-                    "data": {"class_path": "lit_prune.data.DigitScenesDataModule"},
-                }
-            )
-
-        def instantiate_trainer(self, **options: Any) -> Any:
-            trainer: Any = super().instantiate_trainer(**options)
-            # A pruned checkpoint is measured and run without the callback that pruned it.
-            accept_pruned(self.model)
-            draws = any(isinstance(callback, DrawPredictions) for callback in trainer.callbacks)
-            if self.subcommand == "predict" and isinstance(self.model, LitYOLO) and not draws:
-                trainer.callbacks.append(DrawPredictions())
-            return trainer
-
-    # LightningCLI reads the process's arguments, and warns when others are given beside them.
-    before, sys.argv = sys.argv, ["lit-prune", *arguments]
-    try:
-        return PruneCLI(
-            LightningModule,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_kwargs={"overwrite": True},
-            parser_kwargs={name: {"default_env": False} for name in _TRAINER_COMMANDS},
-        )
-    finally:
-        sys.argv = before
 
 
 def run_demo(options: argparse.Namespace) -> None:
@@ -136,7 +94,7 @@ def run_export(options: argparse.Namespace) -> None:
 
 
 def run_compare(options: argparse.Namespace) -> None:
-    """Compare two networks on the validation pictures of a data set."""
+    """Compare two networks on the validation images of a data set."""
     from lit_prune.yolo import YOLODataModule
     from lit_prune.yolo.comparison import compare_networks, comparison_table
 
@@ -157,14 +115,15 @@ def run_digits(options: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    width = max(len(name) for name in _TRAINER_COMMANDS) + 2
-    trainer = "\n".join(f"  {name:<{width}}{text}" for name, text in _TRAINER_COMMANDS.items())
+    width = max(len(name) for name in TRAINER_COMMANDS) + 2
+    trainer = "\n".join(f"  {name:<{width}}{text}" for name, text in TRAINER_COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="lit-prune",
         description="Remove the channels of a network while it trains.",
-        epilog=_EPILOG.format(trainer=trainer),
+        epilog=_EPILOG.format(trainer=trainer, environment=ENVIRONMENT),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"lit-prune {version('lit-prune')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_demo(commands)
     _add_inspect(commands)
@@ -172,6 +131,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_compare(commands)
     _add_digits(commands)
     return parser
+
+
+class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Tells the defaults of arguments that have one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
 def _add_demo(commands: Any) -> None:
@@ -188,7 +154,9 @@ def _add_demo(commands: Any) -> None:
 def _add_inspect(commands: Any) -> None:
     inspect = _add(commands, "inspect", run_inspect, "tell which channels can be pruned, and why others cannot")
     inspect.add_argument(
-        "model", metavar="MODEL", help="yolov8n.yaml, a .pt file of Ultralytics, torchvision:NAME or timm:NAME"
+        "model",
+        metavar="MODEL",
+        help="yolov8n.yaml, a .pt file of Ultralytics, a checkpoint of LitYOLO (.ckpt), torchvision:NAME or timm:NAME",
     )
     inspect.add_argument(
         "--image-size",
@@ -204,7 +172,13 @@ def _add_export(commands: Any) -> None:
     export.add_argument(
         "--format", default="pt", metavar="F", help="pt, onnx, torchscript, or another of Ultralytics' exporter"
     )
-    export.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write")
+    export.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="the file to write; for some formats a folder, whose name gets the end that Ultralytics knows it by",
+    )
     export.add_argument(
         "--image-size", type=int, default=640, metavar="PIXELS", help="height and width that the export takes"
     )
@@ -217,8 +191,8 @@ def _add_compare(commands: Any) -> None:
     compare.add_argument("--data", required=True, metavar="YAML", help="data.yaml; a folder of classes to classify")
     compare.add_argument("--out", type=Path, default=Path("comparison"), metavar="DIR", help="where the report goes")
     compare.add_argument("--image-size", type=int, metavar="PIXELS", help="by default 640, to classify 224")
-    compare.add_argument("--batch-size", type=int, default=16, help="pictures in a batch of validation")
-    compare.add_argument("--workers", type=int, default=4, help="processes that read pictures")
+    compare.add_argument("--batch-size", type=int, default=16, help="images in a batch of validation")
+    compare.add_argument("--workers", type=int, default=4, help="processes that read images")
 
 
 def _add_digits(commands: Any) -> None:
@@ -236,7 +210,7 @@ def _add(commands: Any, name: str, command: Callable[[argparse.Namespace], None]
         name,
         help=text,
         description=f"{text[0].upper()}{text[1:]}.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Defaults,
     )
     parser.set_defaults(command=command)
     return parser
@@ -244,7 +218,7 @@ def _add(commands: Any, name: str, command: Callable[[argparse.Namespace], None]
 
 def _mistake(error: BaseException | None) -> BaseException | None:
     """The error that lit_prune itself raised, if any: its message says what to do, and a traceback would hide it."""
-    package = os.path.dirname(os.path.abspath(__file__)) + os.sep
+    package = os.path.dirname(os.path.abspath(lit_prune.__file__)) + os.sep
     while error is not None:
         frames = traceback.extract_tb(error.__traceback__)
         if frames and os.path.abspath(frames[-1].filename).startswith(package):

@@ -1,10 +1,12 @@
 import json
+from importlib.metadata import version
 
 import pytest
 import torch
 
 from lit_prune.cli import main
-from lit_prune.yolo import LitYOLO
+from lit_prune.yolo import build_detector
+from lit_prune.yolo.export import export_detector
 
 _SMALL = ["--data.scenes", "8", "--data.val_scenes", "4", "--data.image_size", "64", "--data.batch_size", "4"]
 _PRUNED = ["--trainer.callbacks+=ChannelPruning", "--trainer.callbacks.amount=0.3"]
@@ -35,7 +37,26 @@ def test_help(command, capsys):
         )
 
 
-@pytest.mark.parametrize("arguments", [(), ("prune",), ("inspect",), ("export", "net.ckpt")])
+def test_alone_it_prints_its_help(capsys):
+    assert main([]) == 0
+    assert "usage: lit-prune" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    assert _exit("--version") == 0
+    assert capsys.readouterr().out.split() == ["lit-prune", version("lit-prune")]
+
+
+@pytest.mark.parametrize("command", ["demo", "inspect", "export", "compare", "digits"])
+def test_defaults_are_told_of_what_has_one(command, capsys):
+    _exit(command, "--help")
+    text = capsys.readouterr().out
+    assert "default: None" not in text
+    assert "default: False" not in text
+    assert (command == "inspect") != ("(default: " in text)
+
+
+@pytest.mark.parametrize("arguments", [("prune",), ("inspect",), ("export", "net.ckpt")])
 def test_missing_and_unknown_commands(arguments, capsys):
     assert _exit(*arguments) == 2
     assert "usage: lit-prune" in capsys.readouterr().err
@@ -59,6 +80,8 @@ def test_inspect_prints_groups_and_totals(capsys, monkeypatch):
         (["inspect", "yolo8n.yaml"], "Did you mean yolov8n.yaml"),
         (["export", "missing.ckpt", "--out", "net.pt"], "There is no file 'missing.ckpt'"),
         (["compare", "missing.pt", "net.pt", "--data", "data.yaml"], "There is no file 'missing.pt'"),
+        (["inspect", "missing.ckpt"], "There is no file 'missing.ckpt'"),
+        (["inspect", "yolov8n.yaml", "--image-size", "100"], "must be a multiple of 32, the network's stride, but got"),
         (["digits", "digits", "--task", "boxes"], "task must be one of detect, segment"),
         (["demo", "--epochs", "3"], "needs at least"),
         (["demo", "--amount", "1.5", "--epochs", "8"], "amount must be a share in (0, 1)"),
@@ -93,22 +116,26 @@ def test_other_errors_keep_their_traceback(monkeypatch):
     def fail(*_):
         return json.loads("{")
 
-    monkeypatch.setattr("lit_prune.cli.run_inspect", fail)
+    monkeypatch.setattr("lit_prune.cli.commands.run_inspect", fail)
     with pytest.raises(json.JSONDecodeError):
         main(["inspect", "yolov8n.yaml"])
 
 
-def test_fit_prunes_and_export_and_validate_read_its_checkpoint(tmp_path, capsys):
-    arguments = [*_PRUNED, "--trainer.callbacks.epochs=1", "--trainer.max_epochs=2"]
-    assert main(["fit", *_QUIET, *_SMALL, *arguments]) == 0
-    (checkpoint,) = tmp_path.rglob("*.ckpt")
+def test_a_quantized_network_is_refused_in_a_sentence(tmp_path, capsys):
+    network = build_detector("yolov8n.yaml", num_classes=2)
+    export_detector(network, "net.pt")
+    stored = torch.load("net.pt", weights_only=False)
+    torch.save({**stored, "modelopt": {"modelopt_state_dict": []}}, "qat.pt")
+    stored["model"].model[0].conv = torch.ao.nn.quantized.Conv2d(3, 16, 3)
+    torch.save(stored, "quantized.pt")
 
-    assert main(["validate", *_QUIET, *_SMALL, "--ckpt_path", str(checkpoint)]) == 0
-    assert "val/map" in capsys.readouterr().out
-    assert main(["predict", *_QUIET, *_SMALL, "--ckpt_path", str(checkpoint)]) == 0
-    assert len(list((tmp_path / "predictions").glob("*.png"))) == 4
-    assert main(["export", str(checkpoint), "--out", "net.pt"]) == 0
-    widths = [LitYOLO("net.pt").model.model[k].conv.out_channels for k in (0, 1)]
-    assert widths == [8, 24]
-    stored = torch.load(checkpoint, weights_only=True)
-    assert stored["callbacks"]["ChannelPruning"]["events"][0]["channels"]["model.model.1.conv"] == [32, 24]
+    for name in ("qat.pt", "quantized.pt"):
+        for arguments in (
+            ["inspect", name],
+            ["export", name, "--out", "net.onnx", "--format", "onnx"],
+            ["compare", "net.pt", name, "--data", "data.yaml"],
+            ["fit", "--model.model", name],
+        ):
+            assert main(arguments) == 2
+            assert f"error: '{name}' holds a quantized network" in capsys.readouterr().err
+    assert not (tmp_path / "net.onnx").exists()
