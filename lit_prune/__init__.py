@@ -2,15 +2,51 @@
 
 from lit_prune.callback import ChannelPruning
 from lit_prune.checkpoint import load_pruned
+from lit_prune.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    CalibrationError,
+    CheckpointError,
+    ExistingFileError,
+    HalfPrunedError,
+    LitPruneError,
+    MissingFileError,
+    MissingPackageError,
+    NoObjectsError,
+    PruningError,
+    RanksError,
+    RehearsalError,
+    SelectionError,
+    TraceError,
+    UnknownNameError,
+    UnsupportedError,
+)
 from lit_prune.graph import ChannelGraph
 from lit_prune.plan import PruningPlan
 from lit_prune.surgery import accept_pruned, mask_, shrink_
 from lit_prune.trainer import prune_
 
 __all__ = [
+    "ArgumentError",
+    "ArgumentTypeError",
+    "CalibrationError",
     "ChannelGraph",
     "ChannelPruning",
+    "CheckpointError",
+    "ExistingFileError",
+    "HalfPrunedError",
+    "LitPruneError",
+    "MissingFileError",
+    "MissingPackageError",
+    "NoObjectsError",
+    "PruningError",
     "PruningPlan",
+    "RanksError",
+    "RehearsalError",
+    "SelectionError",
+    "TraceError",
+    "UnknownNameError",
+    "UnsupportedError",
     "accept_pruned",
     "load_pruned",
     "mask_",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from numbers import Integral, Real
 
+from lit_prune.errors import ArgumentError, ArgumentTypeError
+
 
 def check_whole(name: str, value: object, least: int = 1) -> None:
     """Raise unless ``value`` is a whole number of at least ``least``.
@@ -14,21 +16,21 @@ def check_whole(name: str, value: object, least: int = 1) -> None:
         least: The smallest that is allowed.
 
     Raises:
-        TypeError: If it is no whole number.
-        ValueError: If it is too small.
+        ArgumentTypeError: If it is no whole number.
+        ArgumentError: If it is too small.
 
     Example:
         >>> check_whole("round_to", 8.0)
         Traceback (most recent call last):
-        TypeError: round_to must be a whole number, but got 8.0.
+        lit_prune.errors.ArgumentTypeError: round_to must be a whole number, but got 8.0.
         >>> check_whole("round_to", 0)
         Traceback (most recent call last):
-        ValueError: round_to must be at least 1, but got 0.
+        lit_prune.errors.ArgumentError: round_to must be at least 1, but got 0.
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} must be a whole number, but got {value!r}.")
+        raise ArgumentTypeError(f"{name} must be a whole number, but got {value!r}.")
     if value < least:
-        raise ValueError(f"{name} must be {f'at least {least}' if least else '0 or more'}, but got {value!r}.")
+        raise ArgumentError(f"{name} must be {f'at least {least}' if least else '0 or more'}, but got {value!r}.")
 
 
 def check_number(name: str, value: object) -> None:
@@ -39,12 +41,12 @@ def check_number(name: str, value: object) -> None:
         value: What was given.
 
     Raises:
-        TypeError: If it is none.
+        ArgumentTypeError: If it is none.
 
     Example:
         >>> check_number("amount", "0.5")
         Traceback (most recent call last):
-        TypeError: amount must be a number, but got '0.5', a str.
+        lit_prune.errors.ArgumentTypeError: amount must be a number, but got '0.5', a str.
     """
     if not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, but got {value!r}, a {type(value).__name__}.")
+        raise ArgumentTypeError(f"{name} must be a number, but got {value!r}, a {type(value).__name__}.")

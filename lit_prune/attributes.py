@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from lit_prune.errors import ArgumentError, ArgumentTypeError
 from lit_prune.lookup import modules_of
 
 AttributeUpdate = Callable[[Any], None]
@@ -29,8 +30,8 @@ def register_attributes(cls: type[nn.Module] | str) -> Callable[[AttributeUpdate
         cls: The class, or its qualified name where importing it would cost a dependency.
 
     Raises:
-        TypeError: If it is given no class of modules and no name, or decorates what can't be called.
-        ValueError: If a name is not qualified.
+        ArgumentTypeError: If it is given no class of modules and no name, or decorates what can't be called.
+        ArgumentError: If a name is not qualified.
 
     Example:
         >>> class Halves(nn.Module):
@@ -43,13 +44,13 @@ def register_attributes(cls: type[nn.Module] | str) -> Callable[[AttributeUpdate
     """
     if isinstance(cls, str):
         if "." not in cls:
-            raise ValueError(f"Expected a qualified name such as 'mylib.blocks.{cls}', not {cls!r}.")
+            raise ArgumentError(f"Expected a qualified name such as 'mylib.blocks.{cls}', not {cls!r}.")
     elif not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-        raise TypeError(f"register_attributes takes a class of modules, or its qualified name. It got {cls!r}.")
+        raise ArgumentTypeError(f"register_attributes takes a class of modules, or its qualified name. It got {cls!r}.")
 
     def register(update: AttributeUpdate) -> AttributeUpdate:
         if not callable(update):
-            raise TypeError(f"Expected a function that is given a module. It got {update!r}.")
+            raise ArgumentTypeError(f"Expected a function that is given a module. It got {update!r}.")
         _ATTRIBUTES[cls] = update
         return update
 

@@ -84,7 +84,7 @@ class ChannelPruning(Callback):
         >>> pruning = ChannelPruning(0.5, [3, 6, 9], selection="macs", exclude=["head.*"])
         >>> ChannelPruning(amount=0.5, epochs=3, criterion="magnitud")
         Traceback (most recent call last):
-        ValueError: criterion='magnitud' is not known. Did you mean 'magnitude'?
+        lit_prune.errors.ArgumentError: criterion='magnitud' is not known. Did you mean 'magnitude'?
     """
 
     def __init__(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_prune.errors import ArgumentError
 from lit_prune.graph import ChannelGraph
 from lit_prune.modes import evaluating
 
@@ -113,7 +114,7 @@ def measure_latency(
         For each name what was measured.
 
     Raises:
-        ValueError: If there is no network or no tensor, ``repeats`` is below 1, or ``warmup`` is negative.
+        ArgumentError: If there is no network or no tensor, ``repeats`` is below 1, or ``warmup`` is negative.
 
     Example:
         >>> found = measure_latency({"wide": nn.Linear(64, 64), "narrow": nn.Linear(64, 8)}, torch.zeros(4, 64))
@@ -122,9 +123,9 @@ def measure_latency(
     """
     first = next((value for value in inputs if isinstance(value, Tensor) and value.dim() > 0), None)
     if not networks or first is None:
-        raise ValueError("measure_latency needs at least one network and one input tensor with a batch dimension.")
+        raise ArgumentError("measure_latency needs at least one network and one input tensor with a batch dimension.")
     if repeats < 1 or warmup < 0:
-        raise ValueError(f"repeats must be at least 1 and warmup at least 0, but got {repeats} and {warmup}.")
+        raise ArgumentError(f"repeats must be at least 1 and warmup at least 0, but got {repeats} and {warmup}.")
     names = list(networks)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     with evaluating(*networks.values()), torch.no_grad():

@@ -34,6 +34,10 @@ class MissingFileError(LitPruneError, FileNotFoundError):
     """There is no such file."""
 
 
+class ExistingFileError(LitPruneError, FileExistsError):
+    """There is something already where a file is to be written."""
+
+
 class CheckpointError(LitPruneError, ValueError):
     """A checkpoint can't be read, or its tensors are not those that its record tells of."""
 

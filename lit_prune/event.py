@@ -15,6 +15,7 @@ from lit_prune.arguments import check_whole
 from lit_prune.averages import extended
 from lit_prune.contract import checked_removal, checked_scores
 from lit_prune.criteria import Criterion, Evidence
+from lit_prune.errors import ArgumentError
 from lit_prune.graph import Call, ChannelGraph, ChannelGroup
 from lit_prune.plan import PruningPlan
 from lit_prune.ranks import check_same, from_rank_zero
@@ -79,7 +80,9 @@ class PruningPolicy:
             if (count := getattr(self, name)) is not None:
                 check_whole(name, count)
         if self.layers_per_event is not None and isinstance(self.selection, MacsBudget):
-            raise ValueError("layers_per_event prunes each layer to the full amount, so it can't meet a MACs budget.")
+            raise ArgumentError(
+                "layers_per_event prunes each layer to the full amount, so it can't meet a MACs budget."
+            )
 
     @property
     def calibration(self) -> Calibration | None:
@@ -90,12 +93,12 @@ class PruningPolicy:
         """Raise unless something of this network can be pruned in this way.
 
         Raises:
-            ValueError: If no group takes part, or one is narrower than ``round_to``.
+            ArgumentError: If no group takes part, or one is narrower than ``round_to``.
         """
         groups, _ = self.scope.pick(network, graph)
         narrow = min(groups, key=lambda group: group.size)
         if self.round_to is not None and narrow.size < self.round_to:
-            raise ValueError(
+            raise ArgumentError(
                 f"round_to={self.round_to} is larger than layer {narrow.name}, which has {narrow.size} channels. Lower "
                 "it, or leave narrow layers out by `exclude`; without round_to they stay as they are."
             )
@@ -121,7 +124,7 @@ class PruningPolicy:
 
         Raises:
             TraceError: If the network can't be run, before or after.
-            ValueError: If nothing can be pruned, or the share is out of reach.
+            ArgumentError: If nothing can be pruned, or the share is out of reach.
             RuntimeError: If another rank failed, or ranks disagree.
         """
 
@@ -177,11 +180,11 @@ class PruningPolicy:
 
         Raises:
             TypeError: If it answers in another form than it must.
-            ValueError: If its scores are none, or it can judge no group.
+            ArgumentError: If its scores are none, or it can judge no group.
         """
         scores = checked_scores(self.criterion, evidence)
         if not scores and evidence.groups:
-            raise ValueError(f"{type(self.criterion).__name__} can judge none of the {len(evidence.groups)} groups.")
+            raise ArgumentError(f"{type(self.criterion).__name__} can judge none of the {len(evidence.groups)} groups.")
         return scores
 
     def _choose(self, evidence: Evidence, target: Target, skipped: dict[str, str]) -> PruningPlan:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
+from lit_prune.errors import ArgumentTypeError
 from lit_prune.graph import Call
 
 # A step that enters more submodules than this one by one calls layers, not networks.
@@ -125,7 +126,7 @@ def _pack(value: Any) -> Any:
         return {"dict": {key: _pack(item) for key, item in value.items()}}
     if value is None or type(value) in (bool, int, float, str):
         return {"value": value}
-    raise TypeError(f"{type(value).__name__} is not plain data")
+    raise ArgumentTypeError(f"{type(value).__name__} is not plain data")
 
 
 def _unpack(packed: Mapping[str, Any], device: torch.device) -> Any:

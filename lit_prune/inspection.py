@@ -18,6 +18,7 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from lit_prune.cost import Cost, count_parameters
+from lit_prune.errors import ArgumentError, MissingPackageError
 from lit_prune.graph import ChannelGraph, ChannelGroup
 from lit_prune.report import human, share_bar
 
@@ -61,8 +62,9 @@ def load_network(name: str, image_size: int | None = None) -> tuple[nn.Module, T
 
     Raises:
         FileNotFoundError: If there is no such configuration or file.
-        ImportError: If the package that the name asks for is missing.
-        ValueError: If the package knows no such network (the message has the nearest names), the file can't be read, or
+        MissingPackageError: If the package that the name asks for is missing.
+        ArgumentError: If the package knows no such network (the message has the nearest names), the file can't be read,
+            or
             the network can't take images of that size.
 
     Example:
@@ -79,7 +81,7 @@ def load_network(name: str, image_size: int | None = None) -> tuple[nn.Module, T
         network, size = _from_ultralytics(name, image_size), 640
         leading = [int(network.yaml.get("channels", 3))]
     else:
-        raise ValueError(
+        raise ArgumentError(
             f"{name!r} is no network that can be inspected: give an Ultralytics file that ends in .yaml or .pt, "
             "a checkpoint of LitYOLO (.ckpt), torchvision:NAME (torchvision:resnet50) or timm:NAME "
             "(timm:convnext_tiny)."
@@ -206,13 +208,15 @@ def _from_torchvision(name: str, image_size: int | None) -> tuple[nn.Module, lis
     try:
         from torchvision import models
     except ImportError as error:
-        raise ImportError("torchvision is not installed. Install it with: pip install torchvision") from error
+        raise MissingPackageError("torchvision is not installed. Install it with: pip install torchvision") from error
     if name not in models.list_models():
-        raise ValueError(f"torchvision has no model {name!r}.{_near(name, models.list_models())}")
+        raise ArgumentError(f"torchvision has no model {name!r}.{_near(name, models.list_models())}")
     builder = models.get_model_builder(name)
     kind = builder.__module__.removeprefix("torchvision.models.").partition(".")[0]
     if kind == "optical_flow":
-        raise ValueError(f"torchvision's {name} takes two images: trace it with ChannelGraph.trace(network, one, two).")
+        raise ArgumentError(
+            f"torchvision's {name} takes two images: trace it with ChannelGraph.trace(network, one, two)."
+        )
     size = 224 if image_size is None else image_size
     options: dict[str, Any] = {"init_weights": False} if name in {"googlenet", "inception_v3"} else {}
     if kind == "detection" and not name.startswith("ssd"):
@@ -231,9 +235,9 @@ def _from_timm(name: str) -> tuple[nn.Module, int, int]:
     try:
         import timm
     except ImportError as error:
-        raise ImportError("timm is not installed. Install it with: pip install timm") from error
+        raise MissingPackageError("timm is not installed. Install it with: pip install timm") from error
     if name.partition(".")[0] not in timm.list_models():
-        raise ValueError(f"timm has no model {name!r}.{_near(name, timm.list_models())}")
+        raise ArgumentError(f"timm has no model {name!r}.{_near(name, timm.list_models())}")
     network = timm.create_model(name, pretrained=False)
     channels, height, _ = network.default_cfg.get("input_size", (3, 224, 224))
     return network, channels, height

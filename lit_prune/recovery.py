@@ -10,6 +10,7 @@ import torch
 from torch.optim import Optimizer
 
 from lit_prune.arguments import check_number, check_whole
+from lit_prune.errors import ArgumentError
 from lit_prune.lookup import class_names
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Recovery:
         mode: ``"max"`` where a higher metric is better, ``"min"`` where a lower one is.
 
     Raises:
-        ValueError: If ``rewarm_steps`` or ``max_drop`` is negative, ``mode`` unknown, or ``monitor`` missing.
+        ArgumentError: If ``rewarm_steps`` or ``max_drop`` is negative, ``mode`` unknown, or ``monitor`` missing.
     """
 
     reset_scores: bool = True
@@ -52,13 +53,13 @@ class Recovery:
     def __post_init__(self) -> None:
         check_whole("rewarm_steps", self.rewarm_steps, least=0)
         if self.mode not in ("max", "min"):
-            raise ValueError(f"mode must be 'max' or 'min', but got {self.mode!r}.")
+            raise ArgumentError(f"mode must be 'max' or 'min', but got {self.mode!r}.")
         if self.max_drop is not None:
             check_number("max_drop", self.max_drop)
             if not self.max_drop >= 0:
-                raise ValueError(f"max_drop must be 0 or more, but got {self.max_drop}.")
+                raise ArgumentError(f"max_drop must be 0 or more, but got {self.max_drop}.")
         if (self.max_drop is None) != (self.monitor is None):
-            raise ValueError("max_drop and monitor go together: the one says how far the other may fall.")
+            raise ArgumentError("max_drop and monitor go together: the one says how far the other may fall.")
 
 
 class Rewarming:

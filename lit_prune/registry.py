@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
+from lit_prune.errors import ArgumentError, ArgumentTypeError
+
 T = TypeVar("T")
 
 
@@ -35,16 +37,16 @@ def resolve(argument: str, given: object, base: type[T], known: Mapping[str, typ
         known: Name to class; each can be built without arguments.
 
     Raises:
-        ValueError: If the name is unknown; the message has the nearest.
-        TypeError: If ``given`` is neither an instance nor a name.
+        ArgumentError: If the name is unknown; the message has the nearest.
+        ArgumentTypeError: If ``given`` is neither an instance nor a name.
     """
     if isinstance(given, base):
         return given
     if isinstance(given, str):
         if given not in known:
-            raise ValueError(f"{argument}={given!r} is not known. {nearest(given, known)}")
+            raise ArgumentError(f"{argument}={given!r} is not known. {nearest(given, known)}")
         return known[given]()
-    raise TypeError(
+    raise ArgumentTypeError(
         f"{argument} must be one of {', '.join(map(repr, known))} or an instance of {base.__name__}, but got "
         f"{given!r}{' (a class: call it to make an instance)' if isinstance(given, type) else ''}."
     )

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
+from lit_prune.errors import ArgumentError, ArgumentTypeError
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -154,10 +156,10 @@ def channels_figure(records: Sequence[Record]) -> Figure:
         records: The events of one run, in order; at least one.
 
     Raises:
-        ValueError: If there is no record.
+        ArgumentError: If there is no record.
     """
     if not records:
-        raise ValueError("channels_figure needs at least one pruning record, but got none.")
+        raise ArgumentError("channels_figure needs at least one pruning record, but got none.")
     dense: dict[str, int] = {}
     kept: dict[str, int] = {}
     for record in records:
@@ -187,10 +189,10 @@ def history_figure(history: History, records: Sequence[Record]) -> Figure:
         records: The prunings to mark.
 
     Raises:
-        ValueError: If no run has an epoch.
+        ArgumentError: If no run has an epoch.
     """
     if not any(history.values()):
-        raise ValueError("history_figure needs the epochs of at least one run, but got none.")
+        raise ArgumentError("history_figure needs the epochs of at least one run, but got none.")
     figure, axes = _figure(7.0, 4.6, rows=2, height_ratios=(2.2, 1))
     upper, lower = axes
     for number, (name, epochs) in enumerate((name, epochs) for name, epochs in history.items() if epochs):
@@ -285,4 +287,4 @@ def _short_names(names: list[str]) -> list[str]:
 def _plain(value: Any) -> Any:
     if hasattr(value, "item"):
         return value.item()
-    raise TypeError(f"A report holds plain data, but got {type(value).__name__}.")
+    raise ArgumentTypeError(f"A report holds plain data, but got {type(value).__name__}.")

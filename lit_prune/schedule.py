@@ -8,6 +8,7 @@ from numbers import Integral
 from typing import Literal, get_args
 
 from lit_prune.arguments import check_whole
+from lit_prune.errors import ArgumentError
 
 Curve = Literal["linear", "cubic"]
 Unit = Literal["epochs", "steps"]
@@ -38,7 +39,7 @@ class Schedule(ABC):
             Moments in rising order; parts in (0, 1], rising.
 
         Raises:
-            ValueError: If an event lies beyond the run.
+            ArgumentError: If an event lies beyond the run.
         """
 
 
@@ -51,7 +52,7 @@ class AtEpochs(Schedule):
             1 − (1 − i/n)³ after event i of n.
 
     Raises:
-        ValueError: If there are no epochs, or one is negative or given twice.
+        ArgumentError: If there are no epochs, or one is negative or given twice.
 
     Example:
         >>> AtEpochs([3, 6]).events(10), AtEpochs([3, 6], curve="cubic").events(10)
@@ -80,7 +81,7 @@ class AtSteps(AtEpochs):
         curve: As for :class:`AtEpochs`.
 
     Raises:
-        ValueError: If there are no steps, or one is negative or given twice.
+        ArgumentError: If there are no steps, or one is negative or given twice.
 
     Example:
         >>> AtSteps([500, 1000]).events(2000)
@@ -104,7 +105,7 @@ class Every(AtEpochs):
         curve: As for :class:`AtEpochs`.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ArgumentError: If an argument is out of range.
 
     Example:
         >>> Every(3, first=2, times=3).events(12)
@@ -118,15 +119,15 @@ class Every(AtEpochs):
 
 
 def check_within(moments: Sequence[int], length: int | None, unit: Unit = "epochs") -> None:
-    """Raise a ValueError if an event would never come.
+    """Raise an ArgumentError if an event would never come.
 
     Example:
         >>> check_within([3, 12], length=10)
         Traceback (most recent call last):
-        ValueError: epochs=[3, 12] goes beyond the run, which has 10 epochs, 0 to 9; and some should be left ...
+        lit_prune.errors.ArgumentError: epochs=[3, 12] goes beyond the run, which has 10 epochs, 0 to 9; ...
     """
     if length is not None and any(moment >= length for moment in moments):
-        raise ValueError(
+        raise ArgumentError(
             f"{unit}={list(moments)} goes beyond the run, which has {length} {unit}, 0 to {length - 1}; and some "
             "should be left for fine-tuning. Prune earlier or train longer."
         )
@@ -135,18 +136,18 @@ def check_within(moments: Sequence[int], length: int | None, unit: Unit = "epoch
 def _checked_moments(name: str, given: int | list[int]) -> list[int]:
     moments = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
     if not moments:
-        raise ValueError(f"{name} is empty: name at least one of the {name} at whose start to prune.")
+        raise ArgumentError(f"{name} is empty: name at least one of the {name} at whose start to prune.")
     wrong = [moment for moment in moments if not isinstance(moment, Integral) or isinstance(moment, bool) or moment < 0]
     if wrong:
-        raise ValueError(f"{name} must be whole numbers from 0 on, but has {wrong[0]!r}.")
+        raise ArgumentError(f"{name} must be whole numbers from 0 on, but has {wrong[0]!r}.")
     if len(set(moments)) < len(moments):
-        raise ValueError(f"{name} must differ from each other, but are {moments}.")
+        raise ArgumentError(f"{name} must differ from each other, but are {moments}.")
     return sorted(map(int, moments))
 
 
 def _checked_curve(curve: Curve) -> Curve:
     if curve not in get_args(Curve):
-        raise ValueError(f"curve must be one of {', '.join(map(repr, get_args(Curve)))}, but got {curve!r}.")
+        raise ArgumentError(f"curve must be one of {', '.join(map(repr, get_args(Curve)))}, but got {curve!r}.")
     return curve
 
 

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from lit_prune.errors import ArgumentError, ArgumentTypeError
 from lit_prune.graph import ChannelGraph, ChannelGroup
 from lit_prune.registry import nearest
 
@@ -28,19 +29,21 @@ class Scope:
         exclude: Patterns of layers that must stay.
 
     Raises:
-        ValueError: If ``blocks`` is an empty list.
-        TypeError: If an entry is neither an integer nor a string.
+        ArgumentError: If ``blocks`` is an empty list.
+        ArgumentTypeError: If an entry is neither an integer nor a string.
     """
 
     def __init__(self, blocks: Sequence[int | str] | None = None, exclude: Sequence[str] = ()) -> None:
         for name, entries, kinds in (("blocks", blocks, (int, str)), ("exclude", exclude, (str,))):
             if isinstance(entries, (int, str)):
-                raise TypeError(f"{name} must be a list, but got {entries!r}; write [{entries!r}].")
+                raise ArgumentTypeError(f"{name} must be a list, but got {entries!r}; write [{entries!r}].")
             for entry in entries or ():
                 if not isinstance(entry, kinds) or isinstance(entry, bool):
-                    raise TypeError(f"{name} takes {' and '.join(kind.__name__ for kind in kinds)}, but has {entry!r}.")
+                    raise ArgumentTypeError(
+                        f"{name} takes {' and '.join(kind.__name__ for kind in kinds)}, but has {entry!r}."
+                    )
         if blocks is not None and not blocks:
-            raise ValueError("blocks is empty, so nothing could be pruned; leave it out to allow the whole network.")
+            raise ArgumentError("blocks is empty, so nothing could be pruned; leave it out to allow the whole network.")
         self.blocks = None if blocks is None else list(blocks)
         self.exclude = list(exclude)
 
@@ -48,18 +51,19 @@ class Scope:
         """Raise unless every block and pattern names something in ``network``.
 
         Raises:
-            ValueError: If the network has no convolution and no linear layer, if it has no such block, or if a pattern
+            ArgumentError: If the network has no convolution and no linear layer, if it has no such block, or if a
+                pattern
                 matches no layer; the message has the nearest names.
         """
         layers = _layers(network)
         if not layers:
-            raise ValueError(
+            raise ArgumentError(
                 f"{type(network).__name__} has no convolution and no linear layer, so there are no channels to prune."
             )
         for entry in [*(self.blocks or ()), *self.exclude]:
             matches = _matcher(network, [entry])
             if isinstance(entry, str) and not any(matches(layer) for layer in layers):
-                raise ValueError(
+                raise ArgumentError(
                     f"The pattern {entry!r} matches no layer of {type(network).__name__}. {nearest(entry, layers)}"
                 )
 
@@ -67,7 +71,7 @@ class Scope:
         """The groups that take part, and for each that one of its layers would let in, why it does not.
 
         Raises:
-            ValueError: If no group takes part.
+            ArgumentError: If no group takes part.
         """
         allowed = _matcher(network, self.blocks)
         shut = _matcher(network, self.exclude)
@@ -92,7 +96,7 @@ class Scope:
                 left[group.name] = f"must stay as wide as {missing[0]}, which does not take part"
         if not picked.keys() - left.keys():
             frozen = {layer: why for layer, why in graph.frozen.items() if allowed(layer) and not shut(layer)}
-            raise ValueError(self._nothing({**left, **frozen}))
+            raise ArgumentError(self._nothing({**left, **frozen}))
         return tuple(group for group in picked.values() if group.name not in left), left
 
     def _nothing(self, reasons: Mapping[str, str]) -> str:
@@ -132,7 +136,7 @@ def main_sequential(network: nn.Module) -> str:
     """The name of the network's main ``nn.Sequential``: the outermost with most of the layers.
 
     Raises:
-        ValueError: If there is none.
+        ArgumentError: If there is none.
     """
     layers = _layers(network)
     candidates: list[tuple[int, str]] = [
@@ -142,7 +146,7 @@ def main_sequential(network: nn.Module) -> str:
         and sum(layer.startswith(f"{name}.") or not name for layer in layers) > _MAIN * len(layers)
     ]
     if not candidates:
-        raise ValueError(
+        raise ArgumentError(
             f"Blocks as integers count the children of the network's main nn.Sequential, but {type(network).__name__} "
             f"has none with most of its layers. Give patterns of layer names instead, such as {layers[0]!r}."
         )
@@ -174,7 +178,7 @@ def _block(network: nn.Module, index: int) -> str:
     main = main_sequential(network)
     children = [name for name, _ in network.get_submodule(main).named_children()]
     if not -len(children) <= index < len(children):
-        raise ValueError(
+        raise ArgumentError(
             f"There is no block {index}: {main or type(network).__name__} has blocks 0 to {len(children) - 1}."
         )
     return f"{main}.{children[index]}".removeprefix(".")

@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 import lit_prune.remembered  # noqa: F401 - fills the table of attributes
 from lit_prune.attributes import register_attributes, update_attributes_
+from lit_prune.errors import ArgumentError
 from lit_prune.lookup import find_tensor
 from lit_prune.plan import PruningPlan
 from lit_prune.statistics import keep_statistics_, shrink_statistics_
@@ -47,7 +48,7 @@ def shrink_(module: ModuleT, plan: PruningPlan) -> ModuleT:
         The same module.
 
     Raises:
-        ValueError: If the plan does not fit the module; then nothing has changed.
+        ArgumentError: If the plan does not fit the module; then nothing has changed.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1))
@@ -83,7 +84,7 @@ def mask_(module: ModuleT, plan: PruningPlan) -> ModuleT:
         The same module.
 
     Raises:
-        ValueError: If the plan does not fit the module; then nothing has changed.
+        ArgumentError: If the plan does not fit the module; then nothing has changed.
     """
     spared = {id(buffer) for name, buffer in module.named_buffers() if name.rpartition(".")[2] == "running_var"}
     for tensor, dims in targets(module, plan):
@@ -118,7 +119,7 @@ def adopt_shapes_(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: s
         prefix: What the state dict's names have before those of ``module``.
 
     Raises:
-        ValueError: If a tensor differs in its number of dimensions: then it is another architecture, and nothing
+        ArgumentError: If a tensor differs in its number of dimensions: then it is another architecture, and nothing
             has changed.
 
     Example:
@@ -134,7 +135,7 @@ def adopt_shapes_(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: s
     ]
     for name, tensor, stored in differing:
         if tensor.dim() != stored.dim():
-            raise ValueError(
+            raise ArgumentError(
                 f"{prefix + name} has shape {tuple(tensor.shape)} in the network and {tuple(stored.shape)} in the "
                 "checkpoint: pruning never changes the number of dimensions, so it is of another architecture."
             )
@@ -199,23 +200,23 @@ def targets(module: nn.Module, plan: PruningPlan) -> list[tuple[Tensor, Mapping[
     """Each tensor that a plan cuts, once, with the indices that it keeps.
 
     Raises:
-        ValueError: If the plan does not fit the module.
+        ArgumentError: If the plan does not fit the module.
     """
     # Two names of one tensor (tied weights) must not cut it twice.
     targets: dict[int, tuple[Tensor, Mapping[int, Tensor]]] = {}
     for name, dims in plan.kept.items():
         tensor = find_tensor(module, name)
         if tensor is None:
-            raise ValueError(
+            raise ArgumentError(
                 f"The plan names {name!r}, which is no parameter or buffer of this {type(module).__name__}. "
                 "Plans carry the names of the traced module: add or drop a prefix with `plan.with_prefix`."
             )
         for dim, kept in dims.items():
             if dim >= tensor.dim():
-                raise ValueError(f"The plan cuts dim {dim} of {name}, which has shape {tuple(tensor.shape)}.")
+                raise ArgumentError(f"The plan cuts dim {dim} of {name}, which has shape {tuple(tensor.shape)}.")
             size, expected = tensor.shape[dim], plan.sizes.get(name, {}).get(dim)
             if int(kept[-1]) >= size or (expected is not None and expected != size):
-                raise ValueError(
+                raise ArgumentError(
                     f"The plan was made for {name} with {expected or f'at least {int(kept[-1]) + 1}'} indices in dim "
                     f"{dim}; here it has {size}. It was made for another network, or has been applied already."
                 )

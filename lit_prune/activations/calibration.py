@@ -13,7 +13,7 @@ from lit_prune.activations.extractor import ActivationExtractor, find_layers
 from lit_prune.activations.moments import ClassMoments, Moments
 from lit_prune.activations.objects import CalibrationBatch, Detections, matched, observe
 from lit_prune.arguments import check_number, check_whole
-from lit_prune.errors import CalibrationError, NoObjectsError
+from lit_prune.errors import ArgumentError, CalibrationError, NoObjectsError
 from lit_prune.ranks import gather
 
 
@@ -29,7 +29,7 @@ class Calibration:
         num_classes: Number of classes; by default the ``num_classes`` of the LightningModule, or as many as are seen.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ArgumentError: If an argument is out of range.
     """
 
     batches: int = 8
@@ -75,7 +75,7 @@ def collect_moments(
         Layer name to moments, on the CPU; without layers that do not run in eval mode.
 
     Raises:
-        ValueError: If there is no such layer, ``match_iou`` is out of range or can't be had of this network, or
+        ArgumentError: If there is no such layer, ``match_iou`` is out of range or can't be had of this network, or
             activations are NaN or infinite (naming the layer).
         CalibrationError: If there is no object to learn from, or another rank failed.
 
@@ -175,7 +175,7 @@ class _Tally:
     def _detect(self, images: Any) -> Detections:
         detect = getattr(self.network, "detect", None)
         if not callable(detect):
-            raise ValueError(
+            raise ArgumentError(
                 f"match_iou={self.match_iou} takes predictions, but {type(self.network).__name__} has no method "
                 "`detect(images)` that returns for each image a dict of `boxes` and `labels`. Write one, or take every "
                 "object with match_iou=None."
@@ -217,4 +217,4 @@ def _check_iou(match_iou: float | None) -> None:
     if match_iou is not None:
         check_number("match_iou", match_iou)
     if match_iou is not None and not 0 <= match_iou < 1:
-        raise ValueError(f"match_iou must be in [0, 1), or None to take every object, but got {match_iou}.")
+        raise ArgumentError(f"match_iou must be in [0, 1), or None to take every object, but got {match_iou}.")

@@ -9,6 +9,8 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 
+from lit_prune.errors import ArgumentError
+
 Matrix: TypeAlias = npt.NDArray[np.float64]
 Indices: TypeAlias = npt.NDArray[np.int64]
 Embedding = Literal["tsne", "pca", "none"]
@@ -51,7 +53,7 @@ def embed(separability: Matrix, method: Embedding = "tsne", seed: int = 0) -> Ma
         ``(C, 2)``, or ``(C, P)`` for ``"none"``; the same bits for the same rows and seed.
 
     Raises:
-        ValueError: If the method is unknown.
+        ArgumentError: If the method is unknown.
 
     Example:
         >>> rows = np.repeat([[0.0, 2.0, 1.0], [2.0, 0.0, 1.0]], 20, axis=0)
@@ -59,7 +61,9 @@ def embed(separability: Matrix, method: Embedding = "tsne", seed: int = 0) -> Ma
         (40, 2)
     """
     if method not in get_args(Embedding):
-        raise ValueError(f"embedding must be one of {', '.join(map(repr, get_args(Embedding)))}, but got {method!r}.")
+        raise ArgumentError(
+            f"embedding must be one of {', '.join(map(repr, get_args(Embedding)))}, but got {method!r}."
+        )
     channels = len(separability)
     if method == "none":
         return separability
@@ -95,7 +99,7 @@ def cluster(distances: Matrix, k: int, seed: int = 0) -> Clustering:
         seed: Of the random starts.
 
     Raises:
-        ValueError: If ``k`` is out of range.
+        ArgumentError: If ``k`` is out of range.
 
     Example:
         >>> line = np.array([0.0, 1.0, 2.0, 10.0, 11.0, 12.0])
@@ -107,7 +111,7 @@ def cluster(distances: Matrix, k: int, seed: int = 0) -> Clustering:
         Schubert and Rousseeuw, "Fast and Eager k-Medoids Clustering", Information Systems 101, 2021.
     """
     if not 1 <= k <= len(distances):
-        raise ValueError(f"k must be from 1 to {len(distances)}, the number of channels, but got {k}.")
+        raise ArgumentError(f"k must be from 1 to {len(distances)}, the number of channels, but got {k}.")
     if k == len(distances):
         return Clustering(np.arange(k), np.arange(k), 0.0)
     many = len(distances) > _MANY

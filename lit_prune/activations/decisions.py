@@ -19,6 +19,7 @@ from lit_prune.activations.clusters import (
     pairwise_distances,
     simplified_silhouettes,
 )
+from lit_prune.errors import ArgumentError
 
 Method = Literal["max_weight", "medoid", "max_gamma", "gamma"]
 
@@ -72,7 +73,7 @@ def survey_channels(separability: Matrix, embedding: Embedding = "tsne", seed: i
         curve: Whether a knee is looked for; without it nothing is clustered here.
 
     Raises:
-        ValueError: If the embedding is unknown.
+        ArgumentError: If the embedding is unknown.
     """
     # In the last digits the order shows in which batches and ranks were summed up; that must not tip a decision.
     points = embed(np.round(separability, 6), embedding, seed)
@@ -102,7 +103,7 @@ def decide(
         seed: Of k-medoids.
 
     Raises:
-        ValueError: If ``keep`` is out of range, the method is unknown, or its strength is missing.
+        ArgumentError: If ``keep`` is out of range, the method is unknown, or its strength is missing.
 
     Example:
         >>> rows = np.repeat([[0.0, 2.0], [2.0, 0.0]], 8, axis=0)
@@ -111,11 +112,11 @@ def decide(
     """
     channels = len(survey.points)
     if method not in get_args(Method):
-        raise ValueError(f"method must be one of {', '.join(map(repr, get_args(Method)))}, but got {method!r}.")
+        raise ArgumentError(f"method must be one of {', '.join(map(repr, get_args(Method)))}, but got {method!r}.")
     if keep is not None and not 1 <= keep <= channels:
-        raise ValueError(f"keep must be from 1 to {channels}, the number of channels, but got {keep}.")
+        raise ArgumentError(f"keep must be from 1 to {channels}, the number of channels, but got {keep}.")
     if method != "medoid" and (strength is None or len(strength) != channels):
-        raise ValueError(f"method={method!r} needs a strength for each of the {channels} channels.")
+        raise ArgumentError(f"method={method!r} needs a strength for each of the {channels} channels.")
     if keep is None:
         keep = survey.knee or channels
     if method == "gamma" and strength is not None:
@@ -138,12 +139,12 @@ def representatives(clustering: Clustering, method: Method, strength: Matrix | N
         ``(k,)`` channels, rising.
 
     Raises:
-        ValueError: If the method takes no clusters, or lacks its strength.
+        ArgumentError: If the method takes no clusters, or lacks its strength.
     """
     if method == "medoid":
         return np.sort(clustering.medoids)
     if method not in {"max_weight", "max_gamma"} or strength is None:
-        raise ValueError(f"method={method!r} does not choose from clusters by strength.")
+        raise ArgumentError(f"method={method!r} does not choose from clusters by strength.")
     # By cluster, then by falling strength: the first of each cluster is the one to keep.
     order = np.lexsort((-strength, clustering.labels))
     _, first = np.unique(clustering.labels[order], return_index=True)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -13,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
-import lit_prune
 from lit_prune.cli.training import ENVIRONMENT, TRAINER_COMMANDS, run_trainer
+from lit_prune.errors import LitPruneError
 
 _EPILOG = """\
 commands of the Trainer (each has its own --help, and reads YAML by --config):
@@ -55,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         mistake = _mistake(error)
         if mistake is None:
             raise
-        Console(stderr=True).print(f"[bold red]error:[/] {_text(mistake)}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(mistake))}", highlight=False, soft_wrap=True)
         return 2
     return 0
 
@@ -216,20 +215,9 @@ def _add(commands: Any, name: str, command: Callable[[argparse.Namespace], None]
     return parser
 
 
-def _mistake(error: BaseException | None) -> BaseException | None:
-    """The error that lit_prune itself raised, if any: its message says what to do, and a traceback would hide it."""
-    package = os.path.dirname(os.path.abspath(lit_prune.__file__)) + os.sep
-    while error is not None:
-        frames = traceback.extract_tb(error.__traceback__)
-        if frames and os.path.abspath(frames[-1].filename).startswith(package):
-            return error
+def _mistake(error: BaseException | None) -> LitPruneError | None:
+    """The error that lit_prune raised on purpose, if any: its message says what to do, a traceback would hide it."""
+    while error is not None and not isinstance(error, LitPruneError):
         # Lightning's command line wraps what the classes that it builds raise.
         error = error.__cause__
-    return None
-
-
-def _text(error: BaseException) -> str:
-    from rich.markup import escape
-
-    # A KeyError shows its message in quotation marks.
-    return escape(str(error.args[0] if isinstance(error, KeyError) and error.args else error))
+    return error

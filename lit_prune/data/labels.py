@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lit_prune.errors import MissingPackageError
+
 Mask = NDArray[np.bool_]
 
 _VISIBLE = 2.0
@@ -109,7 +111,7 @@ def _opencv() -> Any:
     try:
         import cv2
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             f"Outlines are drawn with OpenCV, which cannot be imported ({error}). Install it with: pip install "
             f"'lit-prune[yolo]'"
         ) from error

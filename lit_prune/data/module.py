@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lit_prune.data.digits import DigitScenes, Split, check_scene_arguments, collate_detection
+from lit_prune.errors import ArgumentError
 
 
 class DigitScenesDataModule(LightningDataModule):
@@ -29,7 +30,7 @@ class DigitScenesDataModule(LightningDataModule):
         num_classes: Number of classes.
 
     Raises:
-        ValueError: If an argument is outside the range given above.
+        ArgumentError: If an argument is outside the range given above.
 
     Example:
         >>> data = DigitScenesDataModule(scenes=8, val_scenes=4, image_size=64, batch_size=4)
@@ -53,11 +54,11 @@ class DigitScenesDataModule(LightningDataModule):
         super().__init__()
         check_scene_arguments(scenes=scenes, image_size=image_size, seed=seed)
         if val_scenes < 1:
-            raise ValueError(f"val_scenes must be at least 1, but got {val_scenes}.")
+            raise ArgumentError(f"val_scenes must be at least 1, but got {val_scenes}.")
         if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, but got {batch_size}.")
+            raise ArgumentError(f"batch_size must be at least 1, but got {batch_size}.")
         if num_workers < 0:
-            raise ValueError(f"num_workers must not be negative, but got {num_workers}.")
+            raise ArgumentError(f"num_workers must not be negative, but got {num_workers}.")
         self.save_hyperparameters()
         self.scenes = scenes
         self.val_scenes = val_scenes

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from lit_prune.errors import ArgumentError
+
 # Of YOLOv8n. Exact boxes need what the early layers and the box branch know, and coarse maps hold few of these small
 # objects: at the same MACs this costs less accuracy than the same share of every layer.
 _FACTORS = {
@@ -53,13 +55,13 @@ class Recipe:
         """The same recipe for a run of another length: the events move along.
 
         Raises:
-            ValueError: If the run is too short for all events.
+            ArgumentError: If the run is too short for all events.
         """
         events: list[int] = []
         for event in self.prune_at:
             events.append(max(events[-1] + 1 if events else 1, round(event * epochs / self.epochs)))
         if events[-1] >= epochs:
-            raise ValueError(
+            raise ArgumentError(
                 f"The demo prunes {len(events)} times, with an epoch before, between and after, so it needs at least "
                 f"{len(events) + 1} epochs, but got {epochs}."
             )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from lit_prune.errors import ArgumentError, ArgumentTypeError, UnknownNameError
 from lit_prune.graph.groups import ChannelGroup, Grouping, plan_without
 from lit_prune.graph.labels import Row
 from lit_prune.graph.probe import examine, rehearse
@@ -101,7 +102,7 @@ class ChannelGraph:
         """The group of that name.
 
         Raises:
-            KeyError: If there is none; the message has the nearest names.
+            UnknownNameError: If there is none; the message has the nearest names.
         """
         if name not in self._by_name:
             near = difflib.get_close_matches(name, self._by_name, n=3, cutoff=0.5)
@@ -113,7 +114,9 @@ class ChannelGraph:
                 hint = f" It is unprunable: {self.frozen[name]}."
             elif near:
                 hint = f" Nearest: {', '.join(near)}."
-            raise KeyError(f"No prunable group is named {name!r}.{hint} `graph.groups` lists all {len(self.groups)}.")
+            raise UnknownNameError(
+                f"No prunable group is named {name!r}.{hint} `graph.groups` lists all {len(self.groups)}."
+            )
         return self._by_name[name]
 
     def plan(self, remove: Removal) -> PruningPlan:
@@ -123,9 +126,9 @@ class ChannelGraph:
             remove: Group name to the channels to remove, as indices into the group.
 
         Raises:
-            KeyError: If a group is unknown.
-            TypeError: If channels are no whole numbers; a mask is none.
-            ValueError: If a channel is out of range, none would be left, or groups that must stay equally wide lose
+            UnknownNameError: If a group is unknown.
+            ArgumentTypeError: If channels are no whole numbers; a mask is none.
+            ArgumentError: If a channel is out of range, none would be left, or groups that must stay equally wide lose
                 different numbers.
         """
         gone = {name: self._channels(name, channels) for name, channels in remove.items()}
@@ -164,18 +167,18 @@ class ChannelGraph:
         group = self[name]
         given = np.asarray(channels)
         if given.size and not np.issubdtype(given.dtype, np.integer):
-            raise TypeError(
+            raise ArgumentTypeError(
                 f"The channels of group {name!r} are named by their indices, but got {given.dtype} values. Of a mask "
                 "of what goes, give `mask.nonzero()`."
             )
         gone = np.unique(given.astype(np.int64).ravel())
         if len(gone) and (gone[0] < 0 or gone[-1] >= group.size):
             wrong = gone[0] if gone[0] < 0 else gone[-1]
-            raise ValueError(
+            raise ArgumentError(
                 f"Group {name!r} has channels 0 to {group.size - 1}; there is no channel {wrong} to remove."
             )
         if len(gone) == group.size:
-            raise ValueError(f"All {group.size} channels of group {name!r} would go: at least one must stay.")
+            raise ArgumentError(f"All {group.size} channels of group {name!r} would go: at least one must stay.")
         return gone
 
     def _check_balance(self, gone: Mapping[str, Row]) -> None:
@@ -183,7 +186,7 @@ class ChannelGraph:
             for partner in self[name].balanced:
                 other = len(gone.get(partner, ()))
                 if other != len(channels):
-                    raise ValueError(
+                    raise ArgumentError(
                         f"Groups {name!r} and {partner!r} are equal pieces of one split and must stay equally wide, "
                         f"but would lose {len(channels)} and {other} channels. Remove equally many of both."
                     )

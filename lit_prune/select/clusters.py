@@ -16,7 +16,7 @@ from lit_prune.activations.clusters import Embedding, Matrix
 from lit_prune.activations.decisions import Decision, Method, decide, survey_channels
 from lit_prune.activations.moments import Moments, jeffries_matusita
 from lit_prune.criteria import Evidence, batch_norm_scales, power_sums
-from lit_prune.errors import SelectionError
+from lit_prune.errors import ArgumentError, SelectionError
 from lit_prune.graph import ChannelGroup
 from lit_prune.graph.recording import Slot
 from lit_prune.select.base import Scores, Selection, Target, flat, lowest, units
@@ -52,13 +52,13 @@ class ClusterSelection(Selection):
         decisions: Group name to what the last event decided and why; see :mod:`lit_prune.activations.figures`.
 
     Raises:
-        ValueError: If a name is unknown.
+        ArgumentError: If a name is unknown.
 
     Example:
         >>> selection = ClusterSelection(method="medoid", embedding="pca")
         >>> ClusterSelection(method="mediod")
         Traceback (most recent call last):
-        ValueError: method must be one of 'max_weight', 'medoid', 'max_gamma', 'gamma', but got 'mediod'.
+        lit_prune.errors.ArgumentError: method must be one of 'max_weight', 'medoid', ..., but got 'mediod'.
     """
 
     needs_share = False
@@ -75,7 +75,7 @@ class ClusterSelection(Selection):
             ("embedding", embedding, get_args(Embedding)),
         ):
             if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, but got {value!r}.")
+                raise ArgumentError(f"{name} must be one of {', '.join(map(repr, known))}, but got {value!r}.")
         self.method: Method = method
         self.embedding: Embedding = embedding
         self.seed = seed

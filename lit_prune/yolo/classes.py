@@ -5,6 +5,7 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lit_prune.errors import ArgumentError
 from lit_prune.yolo.networks import count_classes, listed_names
 
 
@@ -20,7 +21,7 @@ def match_classes(network: Any, names: Mapping[int, str], data: str, *, training
         training: Whether the network is about to be trained on it.
 
     Raises:
-        ValueError: If the network has fewer classes than the data.
+        ArgumentError: If the network has fewer classes than the data.
 
     Example:
         >>> from lit_prune.yolo import build_detector
@@ -34,7 +35,7 @@ def match_classes(network: Any, names: Mapping[int, str], data: str, *, training
         advice = (
             f"give the model num_classes={theirs}" if training else "take the data that it was trained on, or its like"
         )
-        raise ValueError(f"{data} has {theirs} classes, but the network has {ours}: {advice}.")
+        raise ArgumentError(f"{data} has {theirs} classes, but the network has {ours}: {advice}.")
     if ours > theirs:
         rank_zero_warn(
             f"The network has {ours} classes ({listed_names(network.names)}), but {data} has {theirs} "

@@ -12,6 +12,7 @@ from rich.table import Table
 from torch import Tensor
 
 from lit_prune.cost import measure_side_by_side
+from lit_prune.errors import ArgumentError
 from lit_prune.report import human, relative_change, save_json, score_change, speedup
 from lit_prune.yolo.batches import Detections, box_targets
 from lit_prune.yolo.data import YOLODataModule
@@ -53,7 +54,7 @@ def compare_networks(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the networks are of different tasks, or can't work on the data.
+        ArgumentError: If the networks are of different tasks, or can't work on the data.
     """
     out = Path(out)
     # What is measured has one size: images padded to rectangles have others.
@@ -61,7 +62,9 @@ def compare_networks(
     modules = {"dense": LitYOLO(str(dense)), "pruned": LitYOLO(str(pruned))}
     tasks = {name: module.task.name for name, module in modules.items()}
     if len(set(tasks.values())) > 1:
-        raise ValueError(f"Only networks of one task can be compared, but these are of {' and '.join(tasks.values())}.")
+        raise ArgumentError(
+            f"Only networks of one task can be compared, but these are of {' and '.join(tasks.values())}."
+        )
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
     scores: dict[str, Mapping[str, float]] = {}
     for name, module in modules.items():

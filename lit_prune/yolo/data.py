@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
+from lit_prune.errors import ArgumentError
 from lit_prune.yolo.dataset import (
     Split,
     WholeBatches,
@@ -81,7 +82,7 @@ class YOLODataModule(LightningDataModule):
     Raises:
         FileNotFoundError: If the data, or the pictures of a split, are not there.
         ImportError: If Ultralytics is missing.
-        ValueError: If an argument is out of range, or the data can't be used; the message names the file.
+        ArgumentError: If an argument is out of range, or the data can't be used; the message names the file.
 
     Example:
         >>> import tempfile
@@ -108,7 +109,7 @@ class YOLODataModule(LightningDataModule):
         super().__init__()
         require_ultralytics()
         if cache not in (False, True, "ram", "disk"):
-            raise ValueError(f"cache must be True, False, 'ram' or 'disk', but got {cache!r}.")
+            raise ArgumentError(f"cache must be True, False, 'ram' or 'disk', but got {cache!r}.")
         self.settings: Any = read_hyperparameters(
             hyperparameters,
             imgsz=image_size,
@@ -122,9 +123,9 @@ class YOLODataModule(LightningDataModule):
         for name, low in {"imgsz": 32, "batch": 1, "workers": 0, "close_mosaic": 0}.items():
             value = getattr(self.settings, name)
             if not isinstance(value, int) or value < low:
-                raise ValueError(f"{_OURS.get(name, name)} must be a whole number from {low} on, but got {value!r}.")
+                raise ArgumentError(f"{_OURS.get(name, name)} must be a whole number from {low} on, but got {value!r}.")
         if self.settings.imgsz % 32:
-            raise ValueError(
+            raise ArgumentError(
                 f"image_size must be a multiple of 32, the network's stride, but got {self.settings.imgsz}."
             )
         # Loggers refuse two values of one name, and LitYOLO logs all of Ultralytics' hyperparameters.
@@ -167,7 +168,7 @@ class YOLODataModule(LightningDataModule):
         """Build the data sets that a stage needs, once, and tell the network the names of its classes.
 
         Raises:
-            ValueError: If the network's task, classes or keypoints are not those of the data.
+            ArgumentError: If the network's task, classes or keypoints are not those of the data.
         """
         module: Any = getattr(self.trainer, "lightning_module", None)
         if isinstance(getattr(module, "task", None), Task):
@@ -179,7 +180,7 @@ class YOLODataModule(LightningDataModule):
     def _check_network(self, module: Any) -> None:
         network, theirs = module.model, module.task.name
         if self.task.name != theirs:
-            raise ValueError(
+            raise ArgumentError(
                 f"The network's task is {theirs}, but the data is for {self.task.name}: leave out task="
                 f"{self.task.name!r}, or take a network of that task."
             )
@@ -187,7 +188,7 @@ class YOLODataModule(LightningDataModule):
         if hasattr(network, "kpt_shape"):
             ours, shape = list(network.kpt_shape), self._description().get("kpt_shape")
             if shape is not None and ours != list(shape):
-                raise ValueError(
+                raise ArgumentError(
                     f"{self.data!r} has kpt_shape {list(shape)}, but the network has {ours}: give the model "
                     f"kpt_shape={list(shape)}."
                 )
@@ -292,7 +293,7 @@ class YOLODataModule(LightningDataModule):
         rank = 0 if trainer is None else trainer.global_rank
         batches = WholeBatches(dataset, num_replicas=ranks, rank=rank, batch_size=self.settings.batch)
         if batches.batches < ranks:
-            raise ValueError(
+            raise ArgumentError(
                 f"{self.data!r} has a split with too few batches of {self.settings.batch} images for {ranks} devices "
                 f"({batches.batches}): each device needs one at least. Lower batch_size, or take fewer devices."
             )

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from lit_prune.errors import ArgumentError, MissingFileError, MissingPackageError
 from lit_prune.yolo.evaluation import forget_anchors_
 from lit_prune.yolo.networks import build_detector, quiet_ultralytics
 from lit_prune.yolo.tasks import task_of
@@ -47,8 +48,8 @@ def export_detector(network: Any, path: str | Path, format: str = "pt", image_si
         The path written.
 
     Raises:
-        ImportError: If the format needs a package that is missing.
-        ValueError: If there is no such format, the path is named as another one, or the network can't take images of
+        MissingPackageError: If the format needs a package that is missing.
+        ArgumentError: If there is no such format, the path is named as another one, or the network can't take images of
             that size.
 
     Example:
@@ -78,7 +79,7 @@ def export_detector(network: Any, path: str | Path, format: str = "pt", image_si
             try:
                 written = Path(Exporter(overrides=settings)(model=plain))
             except ModuleNotFoundError as error:
-                raise ImportError(
+                raise MissingPackageError(
                     f"Export to {format} needs a package that is not installed. Install it with: pip install "
                     f"{error.name}"
                 ) from error
@@ -92,27 +93,27 @@ def load_detector(path: str | Path) -> Any:
     """Load the network of a checkpoint: of a `.ckpt` that a Trainer with LitYOLO saved, or of a `.pt` file.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no checkpoint of a LitYOLO.
+        MissingFileError: If there is no such file.
+        ArgumentError: If it is no checkpoint of a LitYOLO.
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"There is no file {str(path)!r}.")
+        raise MissingFileError(f"There is no file {str(path)!r}.")
     return build_detector(str(path)).eval()
 
 
 def check_image_size(image_size: int, network: Any) -> None:
-    """Raise a ValueError unless a network of Ultralytics takes images of this height and width."""
+    """Raise an ArgumentError unless a network of Ultralytics takes images of this height and width."""
     stride = int(network.stride.max())
     if image_size < stride or image_size % stride:
-        raise ValueError(f"image_size must be a multiple of {stride}, the network's stride, but got {image_size}.")
+        raise ArgumentError(f"image_size must be a multiple of {stride}, the network's stride, but got {image_size}.")
 
 
 def named_for(path: Path, format: str) -> Path:
     """The path with the end that Ultralytics knows a format by.
 
     Raises:
-        ValueError: If the path ends as that of another format.
+        ArgumentError: If the path ends as that of another format.
 
     Example:
         >>> named_for(Path("pruned"), "openvino").name, named_for(Path("pruned.onnx"), "onnx").name
@@ -124,7 +125,7 @@ def named_for(path: Path, format: str) -> Path:
     for other, end in ends.items():
         if path.name.endswith(end):
             right = path.name.removesuffix(end) + ends[format]
-            raise ValueError(
+            raise ArgumentError(
                 f"{str(path)!r} is named as a file of format {other}, but the format is {format}: give --format "
                 f"{other}, or name it {right}."
             )
@@ -147,10 +148,10 @@ def export_formats() -> tuple[str, ...]:
 def _check_format(format: str) -> None:
     formats = export_formats()
     if format not in formats:
-        raise ValueError(f"format must be one of {', '.join(formats)}, but got {format!r}.")
+        raise ArgumentError(f"format must be one of {', '.join(formats)}, but got {format!r}.")
     missing = [wheel for name, wheel in _NEEDS.get(format, {}).items() if importlib.util.find_spec(name) is None]
     if missing:
-        raise ImportError(
+        raise MissingPackageError(
             f"Export to {format} needs a package that is not installed. Install it with: pip install "
             f"{' '.join(missing)}"
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lit_prune.errors import ArgumentError
 from lit_prune.yolo.batches import Detections
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def draw_detections(
         A figure; `figure.savefig(path)` writes it.
 
     Raises:
-        ValueError: If there are no images, or a row does not have one entry an image.
+        ArgumentError: If there are no images, or a row does not have one entry an image.
 
     Example:
         >>> nothing = [{"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0).long()}]
@@ -173,15 +174,15 @@ def _draw_shape(axes: Axes, entry: Mapping[str, Tensor], colour: str) -> None:
 
 def _check_rows(images: Tensor, rows: Mapping[str, Detections], targets: Detections | None) -> None:
     if images.ndim != 4 or not len(images) or images.shape[1] != 3:
-        raise ValueError(f"images must be (N, 3, H, W) with N at least 1, but got {tuple(images.shape)}.")
+        raise ArgumentError(f"images must be (N, 3, H, W) with N at least 1, but got {tuple(images.shape)}.")
     everything: dict[str, Sequence[Any]] = {f"found {title!r}": row for title, row in rows.items()}
     if targets is not None:
         everything["targets"] = targets
     if not rows:
-        raise ValueError("found must have at least one row of detections, but is empty.")
+        raise ArgumentError("found must have at least one row of detections, but is empty.")
     for what, row in everything.items():
         if len(row) != len(images):
-            raise ValueError(f"{what} must have one entry for each of the {len(images)} images, but has {len(row)}.")
+            raise ArgumentError(f"{what} must have one entry for each of the {len(images)} images, but has {len(row)}.")
 
 
 def _on_cpu(entry: Mapping[str, Tensor]) -> dict[str, Tensor]:

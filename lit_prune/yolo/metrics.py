@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lit_prune.errors import MissingPackageError
 from lit_prune.yolo.batches import Detections, box_targets
 from lit_prune.yolo.gathering import GathersUnevenly
 
@@ -23,7 +24,7 @@ def mean_average_precision() -> Any:
     try:
         metric = GatheredMeanAveragePrecision(backend="faster_coco_eval")
     except ModuleNotFoundError as error:
-        raise ImportError(
+        raise MissingPackageError(
             f"Validation needs faster-coco-eval. Install it with: pip install 'lit-prune[yolo]' ({error})"
         ) from error
     metric.warn_on_many_detections = False

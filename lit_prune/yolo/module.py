@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_prune.activations import CalibrationBatch, read_batch
+from lit_prune.errors import ArgumentError
 from lit_prune.surgery import adopt_shapes_
 from lit_prune.yolo.batches import Detections, check_batch, upright_targets
 from lit_prune.yolo.classes import match_classes
@@ -71,7 +72,7 @@ class LitYOLO(LightningModule):
     Raises:
         ImportError: If Ultralytics is missing.
         FileNotFoundError: If there is no such configuration or file; near names are listed.
-        ValueError: If an argument is out of range, or `model` is no network of a task that is known.
+        ArgumentError: If an argument is out of range, or `model` is no network of a task that is known.
 
     Example:
         >>> import torch
@@ -146,7 +147,7 @@ class LitYOLO(LightningModule):
             data: What the data is called in messages.
 
         Raises:
-            ValueError: If the network has fewer classes than the data.
+            ArgumentError: If the network has fewer classes than the data.
         """
         match_classes(self.model, names, data, training=self.trainer.state.fn == "fit")
 
@@ -169,23 +170,23 @@ class LitYOLO(LightningModule):
             5; centre x, y, width, height in pixels, angle in radians), with `boxes` upright around them.
 
         Raises:
-            ValueError: If the images have another shape or type, an argument is out of range, or the network
+            ArgumentError: If the images have another shape or type, an argument is out of range, or the network
                 classifies.
         """
         _check_range("confidence", confidence, 0 <= confidence <= 1, "in [0, 1]")
         _check_range("iou", iou, 0 <= iou <= 1, "in [0, 1]")
         if not self.task.finds_objects:
-            raise ValueError("This network classifies whole pictures, and finds no objects in them: use `classify`.")
+            raise ArgumentError("This network classifies whole pictures, and finds no objects in them: use `classify`.")
         return within(run_untouched(self.model, images, Thresholds(confidence, iou)), images)
 
     def classify(self, images: Tensor) -> Tensor:
         """Return the shares (B, C) that a classification network gives to the classes, in eval mode, without gradients.
 
         Raises:
-            ValueError: If the images have another shape or type, or the network finds objects.
+            ArgumentError: If the images have another shape or type, or the network finds objects.
         """
         if self.task.finds_objects:
-            raise ValueError(f"This network's task is {self.task.name}, which finds objects: use `detect`.")
+            raise ArgumentError(f"This network's task is {self.task.name}, which finds objects: use `detect`.")
         shares: Tensor = run_untouched(self.model, images, Thresholds())
         return shares
 
@@ -328,9 +329,9 @@ class LitYOLO(LightningModule):
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, but got {value!r}.")
+        raise ArgumentError(f"{name} must be one of {', '.join(map(repr, choices))}, but got {value!r}.")
 
 
 def _check_range(name: str, value: float, holds: bool, expected: str) -> None:
     if not holds:
-        raise ValueError(f"{name} must be {expected}, but got {value}.")
+        raise ArgumentError(f"{name} must be {expected}, but got {value}.")

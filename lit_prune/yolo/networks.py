@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
+from lit_prune.errors import ArgumentError, MissingFileError, MissingPackageError
 from lit_prune.surgery import adopt_shapes_
 from lit_prune.yolo.reading import load_weights, near, read_lit_checkpoint
 from lit_prune.yolo.tasks import HEADS, TASK_NAMES, task_of, task_of_head
@@ -40,17 +41,18 @@ def build_detector(
             are drawn anew.
 
     Raises:
-        ImportError: If Ultralytics is missing.
-        FileNotFoundError: If there is no such configuration or file; near names are listed.
-        ValueError: If `model` is no network of a task that is known, `num_classes` is below 1, or `kpt_shape` is wrong.
+        MissingPackageError: If Ultralytics is missing.
+        MissingFileError: If there is no such configuration or file; near names are listed.
+        ArgumentError: If `model` is no network of a task that is known, `num_classes` is below 1, or `kpt_shape` is
+            wrong.
     """
     require_ultralytics()
     from ultralytics.cfg import get_cfg
 
     if num_classes is not None and num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1, but got {num_classes}.")
+        raise ArgumentError(f"num_classes must be at least 1, but got {num_classes}.")
     if kpt_shape is not None and not (len(kpt_shape) == 2 and kpt_shape[0] >= 1 and kpt_shape[1] in {2, 3}):
-        raise ValueError(
+        raise ArgumentError(
             f"kpt_shape must be the number of keypoints, and 2 (x, y) or 3 (x, y, visible), but got {kpt_shape!r}."
         )
     if isinstance(model, str) and Path(model).suffix == ".pt":
@@ -73,9 +75,9 @@ def build_network(model: str) -> Any:
         model: A configuration that Ultralytics knows (`"yolov8n-seg.yaml"`), or a `.pt` file.
 
     Raises:
-        ImportError: If Ultralytics is missing.
-        FileNotFoundError: If there is no such configuration or file; near names are listed.
-        ValueError: If the file cannot be read.
+        MissingPackageError: If Ultralytics is missing.
+        MissingFileError: If there is no such configuration or file; near names are listed.
+        ArgumentError: If the file cannot be read.
     """
     require_ultralytics()
     from ultralytics import RTDETR, YOLO
@@ -93,7 +95,7 @@ def configured_task(model: str) -> str:
     """Ultralytics' name of the task that a configuration's file is for; `"detect"` for heads that are not known.
 
     Raises:
-        FileNotFoundError: If there is no such configuration; near names are listed.
+        MissingFileError: If there is no such configuration; near names are listed.
 
     Example:
         >>> configured_task("yolov8n-seg.yaml")
@@ -109,7 +111,7 @@ def _configuration(model: str) -> dict[str, Any]:
     try:
         config: dict[str, Any] = yaml_model_load(model)
     except FileNotFoundError:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"Ultralytics has no configuration {model!r}, and there is no such file.{near(model)}"
         ) from None
     return config
@@ -125,20 +127,20 @@ def _from_configuration(
             config = deepcopy(model)
         else:
             if Path(model).suffix not in {".yaml", ".yml"}:
-                raise ValueError(f"model must end in .yaml, .pt or .ckpt, but got {model!r}.{near(model)}")
+                raise ArgumentError(f"model must end in .yaml, .pt or .ckpt, but got {model!r}.{near(model)}")
             config = _configuration(model)
         head = config["head"][-1][2]
         task = task_of_head(head)
         name = repr(model) if isinstance(model, str) else "this configuration"
         if task is None:
-            raise ValueError(
+            raise ArgumentError(
                 f"LitYOLO trains networks of the tasks {', '.join(TASK_NAMES)} (their head is one of "
                 f"{', '.join(HEADS)}), but the head of {name} is {head}."
             )
         options = {}
         if kpt_shape is not None:
             if "kpt_shape" not in config:
-                raise ValueError(f"kpt_shape is for pose networks, but {name} has a {head} head; leave it out.")
+                raise ArgumentError(f"kpt_shape is for pose networks, but {name} has a {head} head; leave it out.")
             options["data_kpt_shape"] = list(kpt_shape)
         return getattr(tasks, task.network)(config, nc=num_classes, verbose=False, **options)
 
@@ -147,7 +149,7 @@ def _from_weights(path: str, num_classes: int | None, kpt_shape: Sequence[int] |
     source = load_weights(path)
     config = getattr(source, "yaml", None)
     if not isinstance(config, dict) or source.is_fused():
-        raise ValueError(
+        raise ArgumentError(
             f"{path!r} holds no network that can be trained (its normalization is fused into its convolutions, or "
             f"it was not written by Ultralytics' trainer or `lit-prune export`); use the file from before export."
         )
@@ -237,7 +239,7 @@ def adopt_widths_(network: Any, source: Any) -> None:
         source: The network to be like, pruned or not.
 
     Raises:
-        ValueError: If it is of another architecture.
+        ArgumentError: If it is of another architecture.
 
     Example:
         >>> network, source = (build_detector("yolov8n.yaml", num_classes=classes) for classes in (2, 3))
@@ -285,11 +287,11 @@ def _last_layers(network: Any, pattern: re.Pattern[str]) -> Iterator[tuple[str, 
 
 
 def require_ultralytics() -> None:
-    """Raise an ImportError that says what to install, if Ultralytics can't be imported."""
+    """Raise a MissingPackageError that says what to install, if Ultralytics can't be imported."""
     try:
         import ultralytics  # noqa: F401
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             f"LitYOLO builds its networks with Ultralytics, which cannot be imported ({error}). Install it with: "
             f"pip install 'lit-prune[yolo]'. Mind that Ultralytics is licensed under AGPL-3.0."
         ) from error

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from lit_prune.errors import ArgumentTypeError
 from lit_prune.yolo.networks import quiet_ultralytics
 
 _SIDE = 640  # pixels; smaller pictures are enlarged, or labels would hide them
@@ -38,12 +39,14 @@ class DrawPredictions(Callback):
         """Make the folder.
 
         Raises:
-            TypeError: If the module is no `LitYOLO`.
+            ArgumentTypeError: If the module is no `LitYOLO`.
         """
         from lit_prune.yolo.module import LitYOLO
 
         if not isinstance(pl_module, LitYOLO):
-            raise TypeError(f"DrawPredictions draws what a LitYOLO finds, but this is a {type(pl_module).__name__}.")
+            raise ArgumentTypeError(
+                f"DrawPredictions draws what a LitYOLO finds, but this is a {type(pl_module).__name__}."
+            )
         self.folder = self.folder or Path(trainer.log_dir or trainer.default_root_dir) / "predictions"
         self.folder.mkdir(parents=True, exist_ok=True)
         self._written = 0

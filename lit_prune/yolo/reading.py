@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lit_prune.checkpoint import weights_of
-from lit_prune.errors import CheckpointError
+from lit_prune.errors import ArgumentError, CheckpointError, MissingFileError
 from lit_prune.reading import read_checkpoint
 from lit_prune.yolo.tasks import HEADS
 
@@ -18,15 +18,15 @@ def load_weights(path: str) -> Any:
     """The network in a `.pt` file of Ultralytics, in eval mode; one that Ultralytics offers is downloaded.
 
     Raises:
-        FileNotFoundError: If there is no such file, nor a download.
-        ValueError: If it holds no network or a quantized one, or can't be read.
+        MissingFileError: If there is no such file, nor a download.
+        ArgumentError: If it holds no network or a quantized one, or can't be read.
     """
     from ultralytics.nn.tasks import load_checkpoint, torch_safe_load
     from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
     offered = Path(path).name == path and (path in GITHUB_ASSETS_NAMES or f"{path[:-3]}u.pt" in GITHUB_ASSETS_NAMES)
     if not Path(path).exists() and not offered:
-        raise FileNotFoundError(f"There is no file {path!r}, and Ultralytics offers none of this name.{near(path)}")
+        raise MissingFileError(f"There is no file {path!r}, and Ultralytics offers none of this name.{near(path)}")
     try:
         if Path(path).exists():
             # Ultralytics would install what it needs to restore the quantization.
@@ -34,15 +34,15 @@ def load_weights(path: str) -> Any:
         return load_checkpoint(path)[0]
     except (OSError, RuntimeError, TypeError, ImportError, AttributeError) as error:
         if not Path(path).exists():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{path!r} is not here, and Ultralytics could not download it ({error}). Put the file into the working "
                 f"directory, or start from {Path(path).stem + '.yaml'!r} without weights."
             ) from error
-        raise ValueError(f"{path!r} cannot be read as weights by Ultralytics: {_cause(error)}") from error
+        raise ArgumentError(f"{path!r} cannot be read as weights by Ultralytics: {_cause(error)}") from error
 
 
 def refuse_quantized(checkpoint: Mapping[str, Any], path: str) -> None:
-    """Raise a ValueError if a file of Ultralytics holds a network that was quantized, or trained to be (QAT).
+    """Raise an ArgumentError if a file of Ultralytics holds a network that was quantized, or trained to be (QAT).
 
     Args:
         checkpoint: What the file holds.
@@ -54,7 +54,7 @@ def refuse_quantized(checkpoint: Mapping[str, Any], path: str) -> None:
         type(layer).__name__ == "TensorQuantizer" or ".quantized" in type(layer).__module__ for layer in layers
     )
     if checkpoint.get("modelopt") or quantized:
-        raise ValueError(
+        raise ArgumentError(
             f"{path!r} holds a quantized network (or one of quantization-aware training), whose channels can't be "
             "pruned, nor its weights loaded here. Take the file from before quantization, and quantize last: prune, "
             "train, then quantize."
@@ -83,11 +83,11 @@ def read_lit_checkpoint(path: str) -> tuple[dict[str, Any], Mapping[str, Tensor]
         The configuration of the network, its state dict, and the names of its classes if they are known.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no such checkpoint, is damaged, or holds more than weights and plain data.
+        MissingFileError: If there is no such file.
+        ArgumentError: If it is no such checkpoint, is damaged, or holds more than weights and plain data.
     """
     if not Path(path).exists():
-        raise FileNotFoundError(f"There is no file {path!r}.")
+        raise MissingFileError(f"There is no file {path!r}.")
     checkpoint = read_checkpoint(path, remedy="load it by LitYOLO.load_from_checkpoint(..., weights_only=False)")
     try:
         config = checkpoint["hyper_parameters"]["model"]

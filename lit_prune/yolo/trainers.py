@@ -11,6 +11,7 @@ from ultralytics.models.yolo.segment import SegmentationTrainer
 from ultralytics.utils import LOGGER, RANK
 
 from lit_prune.cost import count_parameters
+from lit_prune.errors import ArgumentError
 from lit_prune.yolo.networks import adopt_widths_, is_pruned, quiet_ultralytics
 from lit_prune.yolo.pruning import STATE
 
@@ -25,13 +26,13 @@ class KeepsWidths:
         """Build the network as the base class does, give it the widths of pruned weights, then load them.
 
         Raises:
-            ValueError: If the weights are pruned, and their normalization is fused into the convolutions.
+            ArgumentError: If the weights are pruned, and their normalization is fused into the convolutions.
         """
         build: Any = super().get_model  # type: ignore[misc]
         if weights is None or not is_pruned(weights):
             return build(cfg=cfg, weights=weights, verbose=verbose)
         if weights.is_fused():
-            raise ValueError(
+            raise ArgumentError(
                 "The weights are pruned, and their normalization is fused into the convolutions, so that they can't be "
                 "trained. Load the file again, without `fuse()`."
             )
