@@ -21,6 +21,7 @@ from lit_prune.errors import (
     UnknownNameError,
     UnsupportedError,
 )
+from lit_prune.event import plan_pruning
 from lit_prune.graph import ChannelGraph
 from lit_prune.plan import PruningPlan
 from lit_prune.surgery import accept_pruned, mask_, shrink_
@@ -50,6 +51,7 @@ __all__ = [
     "accept_pruned",
     "load_pruned",
     "mask_",
+    "plan_pruning",
     "prune_",
     "shrink_",
 ]

@@ -37,10 +37,15 @@ class Agenda:
         if on_error not in get_args(OnError):
             raise ArgumentError(f"on_error must be 'raise' or 'continue', but got {on_error!r}.")
         self.pruner = pruner
-        self.schedule = epochs if isinstance(epochs, Schedule) else AtEpochs(epochs)
+        self.schedule = self.schedule_of(epochs)
         self.on_error = on_error
         self.events: dict[int, float] = {}
         self._rehearsal = Rehearsal(pruner)
+
+    @staticmethod
+    def schedule_of(epochs: Schedule | list[int] | int) -> Schedule:
+        """The schedule that an argument names."""
+        return epochs if isinstance(epochs, Schedule) else AtEpochs(epochs)
 
     def plan(self, length: int | None) -> None:
         """Ask the schedule, for a run of this length in its unit.
@@ -106,7 +111,7 @@ class Agenda:
         if event["channels"] and event["params"][0] == event["params"][1]:
             warn_once(
                 f"The pruning at epoch {host.epoch} removed nothing: no layer is wide enough to lose "
-                f"{self.pruner.policy.round_to or 8} channels (`round_to`) yet. Raise `amount`, or lower `round_to`."
+                f"{self.pruner.policy.round_to} channels (`round_to`) yet. Raise `amount`, or lower `round_to`."
             )
         return event
 

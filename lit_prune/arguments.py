@@ -50,3 +50,24 @@ def check_number(name: str, value: object) -> None:
     """
     if not isinstance(value, Real):
         raise ArgumentTypeError(f"{name} must be a number, but got {value!r}, a {type(value).__name__}.")
+
+
+def check_ratio(name: str, value: object) -> None:
+    """Raise unless ``value`` is a number between 0 and 1, neither of them.
+
+    Args:
+        name: The user's argument, for the message.
+        value: What was given.
+
+    Raises:
+        ArgumentTypeError: If it is no number.
+        ArgumentError: If it is out of range.
+
+    Example:
+        >>> check_ratio("amount", 50)
+        Traceback (most recent call last):
+        lit_prune.errors.ArgumentError: amount must be a ratio in (0, 1), such as 0.5, but got 50.
+    """
+    check_number(name, value)
+    if isinstance(value, bool) or not 0 < float(value) < 1:  # type: ignore[arg-type]
+        raise ArgumentError(f"{name} must be a ratio in (0, 1), such as 0.5, but got {value!r}.")

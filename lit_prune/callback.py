@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -11,6 +11,7 @@ from lit_prune.averages import Averages, accept_in_copies
 from lit_prune.checkpoint import RECORD, LoadGuard, NamedReading
 from lit_prune.contract import checked_events
 from lit_prune.criteria import CRITERIA, Criterion
+from lit_prune.deprecated import warn_renamed
 from lit_prune.errors import ArgumentError
 from lit_prune.event import PruningPolicy
 from lit_prune.graph import Call
@@ -36,6 +37,9 @@ from lit_prune.trainer import (
     tell_loggers,
 )
 
+BEFORE_WRAP: Literal["before_wrap"] = "before_wrap"
+"""In place of epochs: once, before the strategy wraps the model."""
+
 
 class ChannelPruning(Callback):
     """Removes channels from the network at scheduled epochs, and lets the Trainer go on with what is left.
@@ -52,25 +56,25 @@ class ChannelPruning(Callback):
             ``"clusters"``), of all channels (``"global"``) or of the dense network's multiply-adds (``"macs"``).
             ``None`` lets a selection decide that can (``"clusters"``).
         epochs: At the start of which epochs to prune, counted from 0: one, several, or a :class:`Schedule` (``AtSteps``
-            counts optimizer steps).
+            counts optimizer steps). ``"before_wrap"`` prunes once, before the strategy wraps the model, so that any
+            strategy will do, FSDP and DeepSpeed as well; it takes an ``example_input_array``.
         blocks: Which layers: integers are children of the network's main ``nn.Sequential`` (Ultralytics:
             ``model.model[i]``), strings are :mod:`fnmatch` patterns of layer names. ``None`` is all of them.
         criterion: How important a channel is: ``"magnitude"``, ``"batchnorm"``, ``"random"`` or a
             :class:`Criterion`.
         selection: Which channels go: ``"uniform"``, ``"global"``, ``"macs"``, ``"clusters"`` or a :class:`Selection`.
         exclude: Patterns of layers that must stay as they are.
-        round_to: Kept widths are multiples of it, for hardware is fast at those. By default multiples of 8, and
-            layers of fewer channels are left alone; 1 allows every width.
+        round_to: Kept widths are multiples of it, for hardware is fast at those; layers that have no more channels
+            than that are left alone. 1 allows every width.
         min_channels: The least that a layer keeps.
         layers_per_event: Prune only so many layers an event, each to the full amount: those with the most channels
             first, and none that shares a tensor with another of the same event.
         recovery: What follows an event: scores of other callbacks that start anew (the default), a learning rate that
             rises again.
-        before_wrap: Prune once, before the strategy wraps the model, so that any strategy will do, FSDP and DeepSpeed
-            as well. Takes ``epochs=0`` and an ``example_input_array``.
         on_error: ``"raise"`` ends the training with the old network when an event fails; ``"continue"`` warns and
             goes on with it.
         verbose: Print a table at each event.
+        before_wrap: Deprecated; it is ``epochs="before_wrap"`` now.
 
     Attributes:
         record: What was pruned so far.
@@ -90,33 +94,35 @@ class ChannelPruning(Callback):
     def __init__(
         self,
         amount: float | None,
-        epochs: Schedule | list[int] | int,
+        epochs: Schedule | list[int] | int | Literal["before_wrap"],
+        *,
         blocks: list[int | str] | None = None,
         criterion: Criterion | str = "magnitude",
         selection: Selection | str = "uniform",
         exclude: list[str] | None = None,
-        round_to: int | None = None,
+        round_to: int | None = 8,
         min_channels: int = 1,
         layers_per_event: int | None = None,
         recovery: Recovery | None = None,
-        before_wrap: bool = False,
         on_error: OnError = "raise",
         verbose: bool = True,
+        before_wrap: bool | None = None,
     ) -> None:
         super().__init__()
+        if before_wrap is not None:
+            warn_renamed(f"before_wrap={before_wrap}", "epochs='before_wrap'" if before_wrap else "nothing")
+            epochs = _only_at_the_start(epochs) if before_wrap else epochs
         policy = PruningPolicy(
             scope=Scope(blocks, exclude or []),
             criterion=resolve("criterion", criterion, Criterion, CRITERIA),
             selection=resolve("selection", selection, Selection, SELECTIONS),
-            round_to=round_to,
+            round_to=_given(round_to),
             min_channels=min_channels,
             layers_per_event=layers_per_event,
         )
         self.pruner = Pruner(policy, recovery or Recovery(), amount)
-        self.agenda = Agenda(self.pruner, epochs, on_error)
-        if before_wrap and checked_events(self.agenda.schedule, None) != {0: 1.0}:
-            raise ArgumentError("before_wrap prunes once, before the first epoch: it takes epochs=0.")
-        self.before_wrap = before_wrap
+        self.agenda = Agenda(self.pruner, 0 if epochs == BEFORE_WRAP else epochs, on_error)
+        self.before_wrap = epochs == BEFORE_WRAP
         self.verbose = verbose
         self.averages = Averages()
         self._recorder: CallRecorder | None = None
@@ -279,11 +285,12 @@ class ChannelPruning(Callback):
     def _prune_before_wrap(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if pl_module.example_input_array is None:
             raise ArgumentError(
-                f"before_wrap prunes before a batch is seen: give {type(pl_module).__name__} an `example_input_array`."
+                f"epochs='before_wrap' prunes before a batch is seen: give {type(pl_module).__name__} an "
+                "`example_input_array`."
             )
         if self.agenda.waits_for_data:
             raise ArgumentError(
-                "before_wrap prunes before there is data: take a criterion and selection that go by weights."
+                "epochs='before_wrap' prunes before there is data: take a criterion and selection that go by weights."
             )
         self._see_example(trainer, pl_module)
         self._prune_if_due(trainer)
@@ -299,3 +306,16 @@ class ChannelPruning(Callback):
             tell_loggers(trainer, table, event["step"])
             if self.verbose:
                 print_above_progress(trainer, table)
+
+
+def _only_at_the_start(epochs: Any) -> Literal["before_wrap"]:
+    if epochs != BEFORE_WRAP and checked_events(Agenda.schedule_of(epochs), None) != {0: 1.0}:
+        raise ArgumentError("before_wrap prunes once, before the first epoch: it takes epochs=0.")
+    return BEFORE_WRAP
+
+
+def _given(round_to: int | None) -> int:
+    if round_to is None:
+        warn_renamed("round_to=None", "round_to=8", stacklevel=4)
+        return 8
+    return round_to

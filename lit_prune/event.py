@@ -11,17 +11,18 @@ from typing import Any
 from torch import Tensor, nn
 
 from lit_prune.activations import Calibration, Moments
-from lit_prune.arguments import check_whole
+from lit_prune.arguments import check_ratio, check_whole
 from lit_prune.averages import extended
 from lit_prune.contract import checked_removal, checked_scores
-from lit_prune.criteria import Criterion, Evidence
+from lit_prune.criteria import CRITERIA, Criterion, Evidence
 from lit_prune.errors import ArgumentError
 from lit_prune.graph import Call, ChannelGraph, ChannelGroup
 from lit_prune.plan import PruningPlan
 from lit_prune.ranks import check_same, from_rank_zero
 from lit_prune.record import Dense, Record
+from lit_prune.registry import resolve
 from lit_prune.scope import Scope, largest_independent
-from lit_prune.select import MacsBudget, Selection, Target
+from lit_prune.select import SELECTIONS, MacsBudget, Selection, Target
 from lit_prune.transaction import carry_out
 
 Measure = Callable[[list[str], Calibration], Mapping[str, Moments]]
@@ -63,7 +64,7 @@ class PruningPolicy:
         scope: Which groups may lose channels.
         criterion: What a channel is worth.
         selection: Which go.
-        round_to: Kept widths are multiples of it; ``None``: of 8, and narrower layers stay whole.
+        round_to: Kept widths are multiples of it; layers that have no more channels stay whole.
         min_channels: The least that a group keeps.
         layers_per_event: The number of groups that take part, the widest first; ``None`` is all.
     """
@@ -71,7 +72,7 @@ class PruningPolicy:
     scope: Scope
     criterion: Criterion
     selection: Selection
-    round_to: int | None = None
+    round_to: int = 8
     min_channels: int = 1
     layers_per_event: int | None = None
 
@@ -93,14 +94,14 @@ class PruningPolicy:
         """Raise unless something of this network can be pruned in this way.
 
         Raises:
-            ArgumentError: If no group takes part, or one is narrower than ``round_to``.
+            ArgumentError: If no group takes part, or all are too narrow for ``round_to``.
         """
         groups, _ = self.scope.pick(network, graph)
-        narrow = min(groups, key=lambda group: group.size)
-        if self.round_to is not None and narrow.size < self.round_to:
+        if len(self._narrow(groups, Record())) == len(groups):
+            widest = max(groups, key=lambda group: group.size)
             raise ArgumentError(
-                f"round_to={self.round_to} is larger than layer {narrow.name}, which has {narrow.size} channels. Lower "
-                "it, or leave narrow layers out by `exclude`; without round_to they stay as they are."
+                f"Nothing could be pruned: kept widths are multiples of round_to={self.round_to}, and the widest layer "
+                f"that takes part, {widest.name}, has {widest.size} channels. Lower `round_to`."
             )
 
     def decide(
@@ -173,7 +174,14 @@ class PruningPolicy:
         if self.layers_per_event is not None:
             waiting = [group for group in groups if group.name not in record.pruned]
             groups = largest_independent(waiting, self.layers_per_event)
-        return groups, skipped
+        # They stay by their width, but count where all channels do.
+        return groups, skipped | self._narrow(groups, record)
+
+    def _narrow(self, groups: Sequence[ChannelGroup], record: Record) -> dict[str, str]:
+        """Groups that can't lose any channel, and never could."""
+        widths = record.dense.widths if record.dense is not None else {}
+        reason = f"has no more channels than round_to={self.round_to}"
+        return {group.name: reason for group in groups if widths.get(group.name, group.size) <= self.round_to}
 
     def scores(self, evidence: Evidence) -> dict[str, Tensor]:
         """What the criterion says of the groups that take part.
@@ -236,3 +244,60 @@ def _makers(group: ChannelGroup, vectors: Container[str]) -> dict[str, set[str]]
         if layer == maker or name in vectors:
             found[maker].add(name)
     return found
+
+
+def plan_pruning(
+    network: nn.Module,
+    *inputs: Any,
+    amount: float,
+    selection: Selection | str = "macs",
+    criterion: Criterion | str = "magnitude",
+    blocks: Sequence[int | str] | None = None,
+    exclude: Sequence[str] = (),
+    round_to: int = 8,
+    min_channels: int = 1,
+) -> PruningPlan:
+    """The plan of one pruning, tried out on a copy, for :func:`lit_prune.prune_` in a loop of one's own.
+
+    Nothing is changed. On several ranks of ``torch.distributed`` all have the plan of rank 0.
+
+    Args:
+        network: The network, on any device.
+        *inputs: Example inputs of its forward; a batch of any size.
+        amount: The ratio that goes, in (0, 1), of what the selection counts: by default multiply-adds.
+        selection: As for :class:`lit_prune.ChannelPruning`; one that needs no activations.
+        criterion: Likewise.
+        blocks: As for :class:`lit_prune.ChannelPruning`.
+        exclude: Likewise.
+        round_to: Likewise.
+        min_channels: Likewise.
+
+    Raises:
+        ArgumentError: If an argument is out of range, the selection needs activations, or nothing can be pruned.
+        SelectionError: If the amount is out of reach.
+        TraceError: If the network can't be run on these inputs.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 4, 3))
+        >>> plan = plan_pruning(net, torch.zeros(1, 3, 16, 16), amount=0.5)
+        >>> {name: {dim: len(kept) for dim, kept in dims.items()} for name, dims in plan.kept.items()}
+        {'0.bias': {0: 16}, '0.weight': {0: 16}, '2.weight': {1: 16}}
+    """
+    check_ratio("amount", amount)
+    policy = PruningPolicy(
+        Scope(blocks, exclude),
+        resolve("criterion", criterion, Criterion, CRITERIA),
+        resolve("selection", selection, Selection, SELECTIONS),
+        round_to,
+        min_channels,
+    )
+    if policy.calibration is not None:
+        raise ArgumentError(
+            f"{type(policy.selection).__name__} by {type(policy.criterion).__name__} goes by activations, and there is "
+            "no data here: take a criterion and selection that go by weights, or train with ChannelPruning."
+        )
+    calls = [Call("", inputs)]
+    policy.scope.check(network)
+    policy.check(network, ChannelGraph.trace_calls(network, calls))
+    return policy.decide(network, calls, amount, Record()).plan

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from lit_prune.activations import Calibration, Moments
-from lit_prune.arguments import check_number
+from lit_prune.arguments import check_ratio
 from lit_prune.calibrate import calibrate
 from lit_prune.cost import count_parameters
 from lit_prune.errors import ArgumentError, HalfPrunedError, PruningError, TraceError
@@ -148,7 +148,7 @@ class Pruner:
             event = decision.record(
                 epoch=host.epoch,
                 step=host.step,
-                share=part if ratio is None else ratio,
+                ratio=ratio,
                 params=[params, count_parameters(network)],
                 seconds=time.perf_counter() - started,
             )
@@ -308,13 +308,11 @@ def _from_the_first_cut(host: Host, what: str) -> Iterator[None]:
 
 def _checked_amount(amount: float | None, selection: Selection) -> float | None:
     if amount is None:
-        if selection.needs_share:
+        if selection.needs_amount:
             raise ArgumentError(
                 f"amount=None needs a selection that finds it out itself ('clusters'), but {type(selection).__name__} "
                 "does not. Give a ratio in (0, 1)."
             )
         return None
-    check_number("amount", amount)
-    if isinstance(amount, bool) or not 0 < amount < 1:
-        raise ArgumentError(f"amount must be a share in (0, 1), such as 0.5, but got {amount!r}.")
+    check_ratio("amount", amount)
     return float(amount)

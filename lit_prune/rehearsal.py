@@ -114,7 +114,7 @@ class Rehearsal:
         if not plan and self._pruner.amount is not None:
             warn_once(
                 "The events of this run would remove nothing: no layer that is trained is wide enough to lose "
-                f"{self._pruner.policy.round_to or 8} channels (`round_to`). Raise `amount`, or lower `round_to`."
+                f"{self._pruner.policy.round_to} channels (`round_to`). Raise `amount`, or lower `round_to`."
             )
         return plan
 

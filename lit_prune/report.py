@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Record = Mapping[str, Any]
-"""One pruning: ``epoch``, ``step``, ``share`` (aimed at so far), ``channels`` (group name to [before, after]),
-``params`` and ``macs`` ([before, after]), ``seconds``, ``skipped`` (group name to the reason)."""
+"""One pruning: ``epoch``, ``step``, ``ratio`` (aimed at so far; ``None`` where the selection decided), ``channels``
+(group name to [before, after]), ``params`` and ``macs`` ([before, after]), ``seconds``, ``skipped`` (group name to the
+reason)."""
 History = Mapping[str, Sequence[Mapping[str, float]]]
 """Name of a run to its epochs: ``epoch``, ``map`` and ``macs`` of each."""
 
@@ -38,14 +39,14 @@ def event_table(record: Record, max_rows: int | None = 24) -> Table:
             ``None`` gives every group its own.
 
     Example:
-        >>> record = {"epoch": 3, "step": 90, "share": 0.5, "channels": {"0": [8, 4]}, "params": [512, 256],
+        >>> record = {"epoch": 3, "step": 90, "ratio": 0.5, "channels": {"0": [8, 4]}, "params": [512, 256],
         ...           "macs": [20000, 10000], "seconds": 0.1, "skipped": {}}
         >>> event_table(record).row_count
         3
     """
     rows = fold_groups(record["channels"], max_rows)
     table = Table(
-        title=f"Pruned at epoch {record['epoch']}, target so far {float(record['share']):.0%}",
+        title=f"Pruned at epoch {record['epoch']}, {_aim(record)}",
         title_style="bold",
         caption=_caption(record),
         caption_justify="left",
@@ -240,6 +241,15 @@ def history_figure(history: History, records: Sequence[Record]) -> Figure:
     _title(upper, "Accuracy and work over the run")
     upper.legend(frameon=False, fontsize=8.5, ncols=len(history), loc="lower right", bbox_to_anchor=(1, 1.0))
     return figure
+
+
+def _aim(record: Record) -> str:
+    """How far the event was to go; in records of older versions this is the share."""
+    ratio = record.get("ratio", record.get("share"))
+    if ratio is not None:
+        return f"target so far {float(ratio):.0%}"
+    before, after = (sum(widths[side] for widths in record["channels"].values()) for side in (0, 1))
+    return f"{before - after:,} of {before:,} channels by the selection's decision"
 
 
 def _caption(record: Record) -> str:

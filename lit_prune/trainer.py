@@ -143,7 +143,7 @@ def check_optimizer(optimizer: Optimizer) -> None:
         if name in _CANNOT_OPTIMIZERS:
             raise UnsupportedError(
                 f"ChannelPruning can't prune under {name}, for {_CANNOT_OPTIMIZERS[name]}. Use SGD, Adam, AdamW or "
-                "Adafactor, or prune once with ChannelPruning(epochs=0, before_wrap=True)."
+                "Adafactor, or prune once with ChannelPruning(epochs='before_wrap')."
             )
 
 
@@ -153,7 +153,7 @@ def check_strategy(trainer: Trainer) -> None:
         if name in _CANNOT_STRATEGIES:
             raise UnsupportedError(
                 f"ChannelPruning can't prune during training under {name}, for {_CANNOT_STRATEGIES[name]}. Use "
-                "strategy='ddp' or a single device; or prune once with ChannelPruning(epochs=0, before_wrap=True)."
+                "strategy='ddp' or a single device; or prune once with ChannelPruning(epochs='before_wrap')."
             )
 
 

@@ -244,7 +244,6 @@ def main(out: Path, options: dict[str, Any]) -> None:
         verbose=False,
         selection=options.get("selection", "uniform"),
         recovery=Recovery(**options.get("recovery", {})),
-        before_wrap=options.get("before_wrap", False),
         on_error=options.get("on_error", "raise"),
     )
     sharded = options.get("strategy") == "fsdp2"

@@ -253,7 +253,7 @@ def test_one_process_and_two_of_the_same_global_batch_choose_alike_at_every_even
 
 @pytest.mark.slow
 def test_pruned_before_the_strategy_wraps_it_a_network_trains_under_fsdp(tmp_path):
-    code, output = start(tmp_path, strategy="fsdp2", example=True, epochs=0, before_wrap=True)
+    code, output = start(tmp_path, strategy="fsdp2", example=True, epochs="before_wrap")
     assert code == 0, output
     first, second = ranks_of(tmp_path)
     assert first["digest"] == second["digest"]
@@ -265,4 +265,4 @@ def test_during_training_fsdp_is_refused_and_told_what_to_do(tmp_path):
     code, output = start(tmp_path, strategy="fsdp2", example=True)
     assert code != 0
     assert "can't prune during training under ModelParallelStrategy" in output
-    assert "before_wrap=True" in output
+    assert "epochs='before_wrap'" in output

@@ -91,7 +91,7 @@ class NeedsActivations(Criterion):
 
 class OutOfReachLater(Selection):
     def __call__(self, evidence, scores, target):
-        if target.share > 0.3:
+        if target.ratio > 0.3:
             raise ValueError("more than 0.3 is not to be had")
         return {}
 

@@ -14,7 +14,7 @@ def _record(epoch: int = 8, **changes):
     record = {
         "epoch": epoch,
         "step": epoch * 63,
-        "share": 0.25,
+        "ratio": 0.25,
         "channels": {"model.0.conv": [16, 12], "model.1.conv": [32, 24], "model.1.conv#2": [32, 32]},
         "params": [3_012_798, 2_000_000],
         "macs": [91_000_000, 60_060_000],

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lit_prune.criteria import Evidence
+from lit_prune.deprecated import warn_renamed
 from lit_prune.graph import ChannelGroup
 
 if TYPE_CHECKING:
@@ -25,26 +26,32 @@ class Target:
     """How far one event goes, in terms of the dense network, and which widths are allowed.
 
     Attributes:
-        share: What is to be gone after this event, in (0, 1); ``None`` where the selection finds it out itself.
+        ratio: What is to be gone after this event, in (0, 1); ``None`` where the selection finds it out itself.
         widths: Group name to its channels in the dense network.
         macs: Multiply-adds of the dense network, for one example.
-        round_to: Kept widths are multiples of it; ``None``: of 8, and narrower layers stay whole.
+        round_to: Kept widths are multiples of it; narrower layers stay whole.
         min_channels: The least that a group keeps.
     """
 
-    share: float | None
+    ratio: float | None
     widths: Mapping[str, int]
     macs: int
-    round_to: int | None = None
+    round_to: int = 8
     min_channels: int = 1
 
-    def keep(self, group: ChannelGroup, share: float) -> int:
-        """The width of ``group`` once ``share`` of its dense channels is gone: rounded, and never above the present."""
-        return self.allowed(group, self.widths.get(group.name, group.size) * (1 - share))
+    @property
+    def share(self) -> float | None:
+        """The old name of ``ratio``."""
+        warn_renamed("Target.share", "Target.ratio")
+        return self.ratio
+
+    def keep(self, group: ChannelGroup, ratio: float) -> int:
+        """The width of ``group`` once ``ratio`` of its dense channels is gone: rounded, and never above the present."""
+        return self.allowed(group, self.widths.get(group.name, group.size) * (1 - ratio))
 
     def allowed(self, group: ChannelGroup, wanted: float) -> int:
         """The allowed width nearest to ``wanted``."""
-        step = 8 if self.round_to is None else self.round_to
+        step = self.round_to
         # Half a step goes up: what is in doubt stays.
         width = step * int(wanted / step + 0.5)
         least = max(step * -(-self.min_channels // step), step)
@@ -64,7 +71,7 @@ class Selection(ABC):
 
     calibration: Calibration | None = None
     """How much data to look at, for :attr:`Evidence.moments`; ``None`` where activations are of no account."""
-    needs_share: bool = True
+    needs_amount: bool = True
     """Whether it needs to be told an amount."""
 
     @abstractmethod

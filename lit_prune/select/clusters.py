@@ -61,7 +61,7 @@ class ClusterSelection(Selection):
         lit_prune.errors.ArgumentError: method must be one of 'max_weight', 'medoid', ..., but got 'mediod'.
     """
 
-    needs_share = False
+    needs_amount = False
 
     def __init__(
         self,
@@ -115,15 +115,15 @@ class ClusterSelection(Selection):
         members = units(evidence.groups, scores)
         for group in flat(members):
             self._strength(group, evidence)
-        if target.share is None:
+        if target.ratio is None:
             return {}
-        widths = {group.name: target.keep(unit[0], target.share) for unit in members for group in unit}
+        widths = {group.name: target.keep(unit[0], target.ratio) for unit in members for group in unit}
         return lowest(flat(members), scores, widths)
 
     def _settle(self, unit: Unit, evidence: Evidence, target: Target) -> dict[str, Decision]:
         """Decide about groups that must stay equally wide; nothing where they lose nothing."""
-        by_knee = target.share is None
-        width = unit[0].size if target.share is None else target.keep(unit[0], target.share)
+        by_knee = target.ratio is None
+        width = unit[0].size if target.ratio is None else target.keep(unit[0], target.ratio)
         if not by_knee and width >= unit[0].size:
             return {}
         # Ranks of |γ| need no clusters, unless to know how many stay.

@@ -46,7 +46,7 @@ class UltralyticsPruning:
         criterion: How important a channel is, by its weights: `"magnitude"`, `"batchnorm"`, `"random"`, a `Criterion`.
         selection: Which channels go: `"uniform"`, `"global"`, `"macs"` or a `Selection` that needs no activations.
         exclude: Patterns of layers that must stay as they are.
-        round_to: Kept widths are multiples of it; by default of 8, and narrower layers stay whole.
+        round_to: Kept widths are multiples of it; layers that have no more channels than that stay whole.
 
         min_channels: The least that a layer keeps.
         layers_per_event: Only so many layers an event, as for `ChannelPruning`.
@@ -72,11 +72,12 @@ class UltralyticsPruning:
         self,
         amount: float,
         epochs: Schedule | list[int] | int,
+        *,
         blocks: list[int | str] | None = None,
         criterion: Criterion | str = "magnitude",
         selection: Selection | str = "uniform",
         exclude: list[str] | None = None,
-        round_to: int | None = None,
+        round_to: int = 8,
         min_channels: int = 1,
         layers_per_event: int | None = None,
         recovery: Recovery | None = None,
