@@ -386,3 +386,35 @@ def test_one_table_an_event_and_no_warning(capsys):
     assert "net.2.0" in printed
     trainer(pruning(0.5, [1, 2])).fit(Classifier(), loader())
     assert "Pruned" not in capsys.readouterr().out
+
+
+# --- old names ----------------------------------------------------------------------------------------------------
+
+
+def test_before_wrap_of_old_still_works():
+    module = Classifier(optimizer="lbfgs")
+    module.example_input_array = torch.zeros(1, 3, 8, 8)
+    with pytest.warns(FutureWarning, match=r"before_wrap=True is deprecated: write epochs='before_wrap'"):
+        callback = pruning(epochs=0, before_wrap=True)
+    trainer(callback, max_epochs=2).fit(module, loader())
+    assert widths(module)["net.2.0.weight"] == (16, 8, 3, 3)
+    with pytest.warns(FutureWarning), pytest.raises(ValueError, match="it takes epochs=0"):
+        pruning(epochs=[0, 1], before_wrap=True)
+
+
+def test_round_to_none_of_old_is_eight():
+    with pytest.warns(FutureWarning, match="round_to=None is deprecated: write round_to=8"):
+        assert pruning(round_to=None).pruner.policy.round_to == 8
+
+
+def test_layers_too_narrow_for_round_to_stay_and_the_table_says_so(capsys):
+    module, callback = Classifier(), pruning(0.5, 1, round_to=16, verbose=True)
+    trainer(callback, max_epochs=2).fit(module, loader())
+    assert widths(module)["net.2.0.weight"] == (16, 16, 3, 3)
+    assert callback.events[0]["skipped"] == {"net.0.0": "has no more channels than round_to=16"}
+    assert "left as is: net.0.0 (has no more channels than round_to=16)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_all_but_amount_and_epochs_are_given_by_name():
+    with pytest.raises(TypeError, match="positional"):
+        ChannelPruning(0.5, 1, ["net.*"])
