@@ -72,7 +72,8 @@ def load_pruned(cls: type[ModuleT], path: str | PathLike[str], map_location: Any
             adopt_shapes_(self, checkpoint["state_dict"])
             super().on_load_checkpoint(checkpoint)
 
-    loaded = Adopting.load_from_checkpoint(path, map_location=map_location, weights_only=True, **kwargs)
+    # Not with `weights_only`, which Lightning before 2.6 would hand to `cls`; the file has been read so above.
+    loaded = Adopting.load_from_checkpoint(path, map_location=map_location, **kwargs)
     loaded.__class__ = cls
     return loaded  # type: ignore[no-any-return]
 
