@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 # Two workers and one thread each: parallel tests must not fight over the cores.
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 WORKERS ?= 2
+QUICK := -m "not slow and not gpu"
 
-.PHONY: install demo test test-all lint types bench gpu-check clean
+.PHONY: install demo test test-all test-oldest lint types bench gpu-check clean
 
 install: $(VENV)/.installed
 
@@ -29,10 +30,35 @@ types: install
 	$(BIN)/mypy
 
 test: install
-	$(THREADS) $(BIN)/pytest -n $(WORKERS) -m "not slow and not gpu"
+	$(THREADS) $(BIN)/pytest -n $(WORKERS) $(QUICK)
 
 test-all: install
 	$(THREADS) $(BIN)/pytest -n $(WORKERS) -m "not gpu"
+
+# The same tests with the oldest releases that pyproject.toml admits: first with those that the core asks for, then with
+# those that the extras ask for instead, which concern fewer tests.
+OLDEST := .venv-oldest
+OLDEST_EXTRAS_TESTS ?= tests/yolo tests/test_trainings.py lit_prune
+
+test-oldest: $(OLDEST)/.installed
+	$(OLDEST_PIP) --no-deps --requirement $(OLDEST)/core.txt
+	$(THREADS) $(OLDEST)/bin/pytest -n $(WORKERS) $(QUICK) tests --ignore tests/yolo
+	$(OLDEST_PIP) --no-deps --requirement $(OLDEST)/extras.txt
+	$(THREADS) $(OLDEST)/bin/pytest -n $(WORKERS) $(QUICK) $(OLDEST_EXTRAS_TESTS)
+
+OLDEST_PIP := PIP_FIND_LINKS= $(OLDEST)/bin/python -m pip install --disable-pip-version-check --quiet
+# The oldest Python that is at hand; pyenv hides those that it is not told to show.
+OLDEST_PYTHON = $(shell for minor in 10 11 12 13; do \
+	PYENV_VERSION=3.$$minor python3.$$minor -c 'import sys; print(sys.executable)' 2>/dev/null && exit; done; echo $(PYTHON))
+
+$(OLDEST)/.installed: pyproject.toml tests/oldest.py
+	rm -rf $(OLDEST)
+	$(OLDEST_PYTHON) -m venv $(OLDEST)
+	$(OLDEST_PIP) packaging tomli
+	$(OLDEST)/bin/python tests/oldest.py > $(OLDEST)/core.txt
+	$(OLDEST)/bin/python tests/oldest.py test > $(OLDEST)/extras.txt
+	$(OLDEST_PIP) --constraint $(OLDEST)/extras.txt --editable '.[test]'
+	touch $@
 
 gpu-check: install
 	$(BIN)/pytest -m gpu
@@ -41,4 +67,4 @@ bench: install
 	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python -m benchmarks.$$(basename $$script .py) || exit 1; done
 
 clean:
-	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) demo .pytest_cache .mypy_cache .ruff_cache

@@ -68,7 +68,6 @@ def train(folder: Path) -> None:
         module,
         loader(examples=48),
         ckpt_path=last if last.exists() else None,
-        weights_only=True if last.exists() else None,
     )
     torch.save(module.state_dict(), folder / "final.pt.part")
     (folder / "final.pt.part").rename(folder / "final.pt")

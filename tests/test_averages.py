@@ -174,7 +174,7 @@ def test_a_resumed_run_knows_them_before_it_has_taken_a_step(kind, tmp_path):
 
     fit(ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1))
     for epoch in range(3):
-        fit(ckpt_path=tmp_path / f"epoch={epoch}.ckpt", weights_only=True)
+        fit(ckpt_path=tmp_path / f"epoch={epoch}.ckpt")
 
 
 @pytest.mark.parametrize("kind", [CopyOfTheNetwork, Shadow])

@@ -116,7 +116,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
 
     whole, record = run(ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1))
     for epoch in range(4):
-        resumed, again = run(ckpt_path=tmp_path / f"epoch={epoch}.ckpt", weights_only=True)
+        resumed, again = run(ckpt_path=tmp_path / f"epoch={epoch}.ckpt")
         assert widths(resumed) == widths(whole)
         assert all(
             torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
@@ -136,7 +136,7 @@ def test_a_run_resumed_from_the_last_batch_of_an_epoch_prunes_when_the_next_begi
 
     whole, _ = run(ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=3, save_top_k=-1))
     for step in (3, 6, 9):
-        resumed, steps = run(ckpt_path=tmp_path / f"step={step}.ckpt", weights_only=True)
+        resumed, steps = run(ckpt_path=tmp_path / f"step={step}.ckpt")
         assert steps == [3, 6]
         torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
 
@@ -149,7 +149,7 @@ def test_a_run_resumed_within_an_epoch_keeps_to_its_steps(tmp_path):
 
     run(ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1))
     for step in (1, 2, 4, 7, 8):
-        events = run(ckpt_path=tmp_path / f"step={step}.ckpt", weights_only=True)
+        events = run(ckpt_path=tmp_path / f"step={step}.ckpt")
         assert [event["step"] for event in events] == [2, 7]
 
 

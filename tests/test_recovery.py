@@ -102,7 +102,7 @@ def test_a_run_resumed_within_the_rise_goes_on_with_it(tmp_path):
 
     whole = fit(ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1))
     # Epoch 1 has three of the five steps.
-    resumed = fit(ckpt_path=tmp_path / "epoch=1.ckpt", weights_only=True)
+    resumed = fit(ckpt_path=tmp_path / "epoch=1.ckpt")
     assert all(
         torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
     )

@@ -21,7 +21,7 @@ from lit_prune.trainer import (
     forget_shapes,
     prune_,
 )
-from tests.toys import Classifier, loader, network, optimizers, trainer, widths
+from tests.toys import LIGHTNING_AVERAGES, Classifier, loader, network, optimizers, trainer, widths
 
 KINDS = {
     "sgd": {},
@@ -154,7 +154,7 @@ def test_masks_of_another_callback_are_refused_before_training():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("average", ["WeightAveraging", "StochasticWeightAveraging"])
+@pytest.mark.parametrize("average", [*["WeightAveraging"] * LIGHTNING_AVERAGES, "StochasticWeightAveraging"])
 def test_averaged_copies_shrink_with_the_same_plan(average):
     from lightning.pytorch import callbacks
 

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+LIGHTNING_AVERAGES = hasattr(pl.callbacks, "WeightAveraging")
+"""Lightning has them from 2.6 on."""
+
 
 class Residual(nn.Module):
     """A convolution beside an identity: its channels are coupled with those that enter."""

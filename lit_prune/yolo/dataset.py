@@ -4,7 +4,7 @@ import logging
 import math
 import random
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
@@ -148,11 +148,12 @@ def build_dataset(
         except FileNotFoundError as error:
             raise MissingFileError(f"The {split} split has no pictures: {_plain(error.__cause__ or error)}") from error
         except (RuntimeError, ValueError) as error:
-            raise ArgumentError(f"The {split} split of {str(where)!r} can't be used: {_plain(error)}") from error
+            told = _plain(error)
+            # Not every release says why no picture is left.
+            why = _listed([note for note in notes if note not in told])
+            raise ArgumentError(f"The {split} split of {str(where)!r} can't be used: {told}{why}") from error
     if notes:
-        shown = "\n  ".join(notes[:_SHOWN])
-        more = f"\n  and {len(notes) - _SHOWN} more" if len(notes) > _SHOWN else ""
-        rank_zero_warn(f"Left out of the {split} split: {len(notes)} pictures.\n  {shown}{more}")
+        rank_zero_warn(f"Left out of the {split} split: {len(notes)} pictures.{_listed(notes)}")
     return dataset
 
 
@@ -246,6 +247,11 @@ def _notes() -> Iterator[list[str]]:
         yield found
     finally:
         LOGGER.removeHandler(handler)
+
+
+def _listed(notes: Sequence[str]) -> str:
+    more = [f"and {len(notes) - _SHOWN} more"] if len(notes) > _SHOWN else []
+    return "".join(f"\n  {line}" for line in [*notes[:_SHOWN], *more])
 
 
 def _plain(error: BaseException) -> str:

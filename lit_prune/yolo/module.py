@@ -27,7 +27,7 @@ from lit_prune.yolo.optim import (
     build_scheduler,
     parameter_groups,
 )
-from lit_prune.yolo.recipe import MovingAverage, Recipe, check_trainer
+from lit_prune.yolo.recipe import Recipe, check_trainer
 from lit_prune.yolo.tasks import Task, task_of
 
 _CLIP_NORM = 10.0  # what Ultralytics trains with
@@ -235,7 +235,12 @@ class LitYOLO(LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Keep a moving average of the weights, if Ultralytics' hyperparameters are given."""
-        return [] if self._recipe is None else [MovingAverage()]
+        if self._recipe is None:
+            return []
+        # All else works with Lightning releases that lack what it builds on.
+        from lit_prune.yolo.moving_average import MovingAverage
+
+        return [MovingAverage()]
 
     def on_fit_start(self) -> None:
         """Tell the loss how long the run is: end-to-end heads shift its weights over the epochs."""

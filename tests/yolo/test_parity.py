@@ -12,7 +12,7 @@ from lit_prune.data import write_digits
 from lit_prune.yolo import LitYOLO, YOLODataModule, build_detector
 from lit_prune.yolo.data import EpochLoader
 from lit_prune.yolo.export import export_detector
-from lit_prune.yolo.recipe import MovingAverage
+from lit_prune.yolo.moving_average import MovingAverage
 
 _EPOCHS = 3
 

@@ -1,0 +1,38 @@
+"""The core dependencies are enough for networks of one's own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+CODE = """
+import sys
+from pathlib import Path
+from tests.absent import hide_extras
+
+absent = hide_extras()
+print(*absent)
+from tests import core_run
+
+core_run.everything_is_imported()
+core_run.a_fit_prunes_and_its_checkpoint_loads(Path(sys.argv[1]))
+core_run.the_command_line_takes_classes_of_ones_own(Path(sys.argv[1]))
+assert not absent & sys.modules.keys()
+"""
+
+
+def test_the_core_dependencies_are_enough(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, tmp_path],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {"cv2", "onnx", "timm", "torchvision", "ultralytics"} <= set(done.stdout.splitlines()[0].split())
+    assert "pip install 'lit-prune[yolo]'" in done.stderr
