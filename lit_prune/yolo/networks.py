@@ -106,6 +106,7 @@ def configured_task(model: str) -> str:
 
 
 def _configuration(model: str) -> dict[str, Any]:
+    require_ultralytics()
     from ultralytics.nn.tasks import yaml_model_load
 
     try:
