@@ -19,14 +19,14 @@ _FACTORS = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the demo trains and prunes; the defaults take minutes on two cores.
+    """How the demo trains and prunes.
 
     Attributes:
         model: Configuration of an Ultralytics detection network.
-        epochs: Length of the run, and of its dense twin.
+        epochs: Length of both runs, the pruned and the dense one.
         prune_at: Epochs at whose start channels are removed, counted from 0.
         amount: Share of the dense network's multiply-adds that is gone after the last of them.
-        factors: Pattern of layers to a factor on the share of channels that they lose; 1 where none fits.
+        factors: Pattern of layers to a factor on the ratio of channels that they lose; 1 where none fits.
         round_to: Kept widths are multiples of it; ``None`` as for `ChannelPruning`.
         scenes: Number of training scenes.
         image_size: Height and width of a scene in pixels.
