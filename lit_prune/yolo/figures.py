@@ -119,7 +119,7 @@ def _add_legend(figure: Figure, left: float) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    missed = Patch(facecolor=_INK, edgecolor="white", ls=(0, (2, 2)), lw=1.3)
+    missed = Patch(facecolor="none", edgecolor=_INK, ls=(0, (2, 2)), lw=1.3)
     wrong = Line2D([], [], color=_INK, marker="x", ls="none", ms=4.5, mew=1.4)
     figure.legend(
         [missed, wrong],
@@ -130,6 +130,8 @@ def _add_legend(figure: Figure, left: float) -> None:
         frameon=False,
         fontsize=7.5,
         labelcolor=_INK,
+        handlelength=1.6,
+        handleheight=1.1,
         borderaxespad=0.1,
     )
 
