@@ -67,8 +67,8 @@ def headline(report: dict[str, Any], baseline: dict[str, Any], plain: dict[str, 
     cut = 1 - pruned["macs"] / dense["macs"]
     spread = (
         f"Single runs scatter. With {baseline['recipe']['epochs']} epochs, over {len(baseline['runs'])} seeds, "
-        f"mAP50-95 is {alike['dense']} dense and {alike['pruned']} pruned (mean ± standard deviation); the change of a seed is "
-        f"{change} ([JSON](benchmarks/demo_baseline.json))."
+        f"mAP50-95 is {alike['dense']} dense and {alike['pruned']} pruned (mean ± standard deviation); the change of "
+        f"a seed is {change} ([JSON](benchmarks/demo_baseline.json))."
     )
     made = (
         "This recipe was made for YOLOv8n on these scenes, by trials: exact boxes need what the early layers and the "

@@ -22,7 +22,6 @@ LEFT_OUT = (
     "make ",
     "pip install ",
 )  # they install and train for minutes or hours, and the Makefile is tested by itself
-FEW = {"train": 8, "val": 4}
 _FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -45,23 +44,11 @@ def file_of(block):
     return named[1]
 
 
-def use_few_scenes():
-    """Let all sets of scenes be small."""
-    from lit_prune.data import DigitScenes
-
-    whole = DigitScenes.__init__
-
-    def few(self, split="train", scenes=2000, *others, **options):
-        whole(self, split, min(scenes, FEW[split]), *others, **options)
-
-    DigitScenes.__init__ = few
-
-
 def environment(folder):
     """That of a shell in which `python` and `lit-prune` are these ones, and the scenes are few."""
     site = folder / "site"
     site.mkdir()
-    (site / "sitecustomize.py").write_text("from tests.documents import use_few_scenes\n\nuse_few_scenes()\n")
+    (site / "sitecustomize.py").write_text("from tests.few_scenes import use_few_scenes\n\nuse_few_scenes()\n")
     return os.environ | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)]),

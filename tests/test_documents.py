@@ -23,7 +23,7 @@ def _run(tmp_path, *command):
     return folder, done.stdout
 
 
-@pytest.mark.parametrize("document", ["docs/extending.md", "docs/parts.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/extending.md", "docs/parts.md"])
 def test_a_short_document_runs(document, tmp_path):
     _run(tmp_path, sys.executable, "-m", "tests.documents", document, "--in-process")
 

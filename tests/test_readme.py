@@ -1,6 +1,8 @@
 """The README names what there is; `test_documents.py` runs what it shows."""
 
+import json
 import re
+import runpy
 from pathlib import Path
 
 _README = Path(__file__).parents[1] / "README.md"
@@ -25,3 +27,10 @@ def test_its_pictures_are_there():
         path = _README.parent / picture
         assert path.read_bytes()[:4] == b"\x89PNG"
         assert path.stat().st_size < 500_000
+
+
+def test_its_numbers_are_those_of_the_files():
+    headline = runpy.run_path(str(_README.parent / "docs" / "refresh.py"))["headline"]
+    files = ("docs/report.json", "benchmarks/demo_baseline.json", "benchmarks/demo_baseline_plain.json")
+    text = headline(*(json.loads((_README.parent / file).read_text(encoding="utf-8")) for file in files))
+    assert text in _README.read_text(encoding="utf-8")
