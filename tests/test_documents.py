@@ -36,7 +36,7 @@ def test_a_document_runs_through_the_shell(document, tmp_path):
     if document == "README.md":
         assert written >= {"train.yaml", "trained", "pruned.onnx", "digits"}
     if document == "docs/yolo.md":
-        assert written >= {"dense.pt", "pruned.pt", "pruned.onnx", "predictions", "comparison"}
+        assert written >= {"dense.pt", "pruned.pt", "pruned.onnx", "comparison", "poses"}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

@@ -35,7 +35,9 @@ def place_labels(axes: Axes, labels: Sequence[tuple[str, str, Sequence[float]]])
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    renderer = FigureCanvasAgg(axes.figure).get_renderer()
+    figure: Any = axes.figure
+    canvas: Any = FigureCanvasAgg(figure)
+    renderer = canvas.get_renderer()
     frame = axes.get_window_extent(renderer)
     taken: list[Any] = []
     for text, colour, (x0, y0, x1, y1) in labels:
@@ -50,7 +52,7 @@ def place_labels(axes: Axes, labels: Sequence[tuple[str, str, Sequence[float]]])
             clip_on=True,
             bbox={"boxstyle": f"square,pad={_PAD}", "fc": colour, "ec": "none"},
         )
-        places = []
+        places: list[Any] = []
         for step, outside, left, above in product(range(_STEPS), *[(True, False)] * 3):
             upwards, rightwards = above == outside, left
             away = _AWAY[1] + _STEP * step
@@ -61,7 +63,7 @@ def place_labels(axes: Axes, labels: Sequence[tuple[str, str, Sequence[float]]])
                 "ha": "left" if rightwards else "right",
             }
             _move(label, place)
-            extent = label.get_window_extent(renderer).padded(_PAD * _SIZE * axes.figure.dpi / 72)
+            extent = label.get_window_extent(renderer).padded(_PAD * _SIZE * figure.dpi / 72)
             inside = _common(extent, frame)
             hidden = sum(_common(extent, other) for other in taken)
             places.append((extent.width * extent.height - inside + hidden, len(places), place, extent))
