@@ -1,7 +1,7 @@
 """With Hugging Face Accelerate: prune the network behind its wrapper.
 
-Under several processes pass the same plan on every one (`lit_prune.ranks.from_rank_zero`), and wrap the network anew by
-`accelerator.prepare_model` after the event, for DDP has buckets of the old shapes.
+Under several processes pass the same plan on every one (`lit_prune.ranks.from_rank_zero`), and wrap the network again
+by `accelerator.prepare_model` after the event, for DDP has buckets of the old shapes.
 
     python examples/accelerate_loop.py
 """

@@ -11,11 +11,11 @@ from lit_prune.criteria import Evidence, Magnitude
 from lit_prune.select import MacsBudget, Target
 
 
-def choose(network, example, share):
-    """The plan that removes a share of the multiply-adds."""
+def choose(network, example, amount):
+    """The plan that removes this part of the multiply-adds."""
     graph = ChannelGraph.trace(network, example)
     evidence = Evidence(network, graph, graph.groups)
-    target = Target(share, widths={group.name: group.size for group in graph.groups}, macs=graph.macs)
+    target = Target(amount, widths={group.name: group.size for group in graph.groups}, macs=graph.macs)
     return graph.plan(MacsBudget()(evidence, Magnitude()(evidence), target))
 
 
@@ -29,7 +29,7 @@ def main(steps=40):
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
     for step in range(steps):
         if step == steps // 2:
-            prune_(network, choose(network, torch.zeros(1, 3, 16, 16), share=0.5), [optimizer])
+            prune_(network, choose(network, torch.zeros(1, 3, 16, 16), amount=0.5), [optimizer])
         images, labels = torch.randn(16, 3, 16, 16), torch.randint(0, 4, (16,))
         optimizer.zero_grad()
         nn.functional.cross_entropy(network(images), labels).backward()
