@@ -1,8 +1,8 @@
 """Pruning by what channels see against magnitude and chance, at the same MACs, from the two YAML files in `configs/`.
 
 The network of a seed is trained up to the first event once; every run of that seed starts from this snapshot. The three
-methods cut every layer to the same width; they differ in which channels stay. mAP50-95 is measured right before and
-right after each event, and after the last epoch.
+ways to choose cut every layer to the same width; they differ in which channels stay. mAP50-95 is measured right before
+and right after each event, and after the last epoch.
 
 Runs whose rows are in the JSON file already are not run again, so what was interrupted goes on where it was.
 

@@ -5,7 +5,7 @@
 Names are those of ``tests/zoo.py`` (patterns too: ``timm/resnet*``), or a source: ``ultralytics``, ``torchvision``,
 ``timm``. Each model runs in a process of its own, so that one that takes too long or too much memory is a row and not
 the end. Rows are kept in ``zoo.json`` beside this file: a second run measures only what is missing there, ``--again``
-measures all of the names anew. Seconds are CPU seconds of one thread.
+measures all of the names again. Seconds are CPU seconds of one thread.
 
 Peers are measured on the same model where they can be imported (``PYTHONPATH``): Torch-Pruning builds its dependency
 graph and prunes 30 % of all but the output layers; NVIDIA ModelOpt converts the model for FastNAS. ``families``, the

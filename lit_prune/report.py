@@ -214,7 +214,8 @@ def history_figure(history: History, records: Sequence[Record]) -> Figure:
         )
     for record in records:
         for one in axes:
-            one.axvline(record["epoch"], color=_EVENT, lw=1, ls=(0, (4, 3)), zorder=0)
+            # Above the grid, which would hide a line on one of its own, and below the curves.
+            one.axvline(record["epoch"], color=_EVENT, lw=1, ls=(0, (4, 3)), zorder=1)
         upper.annotate(
             f"−{1 - record['macs'][1] / record['macs'][0]:.0%} MACs",
             (record["epoch"], 0.02),

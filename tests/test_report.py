@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from rich.console import Console
 
 from lit_prune.report import channels_figure, event_table, fold_groups, history_figure, human, save_json, share_bar
@@ -114,6 +115,22 @@ def test_history_figure_draws_runs_and_marks_events():
     assert [line.get_xdata()[0] for line in upper.lines[2:]] == [2]
     assert "−50% MACs" in [text.get_text() for text in upper.texts]
     assert [text.get_text() for text in upper.get_legend().get_texts()] == ["dense", "pruned"]
+
+
+def test_history_figure_draws_all_events_alike():
+    history = {"pruned": [{"epoch": epoch, "map": 0.1, "macs": 1e6} for epoch in range(24)]}
+    figure = history_figure(history, [_record(epoch) for epoch in (6, 8, 10)])
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    image = np.asarray(canvas.buffer_rgba()).astype(int)
+
+    upper = figure.axes[0]
+    reddest = []
+    for epoch in (6, 8, 10):  # a grid line is at 10
+        x = int(upper.transData.transform((epoch, 0))[0])
+        strip = image[: image.shape[0] // 2, x - 3 : x + 4]
+        reddest.append((strip[..., 0] - strip[..., 1]).max())
+    assert len(set(reddest)) == 1
 
 
 def test_figures_are_no_state_of_pyplot(tmp_path):

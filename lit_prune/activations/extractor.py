@@ -163,7 +163,7 @@ def find_layers(model: nn.Module, layers: Sequence[str]) -> dict[str, nn.Module]
 
 
 def sliced_block(model: nn.Module, layer: str) -> nn.Sequential:
-    """Copies of all blocks before a layer of a plain chain, then the layer itself: the old way to its activations.
+    """Copies of all blocks before a layer of a plain chain, then the layer itself: its activations without hooks.
 
     A reference to compare :class:`ActivationExtractor` with: on an unpruned network both agree to the bit. The copies
     keep the width that they had. Once the network is pruned, the layer expects fewer channels than they hand on, and

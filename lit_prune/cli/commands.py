@@ -67,7 +67,7 @@ def run_demo(options: argparse.Namespace) -> None:
     if recipe.model != Recipe.model:
         # The factors are for layers by number, which another network has in another order.
         recipe = replace(recipe, factors={})
-    run_demo(options.out, recipe.scaled_to(options.epochs), twin=options.twin)
+    run_demo(options.out, recipe.scaled_to(options.epochs))
 
 
 def run_inspect(options: argparse.Namespace) -> None:
@@ -143,11 +143,10 @@ def _add_demo(commands: Any) -> None:
     demo = _add(commands, "demo", run_demo, "train, prune and compare on data that comes with the package; minutes")
     demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="where report and figures go")
     demo.add_argument("--model", default="yolov8n.yaml", help="configuration of an Ultralytics detection network")
-    demo.add_argument("--epochs", type=int, default=24, help="length of the run")
+    demo.add_argument("--epochs", type=int, default=18, help="length of the run, and of the dense one beside it")
     demo.add_argument("--scenes", type=int, default=2000, help="number of training scenes")
     demo.add_argument("--amount", type=float, default=0.455, help="share of the dense network's MACs that goes")
     demo.add_argument("--seed", type=int, default=0, help="of weights, order and scenes")
-    demo.add_argument("--twin", action="store_true", help="also train a dense network as long, to compare with")
 
 
 def _add_inspect(commands: Any) -> None:

@@ -42,18 +42,17 @@ def compare(recipe: Recipe, runs: Mapping[str, Run]) -> dict[str, Any]:
     return report
 
 
-def save_figures(out: Path, recipe: Recipe, dense: Run, pruned: Run) -> None:
+def save_figures(out: Path, recipe: Recipe, runs: Mapping[str, Run]) -> None:
     """Write ``detections.png``, ``channels.png`` and ``history.png``."""
     scenes = DigitScenes("val", 100, recipe.image_size, recipe.seed)
     # Scenes with much to find say more.
     chosen = [scene for scene in (scenes[k] for k in range(100)) if len(scene["cls"]) >= 3][:_SHOWN]
     batch = collate_detection(chosen)
-    rows = {}
-    for run in (dense, pruned):
-        title = f"epoch {len(run.epochs)} · {human(run.epochs[-1]['macs'])} MACs"
-        rows[title] = run.detector.cpu().detect(batch["img"], confidence=0.4)
+    rows = {
+        f"{name} · {human(run.epochs[-1]['macs'])} MACs": run.detector.cpu().detect(batch["img"], confidence=0.4)
+        for name, run in runs.items()
+    }
     draw_detections(batch["img"], rows, box_targets(batch)).savefig(out / "detections.png")
-    channels_figure(pruned.events).savefig(out / "channels.png")
-    # A dense run that ends where the pruned one is pruned first is a part of it.
-    twin = {"dense": dense.epochs} if len(dense.epochs) == len(pruned.epochs) else {}
-    history_figure({**twin, "pruned": pruned.epochs}, pruned.events).savefig(out / "history.png")
+    events = [event for run in runs.values() for event in run.events]
+    channels_figure(events).savefig(out / "channels.png")
+    history_figure({name: run.epochs for name, run in runs.items()}, events).savefig(out / "history.png")

@@ -21,15 +21,15 @@ _FACTORS = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the demo trains and prunes; the defaults take minutes on two cores.
+    """How the demo trains and prunes.
 
     Attributes:
         model: Configuration of an Ultralytics detection network.
-        epochs: Length of the run, and of its dense twin.
+        epochs: Length of both runs, the pruned and the dense one.
         prune_at: Epochs at whose start channels are removed, counted from 0.
         amount: Share of the dense network's multiply-adds that is gone after the last of them.
-        factors: Pattern of layers to a factor on the share of channels that they lose; 1 where none fits.
-        round_to: Kept widths are multiples of it.
+        factors: Pattern of layers to a factor on the ratio of channels that they lose; 1 where none fits.
+        round_to: Kept widths are multiples of it; ``None`` as for `ChannelPruning`.
         scenes: Number of training scenes.
         image_size: Height and width of a scene in pixels.
         batch_size: Scenes in a batch.
@@ -43,7 +43,7 @@ class Recipe:
     prune_at: tuple[int, ...] = (6, 8, 10)
     amount: float = 0.455
     factors: dict[str, float] = field(default_factory=_FACTORS.copy)
-    round_to: int = 4
+    round_to: int | None = 4
     scenes: int = 2000
     image_size: int = 96
     batch_size: int = 32
@@ -66,3 +66,7 @@ class Recipe:
                 f"{len(events) + 1} epochs, but got {epochs}."
             )
         return replace(self, epochs=epochs, prune_at=tuple(events))
+
+
+PLAIN = Recipe(prune_at=(8, 11, 14), amount=0.5, factors={}, round_to=None)
+"""The demo's training with the pruning of README's ten lines: every layer loses the same part, by the defaults."""

@@ -54,9 +54,10 @@ def train(
 
     Args:
         recipe: How.
-        prune: Whether to prune; if not, the run is the dense twin of one that does.
+        prune: Whether to prune; if not, the network stays dense.
         snapshot: Where to save a checkpoint after the last epoch before the first pruning.
-        start: Such a checkpoint to start from; by default the run starts from random weights.
+        start: Such a checkpoint to go on from, to the bit as the run that saved it would have gone on without its
+            prunings; by default the run starts from random weights.
         console: Where to show progress; ``None`` is silent.
     """
     started = time.perf_counter()
@@ -99,7 +100,10 @@ def train(
 
 
 class _Watch(Callback):
-    """Keeps the figures of every epoch, prints a line of them, and saves a checkpoint after one."""
+    """Keeps the figures of every epoch, prints a line of them, and saves a checkpoint after one.
+
+    The checkpoint holds the state of the random numbers: who goes on from it sees the scenes in the same order.
+    """
 
     def __init__(self, console: Console | None, snapshot: Path | None, epoch: int) -> None:
         self.epochs: list[dict[str, float]] = []
@@ -107,6 +111,13 @@ class _Watch(Callback):
         self._snapshot = snapshot
         self._epoch = epoch
         self._cost = Cost(0, 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"random": torch.get_rng_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # Not in `on_train_start`: by then the loader has drawn its order.
+        torch.set_rng_state(state_dict["random"].cpu())
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._snapshot is not None and trainer.current_epoch == self._epoch:
@@ -139,7 +150,7 @@ def _quiet_lightning() -> Iterator[None]:
     logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            # The twin starts from a checkpoint of the run that is pruned, without its callback: that is the point.
+            # The dense run goes on from a checkpoint of the pruned one, without its callback: that is the point.
             warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint.*")
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")
             yield

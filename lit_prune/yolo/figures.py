@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lit_prune.errors import ArgumentError
 from lit_prune.yolo.batches import Detections
+from lit_prune.yolo.captions import place_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,8 +38,8 @@ def draw_detections(
         found: For each image a dict of `boxes` (k, 4; x0, y0, x1, y1 in pixels), `scores` (k,) and `labels` (k,), as
             `LitYOLO.detect` returns it; or a row's title to such a list, one entry a network. `masks`, `keypoints` and
             `rotated` are drawn where there are any.
-        targets: The true objects, `boxes` and `labels` of each image: those that were not found are dashed, and
-            boxes that are no object's are crossed.
+        targets: The true objects, `boxes` and `labels` of each image: those that were not found are dashed, labels
+            of boxes that fit no object have a cross, and a legend says so.
         names: Class names by label; by default the label itself.
         side: Width of one image in the figure, in inches.
 
@@ -61,12 +62,15 @@ def draw_detections(
 
     ratio = images.shape[2] / images.shape[3]
     margin = 0.34 if any(rows) else 0.02
-    width, height = margin + len(images) * side, len(rows) * side * ratio
+    strip = 0.02 if targets is None else 0.3
+    width, height = margin + len(images) * side, strip + len(rows) * side * ratio
     figure = Figure(figsize=(width, height), dpi=200)
     grid = figure.subplots(len(rows), len(images), squeeze=False)
     gap = 0.035
-    figure.subplots_adjust(left=margin / width, right=1 - 0.02 / width, bottom=0.02 / height, top=1 - 0.02 / height)
+    figure.subplots_adjust(left=margin / width, right=1 - 0.02 / width, bottom=strip / height, top=1 - 0.02 / height)
     figure.subplots_adjust(wspace=gap, hspace=gap)
+    if targets is not None:
+        _add_legend(figure, margin / width)
     pictures = images.detach().float().clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
     for line, (title, detections) in zip(grid, rows.items(), strict=True):
         for number, axes in enumerate(line):
@@ -75,7 +79,7 @@ def draw_detections(
             for spine in axes.spines.values():
                 spine.set_visible(False)
             truth = None if targets is None else _on_cpu(targets[number])
-            _draw_image(axes, _on_cpu(detections[number]), truth, names, images.shape[2])
+            _draw_image(axes, _on_cpu(detections[number]), truth, names)
         if title:
             line[0].set_ylabel(title, fontsize=9, fontweight="bold", color=_INK, labelpad=5)
     return figure
@@ -111,12 +115,33 @@ def match_objects(found: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> t
     return right, seen
 
 
+def _add_legend(figure: Figure, left: float) -> None:
+    """What dashes and crosses mean, below the images."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    missed = Patch(facecolor="none", edgecolor=_INK, ls=(0, (2, 2)), lw=1.3)
+    wrong = Line2D([], [], color=_INK, marker="x", ls="none", ms=4.5, mew=1.4)
+    figure.legend(
+        [missed, wrong],
+        ["dashed: an object that was missed", "label with a cross: a box that fits no object of its class"],
+        loc="lower left",
+        bbox_to_anchor=(left, 0),
+        ncols=2,
+        frameon=False,
+        fontsize=7.5,
+        labelcolor=_INK,
+        handlelength=1.6,
+        handleheight=1.1,
+        borderaxespad=0.1,
+    )
+
+
 def _draw_image(
     axes: Axes,
     found: Mapping[str, Tensor],
     truth: Mapping[str, Tensor] | None,
     names: Mapping[int, str] | None,
-    height: int,
 ) -> None:
     from matplotlib.patches import Rectangle
 
@@ -125,26 +150,14 @@ def _draw_image(
         right, seen = match_objects(found, truth)
         for x0, y0, x1, y1 in truth["boxes"][~seen].tolist():
             axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec="white", lw=1.3, ls=(0, (2, 2))))
-    lists = (found["boxes"].tolist(), found["labels"].tolist(), found["scores"].tolist(), right.tolist())
-    for number, (box, label, score, good) in enumerate(zip(*lists, strict=True)):
-        x0, y0, x1, y1 = box
+    labels = []
+    for number, label in enumerate(found["labels"].tolist()):
         colour = _COLOURS[label % len(_COLOURS)]
         _draw_shape(axes, {name: found[name][number] for name in found}, colour)
         name = str(label) if names is None else names.get(label, str(label))
-        above = y0 > 0.1 * height
-        axes.annotate(
-            f"{name}  {score:.2f}" + ("" if good else " ×"),
-            (x0, y0 if above else y1),
-            xytext=(1.2, 1.6 if above else -1.6),
-            textcoords="offset points",
-            va="bottom" if above else "top",
-            ha="left",
-            fontsize=6.2,
-            fontweight="bold",
-            color="white",
-            clip_on=True,
-            bbox={"boxstyle": "square,pad=0.2", "fc": colour, "ec": "none"},
-        )
+        text = f"{name}  {found['scores'][number]:.2f}" + ("" if right[number] else " ×")
+        labels.append((text, colour, found["boxes"][number].tolist()))
+    place_labels(axes, labels)
 
 
 def _draw_shape(axes: Axes, entry: Mapping[str, Tensor], colour: str) -> None:

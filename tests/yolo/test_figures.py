@@ -31,6 +31,15 @@ def test_missed_objects_are_dashed_and_wrong_boxes_crossed():
     assert [text.get_text() for text in axes.texts] == ["three  0.90", "6  0.80 ×"]
 
 
+def test_a_legend_says_what_dashes_and_crosses_mean():
+    images, found = torch.rand(1, 3, 64, 64), [_found((5, 8, 20, 24, 0.9, 3))]
+    truth = [{"boxes": torch.tensor([[4.0, 8, 20, 24]]), "labels": torch.tensor([3])}]
+
+    (legend,) = draw_detections(images, found, truth).legends
+    assert [text.get_text().split(":")[0] for text in legend.get_texts()] == ["dashed", "label with a cross"]
+    assert not draw_detections(images, found).legends
+
+
 def test_labels_stay_inside_at_the_top():
     axes = draw_detections(torch.rand(1, 3, 64, 64), [_found((0, 0, 20, 20, 0.5, 1), (10, 40, 20, 60, 0.5, 1))]).axes[0]
     assert [text.get_verticalalignment() for text in axes.texts] == ["top", "bottom"]
