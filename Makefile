@@ -38,7 +38,7 @@ test-all: install
 # The same tests with the oldest releases that pyproject.toml admits: first with those that the core asks for, then with
 # those that the extras ask for instead, which concern fewer tests.
 OLDEST := .venv-oldest
-OLDEST_EXTRAS_TESTS ?= tests/yolo tests/test_trainings.py lit_prune
+OLDEST_EXTRAS_TESTS ?= tests/yolo tests/training/test_trainings.py lit_prune
 
 test-oldest: $(OLDEST)/.installed
 	$(OLDEST_PIP) --no-deps --requirement $(OLDEST)/core.txt

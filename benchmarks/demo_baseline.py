@@ -28,9 +28,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from lit_prune.demo.recipe import PLAIN, Recipe
-from lit_prune.demo.training import Run, train
-from lit_prune.report import human, save_json
+from lit_prune.demo.runs import Run, train
+from lit_prune.demo.settings import PLAIN, Recipe
+from lit_prune.report.tables import human, save_json
 
 OUT = {
     "demo": Path(__file__).with_suffix(".json"),

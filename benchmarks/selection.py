@@ -30,8 +30,8 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_prune import ChannelPruning
-from lit_prune.activations.untouched import untouched
 from lit_prune.cli import run_trainer
+from lit_prune.common.running import untouched
 from lit_prune.yolo.batches import box_targets
 from lit_prune.yolo.evaluation import find_objects
 from lit_prune.yolo.metrics import mean_average_precision

@@ -88,7 +88,7 @@ def runs(function: Callable[[nn.Module], Any], network: nn.Module) -> dict[str, 
 
 
 def case(name: str, size: int) -> tuple[nn.Module, Tensor]:
-    from tests.zoo import build
+    from testing.zoo import build
 
     return build(name).network, torch.zeros(1, 3, size, size)
 
@@ -164,7 +164,15 @@ def main() -> None:
     parser.add_argument("--peer-limit", type=int, default=30, help="CPU seconds a model for Torch-Pruning")
     parser.add_argument("--no-growth", action="store_true", help="only the models")
     arguments = parser.parse_args()
-    preloaded = ["torch", "torchvision", "timm", "ultralytics.nn.tasks", "lit_prune", "tests.networks", "tests.zoo"]
+    preloaded = [
+        "torch",
+        "torchvision",
+        "timm",
+        "ultralytics.nn.tasks",
+        "lit_prune",
+        "testing.invariant",
+        "testing.zoo",
+    ]
     multiprocessing.get_context("forkserver").set_forkserver_preload(preloaded)
     console = Console()
     models = [row for name in arguments.names for row in measure_model(name, arguments.sizes, arguments.peer_limit)]

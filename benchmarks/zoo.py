@@ -50,7 +50,7 @@ timm/res2net50_26w_4s
 def measure(name: str) -> dict[str, Any]:
     """One model, in this process."""
     from lit_prune import ChannelGraph, shrink_
-    from tests.zoo import TOLERANCE, build, check, shares, trains
+    from testing.zoo import TOLERANCE, build, check, shares, trains
 
     try:
         case = build(name)
@@ -87,7 +87,7 @@ def measure_torch_pruning(name: str) -> dict[str, Any]:
     """Torch-Pruning on the same model: the time of its dependency graph, and whether the pruned model runs."""
     import torch_pruning
 
-    from tests.zoo import build
+    from testing.zoo import build
 
     case = build(name)
     row: dict[str, Any] = {}
@@ -114,7 +114,7 @@ def measure_modelopt(name: str) -> dict[str, Any]:
     """NVIDIA ModelOpt on the same model: whether FastNAS, its pruning of convolutional networks, takes it."""
     import modelopt.torch.nas as search
 
-    from tests.zoo import build
+    from testing.zoo import build
 
     case = build(name)
     start = time.process_time()
@@ -228,7 +228,7 @@ def _store(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def _asked(given: list[str]) -> list[str]:
-    from tests.zoo import names
+    from testing.zoo import names
 
     known = [name for source in SOURCES for name in names(source)]
     found = []
@@ -248,7 +248,15 @@ def main() -> None:
     parser.add_argument("--peer-limit", type=int, default=100, help="CPU seconds a model for each peer")
     arguments = parser.parse_args()
     os.environ.setdefault("YOLO_OFFLINE", "true")
-    preloaded = ["torch", "torchvision", "timm", "ultralytics.nn.tasks", "lit_prune", "tests.networks", "tests.zoo"]
+    preloaded = [
+        "torch",
+        "torchvision",
+        "timm",
+        "ultralytics.nn.tasks",
+        "lit_prune",
+        "testing.invariant",
+        "testing.zoo",
+    ]
     multiprocessing.get_context("forkserver").set_forkserver_preload(preloaded)
     beside = [kind for kind in KINDS if kind != "lit_prune" and importlib.util.find_spec(kind) is not None]
     rows = _stored()

@@ -16,10 +16,10 @@ from lightning.pytorch import Trainer, seed_everything
 
 from lit_prune import ChannelGraph
 from lit_prune.activations import collect_moments, read_batch
-from lit_prune.activations.figures import draw_decision
 from lit_prune.criteria import Evidence, Magnitude
 from lit_prune.data import DigitScenesDataModule
 from lit_prune.select import ClusterSelection, Target
+from lit_prune.select.clustering.plots import draw_decision
 from lit_prune.yolo import LitYOLO
 
 

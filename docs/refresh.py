@@ -16,8 +16,8 @@ from typing import Any
 
 from PIL import Image
 
-from lit_prune.demo.recipe import PLAIN, Recipe
-from lit_prune.report import human
+from lit_prune.demo.settings import PLAIN, Recipe
+from lit_prune.report.tables import human
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"

@@ -10,7 +10,7 @@ import lightning as L
 
 from lit_prune import ChannelPruning
 from lit_prune.data import DigitScenesDataModule
-from lit_prune.recovery import Recovery
+from lit_prune.training.recovery import Recovery
 from lit_prune.yolo import LitYOLO
 
 

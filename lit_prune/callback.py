@@ -6,36 +6,33 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_prune.agenda import Agenda, OnError
-from lit_prune.averages import Averages, accept_in_copies
-from lit_prune.checkpoint import RECORD, LoadGuard, NamedReading
-from lit_prune.contract import checked_events
+from lit_prune.checkpoint import RECORD
+from lit_prune.common.choices import resolve
+from lit_prune.common.deprecated import warn_renamed
 from lit_prune.criteria import CRITERIA, Criterion
-from lit_prune.deprecated import warn_renamed
 from lit_prune.errors import ArgumentError
-from lit_prune.event import PruningPolicy
 from lit_prune.graph import Call
-from lit_prune.inputs import CallRecorder, call_of_example
-from lit_prune.length import declared_length, known_length
-from lit_prune.lightning_host import LightningHost
 from lit_prune.plan import PruningPlan
-from lit_prune.pruner import Pruner
-from lit_prune.record import Record
-from lit_prune.recovery import Recovery
-from lit_prune.registry import resolve
-from lit_prune.report import event_table
+from lit_prune.policy.contract import checked_events
+from lit_prune.policy.history import Record
+from lit_prune.policy.policy import PruningPolicy
+from lit_prune.policy.scope import Scope
+from lit_prune.report.tables import event_table
 from lit_prune.schedule import Schedule
-from lit_prune.scope import Scope
 from lit_prune.select import SELECTIONS, Selection
-from lit_prune.surgery import accept_for_now, is_cut_to
-from lit_prune.trainer import (
-    check_callbacks,
-    check_launcher,
-    check_optimizer,
-    check_strategy,
-    print_above_progress,
-    tell_loggers,
-)
+from lit_prune.surgery.optimizers import check_optimizer
+from lit_prune.surgery.shapes import accept_for_now
+from lit_prune.surgery.shrink import is_cut_to
+from lit_prune.training.agenda import Agenda, OnError
+from lit_prune.training.averages import Averages, accept_in_copies
+from lit_prune.training.checks import check_callbacks, check_launcher, check_strategy
+from lit_prune.training.console import print_above_progress, tell_loggers
+from lit_prune.training.inputs import CallRecorder, call_of_example
+from lit_prune.training.lightning import LightningHost
+from lit_prune.training.loading import LoadGuard, NamedReading
+from lit_prune.training.pruner import Pruner
+from lit_prune.training.recovery import Recovery
+from lit_prune.training.run_length import declared_length, known_length
 
 BEFORE_WRAP: Literal["before_wrap"] = "before_wrap"
 """In place of epochs: once, before the strategy wraps the model."""

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import inspect
-import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn
 
+from lit_prune.common.reading import read_checkpoint
 from lit_prune.errors import CheckpointError
 from lit_prune.plan import PruningPlan
-from lit_prune.reading import read_checkpoint, unreadable
-from lit_prune.surgery import adopt_shapes_
+from lit_prune.surgery.shapes import adopt_shapes_
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
+    pass
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Shapes = Mapping[str, tuple[int, ...]]
@@ -149,61 +148,6 @@ def plan_of(checkpoint: Mapping[str, Any]) -> PruningPlan:
         raise CheckpointError(f"The record of what was pruned is damaged: {error}") from error
 
 
-_REMEDY = "give the Trainer's fit, validate, test or predict weights_only=False"
-
-
-class LoadGuard:
-    """Refuses a Trainer's checkpoint before it has changed anything.
-
-    A callback is asked only after the weights are loaded; this ``load_state_dict`` pre-hook comes first.
-
-    Args:
-        trainer: The Trainer that loads.
-        plan: What was pruned of the network so far.
-    """
-
-    def __init__(self, trainer: Trainer, plan: PruningPlan) -> None:
-        self._trainer = trainer
-        self._plan = plan
-        self._shapes: Shapes = {}
-
-    def stand_before(self, module: nn.Module) -> Any:
-        """Register on a module before all its other hooks; the handle to remove it by."""
-        self._shapes = _shapes(module.state_dict())
-        handle = module.register_load_state_dict_pre_hook(self)  # type: ignore[no-untyped-call]
-        # torch can't register one before others; the table is an ordered dict, whatever its annotation says.
-        hooks: Any = module._load_state_dict_pre_hooks
-        hooks.move_to_end(handle.id, last=False)
-        return handle
-
-    def __call__(self, module: nn.Module, *_: object) -> None:
-        """Check the checkpoint that is being loaded.
-
-        Raises:
-            CheckpointError: If its tensors are not those of its record, or its network is another one.
-        """
-        connector = getattr(self._trainer, "_checkpoint_connector", None)
-        checkpoint = getattr(connector, "_loaded_checkpoint", None) or {}
-        if "state_dict" not in checkpoint:
-            # Not a checkpoint of a Trainer, but a state dict that the user loads.
-            return
-        plan, shapes = plan_of(checkpoint), _shapes(checkpoint["state_dict"])
-        check_record(plan, shapes, str(self._trainer.ckpt_path))
-        check_same_network(self._shapes, self._plan, shapes, plan)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # A copy of the module, or one on disk, has no Trainer that loads it.
-        return _no_guard, ()
-
-
-def _no_guard() -> Any:
-    return _accept_all
-
-
-def _accept_all(*_: object) -> None:
-    """Stands where a guard stood, in a copy."""
-
-
 def check_record(plan: PruningPlan, shapes: Shapes, source: str) -> None:
     """Raise a CheckpointError unless every tensor has the sizes that ``plan`` leaves.
 
@@ -245,29 +189,3 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 def _dense(name: str, shape: tuple[int, ...], plan: PruningPlan) -> tuple[int, ...]:
     sizes = plan.sizes.get(name, {})
     return tuple(sizes.get(dim, size) for dim, size in enumerate(shape))
-
-
-class NamedReading:
-    """Has a Trainer name a file that it can't read, and why, until it is removed; torch's own error names none."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self._strategy: Any = trainer.strategy
-        # On this one strategy, not on its class.
-        vars(self._strategy)["load_checkpoint"] = self._wrapped(self._strategy.load_checkpoint)
-
-    def remove(self) -> None:
-        """Let the strategy load as it did."""
-        vars(self._strategy).pop("load_checkpoint", None)
-
-    @staticmethod
-    def _wrapped(load: Callable[..., Any]) -> Callable[..., Any]:
-        def load_checkpoint(checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
-            try:
-                return load(checkpoint_path, *args, **kwargs)
-            except Exception as error:
-                reason = unreadable(checkpoint_path, error, _REMEDY) if os.path.isfile(checkpoint_path) else None
-                if reason is None:
-                    raise
-                raise reason from error
-
-        return load_checkpoint

@@ -14,6 +14,9 @@ from lit_prune.errors import ArgumentError
 
 _FORMAT = 1
 
+Slot = tuple[str, int]
+"""A tensor by its name, and one of its dimensions."""
+
 
 @dataclass(frozen=True)
 class PruningPlan:
@@ -165,3 +168,26 @@ def _checked(name: str, dim: int, indices: Tensor | Sequence[int], sizes: Mappin
     if size is not None and numbers[-1] >= size:
         raise ArgumentError(f"The plan keeps index {numbers[-1]} of {where}, which has only {size}.")
     return kept
+
+
+def extended(plan: PruningPlan, pairs: Mapping[str, str]) -> PruningPlan:
+    """A plan that cuts averages inside of a module as it cuts what they are averages of.
+
+    Args:
+        plan: Cuts the sources.
+        pairs: Prefix of an average to that of its source.
+
+    Example:
+        >>> plan = PruningPlan({"net.weight": {0: torch.tensor([0, 2])}})
+        >>> sorted(extended(plan, {"ema.module.": "net."}).kept)
+        ['ema.module.weight', 'net.weight']
+    """
+    kept = {name: dict(dims) for name, dims in plan.kept.items()}
+    sizes = {name: dict(dims) for name, dims in plan.sizes.items()}
+    for target, source in pairs.items():
+        for old, new in ((plan.kept, kept), (plan.sizes, sizes)):
+            for name, dims in old.items():
+                if name.startswith(source):
+                    mine: dict[int, Any] = new.setdefault(target + name.removeprefix(source), {})
+                    mine.update({dim: value for dim, value in dims.items() if dim not in mine})
+    return PruningPlan(kept, sizes)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import Literal, get_args
 
-from lit_prune.arguments import check_whole
+from lit_prune.common.arguments import check_whole
 from lit_prune.errors import ArgumentError
 
 Curve = Literal["linear", "cubic"]

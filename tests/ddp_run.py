@@ -26,10 +26,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lit_prune import ChannelPruning, PruningPlan, accept_pruned
+from lit_prune.common.ranks import from_rank_zero
 from lit_prune.criteria import Criterion, Magnitude
-from lit_prune.ranks import from_rank_zero
-from lit_prune.recovery import Recovery
-from lit_prune.transaction import carry_out
+from lit_prune.policy.steps import carry_out
+from lit_prune.training.recovery import Recovery
 from tests.toys import Classifier, loader, trainer, widths
 
 torch.set_num_threads(1)
@@ -45,14 +45,14 @@ class RankDependent(Criterion):
 
 # Where the last rank can be made to fail, and with which call of it.
 PLACES = {
-    "first look": ("lit_prune.pruner.ChannelGraph.trace_calls", 1),
-    "trace": ("lit_prune.pruner.ChannelGraph.trace_calls", 2),
+    "first look": ("lit_prune.training.pruner.ChannelGraph.trace_calls", 1),
+    "trace": ("lit_prune.training.pruner.ChannelGraph.trace_calls", 2),
     "criterion": ("lit_prune.criteria.Magnitude.__call__", 1),
     "selection": ("lit_prune.select.Uniform.__call__", 1),
     "rehearsal": ("lit_prune.graph.ChannelGraph.rehearse", 1),
-    "check before the cut": ("lit_prune.trainer.targets", 1),
-    "cut": ("lit_prune.trainer.shrink_", 1),
-    "activations": ("lit_prune.activations.trainer_data.read_batch", 1),
+    "check before the cut": ("lit_prune.training.checks.targets", 1),
+    "cut": ("lit_prune.training.checks.shrink_", 1),
+    "activations": ("lit_prune.training.calibration_data.read_batch", 1),
 }
 
 
@@ -98,7 +98,7 @@ def choose_otherwise_on_last_rank() -> None:
                 dims[dim] = (size - 1 - kept).flip(0)
         return PruningPlan.from_state_dict(state)
 
-    mock.patch("lit_prune.event.from_rank_zero", other).start()
+    mock.patch("lit_prune.policy.policy.from_rank_zero", other).start()
 
 
 def on_last_rank() -> bool:

@@ -21,7 +21,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_prune import ChannelPruning
-from lit_prune.recovery import Recovery
+from lit_prune.training.recovery import Recovery
 from tests.toys import Classifier, loader, trainer
 
 torch.set_num_threads(1)

@@ -9,9 +9,9 @@ import yaml
 from lit_prune import ChannelPruning
 from lit_prune.cli import main, run_trainer
 from lit_prune.criteria import Magnitude
-from lit_prune.recovery import Recovery
 from lit_prune.schedule import Every
 from lit_prune.select import MacsBudget, Uniform
+from lit_prune.training.recovery import Recovery
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from lit_prune.cost import count_parameters
+from lit_prune.common.names import count_parameters
 from lit_prune.demo import Recipe, run_demo
-from lit_prune.demo.recipe import PLAIN
-from lit_prune.demo.training import train
+from lit_prune.demo.runs import train
+from lit_prune.demo.settings import PLAIN
 from lit_prune.yolo import LitYOLO
 from lit_prune.yolo.comparison import comparison_table
 

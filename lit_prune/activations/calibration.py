@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from lit_prune.activations.extractor import ActivationExtractor, find_layers
 from lit_prune.activations.moments import ClassMoments, Moments
 from lit_prune.activations.objects import CalibrationBatch, Detections, matched, observe
-from lit_prune.arguments import check_number, check_whole
+from lit_prune.common.arguments import check_number, check_whole
+from lit_prune.common.ranks import gather
 from lit_prune.errors import ArgumentError, CalibrationError, NoObjectsError
-from lit_prune.ranks import gather
 
 
 @dataclass

@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lit_prune.activations.untouched import untouched
+from lit_prune.common.choices import nearest
+from lit_prune.common.running import untouched
 from lit_prune.errors import ArgumentError, ArgumentTypeError, CalibrationError
-from lit_prune.registry import nearest
 
 Reduction = Callable[[str, Tensor], Tensor]
 

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from lit_prune.cli.training import ENVIRONMENT, TRAINER_COMMANDS, run_trainer
+from lit_prune.cli.trainer_commands import ENVIRONMENT, TRAINER_COMMANDS, run_trainer
 from lit_prune.errors import LitPruneError
 
 _EPILOG = """\
@@ -72,8 +72,9 @@ def run_demo(options: argparse.Namespace) -> None:
 
 def run_inspect(options: argparse.Namespace) -> None:
     """Print what of a network can be pruned."""
+    from lit_prune.cli.networks import load_network
     from lit_prune.graph import ChannelGraph
-    from lit_prune.inspection import inspection, load_network
+    from lit_prune.report.inspection import inspection
 
     network, images = load_network(options.model, options.image_size)
     console = Console()

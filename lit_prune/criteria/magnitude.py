@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from lit_prune.criteria.base import Criterion, Evidence
 from lit_prune.errors import ArgumentError
 from lit_prune.graph import ChannelGroup
-from lit_prune.graph.recording import Slot
+from lit_prune.plan import Slot
 
 
 class Magnitude(Criterion):

@@ -5,8 +5,8 @@ from typing import Any, get_args
 
 from torch import Tensor
 
+from lit_prune.data.annotations import HEADERS, LABELS, picture_around
 from lit_prune.data.digits import DigitScenes, Split, check_scene_arguments
-from lit_prune.data.labels import HEADERS, LABELS, picture_around
 from lit_prune.errors import ArgumentError, ExistingFileError
 
 _TASKS = (*LABELS, "classify")

@@ -9,10 +9,10 @@ from typing import Any
 
 from rich.console import Console
 
-from lit_prune.demo.comparison import compare, save_figures
-from lit_prune.demo.recipe import Recipe
-from lit_prune.demo.training import train
-from lit_prune.report import save_json
+from lit_prune.demo.outcome import compare, save_figures
+from lit_prune.demo.runs import train
+from lit_prune.demo.settings import Recipe
+from lit_prune.report.tables import save_json
 from lit_prune.yolo.comparison import comparison_table
 from lit_prune.yolo.export import export_detector
 

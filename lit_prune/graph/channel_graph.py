@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from lit_prune.common.names import modules_of, tensors_of
 from lit_prune.errors import ArgumentError, ArgumentTypeError, UnknownNameError
 from lit_prune.graph.groups import ChannelGroup, Grouping, plan_without
 from lit_prune.graph.labels import Row
 from lit_prune.graph.probe import examine, rehearse
 from lit_prune.graph.recording import Call, Recording
-from lit_prune.lookup import modules_of, tensors_of
 from lit_prune.plan import PruningPlan
 
 Removal = Mapping[str, "Sequence[int] | Tensor | Row"]

@@ -13,8 +13,8 @@ import torch
 
 from lit_prune.graph.balance import settle
 from lit_prune.graph.labels import Components, Row
-from lit_prune.graph.recording import Recording, Slot
-from lit_prune.plan import PruningPlan
+from lit_prune.graph.recording import Recording
+from lit_prune.plan import PruningPlan, Slot
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from lit_prune.graph.labels import Components, Labels, Row
+from lit_prune.plan import Slot
 
-Slot = tuple[str, int]
 # Operation, its numbers, and the layer.
 Constant = tuple[str, tuple[float, ...], str]
 

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lit_prune.common.names import modules_of
 from lit_prune.graph.labels import Row
 from lit_prune.graph.meta_kernels import meta_output
 from lit_prune.graph.operation import Operation, signature, tensors_among
 from lit_prune.graph.recording import Recording
 from lit_prune.graph.skeleton import is_remembered, remember, remembered
 from lit_prune.graph.values import Block
-from lit_prune.lookup import modules_of
 
 Rows = list[Row | None]
 Rule = Callable[["Tracer", Operation], None]

@@ -2,7 +2,7 @@
 
 from lit_prune.errors import SelectionError
 from lit_prune.select.base import Selection, Target, lowest, units
-from lit_prune.select.clusters import ClusterSelection
+from lit_prune.select.clustering.selection import ClusterSelection
 from lit_prune.select.spread import Global, MacsBudget, Spread, Uniform
 from lit_prune.select.weighted import Weighted
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lit_prune.common.deprecated import warn_renamed
 from lit_prune.criteria import Evidence
-from lit_prune.deprecated import warn_renamed
 from lit_prune.graph import ChannelGroup
 
 if TYPE_CHECKING:

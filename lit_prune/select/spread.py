@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from lit_prune.common.choices import resolve
 from lit_prune.criteria import Evidence
 from lit_prune.errors import SelectionError
 from lit_prune.graph import ChannelGroup
-from lit_prune.registry import resolve
 from lit_prune.select.base import Scores, Selection, Target, Widths, flat, lowest, units
 
 Unit = tuple[ChannelGroup, ...]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from lit_prune.arguments import check_number
+from lit_prune.common.arguments import check_number
 from lit_prune.errors import ArgumentError
 from lit_prune.graph import ChannelGroup
 from lit_prune.select.base import Scores, Target, Widths

@@ -11,13 +11,13 @@ from lightning.pytorch import Trainer
 from rich.table import Table
 from torch import Tensor
 
-from lit_prune.cost import measure_side_by_side
+from lit_prune.cost.side_by_side import measure_side_by_side
 from lit_prune.errors import ArgumentError
-from lit_prune.report import human, relative_change, save_json, score_change, speedup
+from lit_prune.report.tables import human, relative_change, save_json, score_change, speedup
 from lit_prune.yolo.batches import Detections, box_targets
-from lit_prune.yolo.data import YOLODataModule
-from lit_prune.yolo.figures import draw_detections
-from lit_prune.yolo.module import LitYOLO
+from lit_prune.yolo.datamodule import YOLODataModule
+from lit_prune.yolo.drawing import draw_detections
+from lit_prune.yolo.lit_yolo import LitYOLO
 
 _CONFIDENCE = 0.25
 _SHOWN = 6  # pictures in the figure

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, DistributedSampler
 
 from lit_prune.errors import ArgumentError, MissingFileError
-from lit_prune.yolo.networks import quiet_ultralytics
+from lit_prune.yolo.package import quiet_ultralytics
 
 Split = Literal["train", "val", "test"]
 

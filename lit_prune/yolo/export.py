@@ -12,7 +12,8 @@ import torch
 
 from lit_prune.errors import ArgumentError, MissingFileError, MissingPackageError
 from lit_prune.yolo.evaluation import forget_anchors_
-from lit_prune.yolo.networks import build_detector, quiet_ultralytics
+from lit_prune.yolo.networks import build_detector
+from lit_prune.yolo.package import quiet_ultralytics
 from lit_prune.yolo.tasks import task_of
 
 # Format to what its exporter imports, with the name to install where that differs. Checked beforehand: Ultralytics

@@ -139,7 +139,7 @@ class Accuracy(Metric):
 def _build_validator(network: Any, name: str) -> Any:
     import ultralytics.models.yolo as tasks
 
-    from lit_prune.yolo.networks import quiet_ultralytics
+    from lit_prune.yolo.package import quiet_ultralytics
 
     module, _, validator = name.partition(".")
     # It makes a folder for its plots, of which there are none here.

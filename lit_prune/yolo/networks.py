@@ -1,10 +1,8 @@
 """Ultralytics' networks of any task, from a configuration or from weights, dense or pruned."""
 
-import logging
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,9 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
-from lit_prune.errors import ArgumentError, MissingFileError, MissingPackageError
-from lit_prune.surgery import adopt_shapes_
+from lit_prune.errors import ArgumentError, MissingFileError
+from lit_prune.surgery.shapes import adopt_shapes_
+from lit_prune.yolo.package import quiet_ultralytics, require_ultralytics
 from lit_prune.yolo.reading import load_weights, near, read_lit_checkpoint
 from lit_prune.yolo.tasks import HEADS, TASK_NAMES, task_of, task_of_head
 
@@ -285,27 +284,3 @@ def _last_layers(network: Any, pattern: re.Pattern[str]) -> Iterator[tuple[str, 
             layer = module[-1] if sequence else module
             if isinstance(layer, (nn.Conv2d, nn.Linear, nn.Embedding)):
                 yield f"model.{number}.{name}" + (f".{len(module) - 1}" if sequence else ""), layer
-
-
-def require_ultralytics() -> None:
-    """Raise a MissingPackageError that says what to install, if Ultralytics can't be imported."""
-    try:
-        import ultralytics  # noqa: F401
-    except ImportError as error:
-        raise MissingPackageError(
-            f"LitYOLO builds its networks with Ultralytics, which cannot be imported ({error}). Install it with: "
-            f"pip install 'lit-prune[yolo]'. Mind that Ultralytics is licensed under AGPL-3.0."
-        ) from error
-
-
-@contextmanager
-def quiet_ultralytics() -> Iterator[None]:
-    """Keep Ultralytics' notes about building a network from the console."""
-    from ultralytics.utils import LOGGER
-
-    level = LOGGER.level
-    LOGGER.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        LOGGER.setLevel(level)

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lit_prune.errors import ArgumentTypeError
-from lit_prune.yolo.networks import quiet_ultralytics
+from lit_prune.yolo.package import quiet_ultralytics
 
 _SIDE = 640  # pixels; smaller pictures are enlarged, or labels would hide them
 
@@ -41,7 +41,7 @@ class DrawPredictions(Callback):
         Raises:
             ArgumentTypeError: If the module is no `LitYOLO`.
         """
-        from lit_prune.yolo.module import LitYOLO
+        from lit_prune.yolo.lit_yolo import LitYOLO
 
         if not isinstance(pl_module, LitYOLO):
             raise ArgumentTypeError(

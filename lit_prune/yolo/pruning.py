@@ -6,20 +6,20 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 
-from lit_prune.agenda import Agenda, OnError
+from lit_prune.common.choices import resolve
 from lit_prune.criteria import CRITERIA, Criterion
 from lit_prune.errors import ArgumentError, PruningError
-from lit_prune.event import PruningPolicy
-from lit_prune.pruner import Pruner
-from lit_prune.record import Record
-from lit_prune.recovery import Recovery
-from lit_prune.registry import resolve
-from lit_prune.report import event_table
+from lit_prune.policy.history import Record
+from lit_prune.policy.policy import PruningPolicy
+from lit_prune.policy.scope import Scope
+from lit_prune.report.tables import event_table
 from lit_prune.schedule import Schedule
-from lit_prune.scope import Scope
 from lit_prune.select import SELECTIONS, Selection
-from lit_prune.trainer import check_optimizer
-from lit_prune.yolo.host import UltralyticsHost
+from lit_prune.surgery.optimizers import check_optimizer
+from lit_prune.training.agenda import Agenda, OnError
+from lit_prune.training.pruner import Pruner
+from lit_prune.training.recovery import Recovery
+from lit_prune.yolo.trainer_host import UltralyticsHost
 
 STATE = "lit_prune_state"
 """The attribute of a network under which Ultralytics' checkpoints carry the record of what was pruned."""

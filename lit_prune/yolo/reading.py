@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from lit_prune.checkpoint import weights_of
+from lit_prune.common.reading import read_checkpoint
 from lit_prune.errors import ArgumentError, CheckpointError, MissingFileError
-from lit_prune.reading import read_checkpoint
 from lit_prune.yolo.tasks import HEADS
 
 

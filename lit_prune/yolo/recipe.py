@@ -63,7 +63,8 @@ class Recipe:
         from ultralytics.engine.trainer import BaseTrainer
         from ultralytics.utils.torch_utils import one_cycle
 
-        from lit_prune.yolo.networks import count_classes, quiet_ultralytics
+        from lit_prune.yolo.networks import count_classes
+        from lit_prune.yolo.package import quiet_ultralytics
 
         # Lightning does this later; until then the number of batches is infinite.
         trainer.fit_loop.setup_data()

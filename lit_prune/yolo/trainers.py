@@ -10,9 +10,10 @@ from ultralytics.models.yolo.pose import PoseTrainer
 from ultralytics.models.yolo.segment import SegmentationTrainer
 from ultralytics.utils import LOGGER, RANK
 
-from lit_prune.cost import count_parameters
+from lit_prune.common.names import count_parameters
 from lit_prune.errors import ArgumentError
-from lit_prune.yolo.networks import adopt_widths_, is_pruned, quiet_ultralytics
+from lit_prune.yolo.networks import adopt_widths_, is_pruned
+from lit_prune.yolo.package import quiet_ultralytics
 from lit_prune.yolo.pruning import STATE
 
 # What of a configuration makes the architecture; the rest is the data's, or names.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lit_prune import ChannelGraph, shrink_
 from lit_prune.errors import TraceError
-from tests.networks import check_invariant, random_removal
+from testing.invariant import check_invariant, random_removal
 from tests.toys import network
 
 IMAGES = torch.zeros(1, 3, 8, 8)

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lit_prune import ChannelGraph, mask_, shrink_
-from lit_prune.surgery import adopt_shapes_
-from tests.networks import difference, randomise_
+from lit_prune.surgery.shapes import adopt_shapes_
+from testing.invariant import difference, randomise_
 from tests.strategies import SPACE, Program, programs
 
 TOLERANCE = 1e-4

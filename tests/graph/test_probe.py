@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_prune import ChannelGraph, attributes, shrink_
-from lit_prune.attributes import register_attributes
+from lit_prune import ChannelGraph, shrink_
 from lit_prune.graph import probe, register_ties, ties
-from tests.networks import check_invariant
+from lit_prune.modules import registry as attributes
+from lit_prune.modules.registry import register_attributes
+from testing.invariant import check_invariant
 
 IMAGES = torch.zeros(2, 3, 4, 4)
 

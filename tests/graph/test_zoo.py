@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lit_prune import ChannelGraph, shrink_
-from tests.zoo import LESS, TOLERANCE, build, check, names, shares, trains
+from testing.zoo import LESS, TOLERANCE, build, check, names, shares, trains
 
 pytest.importorskip("ultralytics")
 pytest.importorskip("torchvision")

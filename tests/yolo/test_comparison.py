@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 
 from lit_prune import ChannelGraph, shrink_
-from lit_prune.cost import Cost
+from lit_prune.cost.counts import Cost
 from lit_prune.data import write_digits
 from lit_prune.yolo import LitYOLO, YOLODataModule, build_detector
 from lit_prune.yolo.comparison import compare_networks, comparison_table

@@ -4,9 +4,9 @@ from ultralytics import RTDETR, YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
 
 from lit_prune import ChannelGraph, shrink_
-from lit_prune.cost import count_parameters
+from lit_prune.common.names import count_parameters
 from lit_prune.data import write_digits
-from lit_prune.pruner import PruningError
+from lit_prune.training.pruner import PruningError
 from lit_prune.yolo import PrunedDetectionTrainer, UltralyticsPruning, build_detector, trainers
 from lit_prune.yolo.export import export_detector
 from lit_prune.yolo.pruning import STATE

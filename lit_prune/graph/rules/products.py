@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from lit_prune.attributes import MULTIPLIER
 from lit_prune.graph.labels import Row
 from lit_prune.graph.rules.table import register_rule
 from lit_prune.graph.trace import Operation, Product, Rows, Tracer
 from lit_prune.graph.values import Block
+from lit_prune.modules.registry import MULTIPLIER
 
 
 @register_rule("convolution", "cudnn_convolution", "mkldnn_convolution")
