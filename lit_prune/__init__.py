@@ -24,9 +24,9 @@ from lit_prune.errors import (
 from lit_prune.graph import ChannelGraph
 from lit_prune.plan import PruningPlan
 from lit_prune.policy.once import plan_pruning
+from lit_prune.surgery.adoption import accept_pruned
 from lit_prune.surgery.mask import mask_
 from lit_prune.surgery.prune import prune_
-from lit_prune.surgery.shapes import accept_pruned
 from lit_prune.surgery.shrink import shrink_
 
 __all__ = [

@@ -20,8 +20,8 @@ from lit_prune.policy.scope import Scope
 from lit_prune.report.tables import event_table
 from lit_prune.schedule import Schedule
 from lit_prune.select import SELECTIONS, Selection
+from lit_prune.surgery.adoption import accept_for_now
 from lit_prune.surgery.optimizers import check_optimizer
-from lit_prune.surgery.shapes import accept_for_now
 from lit_prune.surgery.shrink import is_cut_to
 from lit_prune.training.agenda import Agenda, OnError
 from lit_prune.training.averages import Averages, accept_in_copies

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lit_prune.common.reading import read_checkpoint
 from lit_prune.errors import CheckpointError
 from lit_prune.plan import PruningPlan
-from lit_prune.surgery.shapes import adopt_shapes_
+from lit_prune.surgery.adoption import adopt_shapes_
 
 if TYPE_CHECKING:
     pass

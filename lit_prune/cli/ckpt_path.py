@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lit_prune.checkpoint import RECORD
 from lit_prune.common.reading import read_checkpoint
 from lit_prune.plan import PruningPlan
-from lit_prune.surgery.shapes import accept_for_now
+from lit_prune.surgery.adoption import accept_for_now
 from lit_prune.training.loading import LoadGuard
 
 

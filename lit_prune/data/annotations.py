@@ -37,13 +37,21 @@ def outline_label(box: Sequence[float], ink: Mask) -> list[float]:
     cv2 = _opencv()
     contours, _ = cv2.findContours(ink.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     parts = [contour.reshape(-1, 2) for contour in contours]
-    if len(parts) > 1:
-        from ultralytics.data.converter import merge_multi_segment
-
-        parts = [np.concatenate(merge_multi_segment(parts))]
+    outline = _joined(parts)
     # Fewer than three points are no outline: a line of ink goes there and back.
-    points = np.resize(parts[0], (max(3, len(parts[0])), 2))
+    points = np.resize(outline, (max(3, len(outline)), 2))
     return _shares(points + 0.5, ink)
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    """One outline around several: from the nearest point of what there is to each part, around it, and back."""
+    outline, *others = parts
+    for part in others:
+        distances = np.square(outline[:, None] - part).sum(-1)
+        here, there = np.unravel_index(distances.argmin(), distances.shape)
+        around = np.roll(part, -there, axis=0)
+        outline = np.concatenate([outline[: here + 1], around, around[:1], outline[here:]])
+    return outline
 
 
 def keypoint_label(box: Sequence[float], ink: Mask) -> list[float]:

@@ -14,7 +14,7 @@ from torch import nn
 
 from lit_prune.common.names import tensors_of
 from lit_prune.common.ranks import warn_once
-from lit_prune.surgery.shapes import accept_for_now, adopt_shapes_
+from lit_prune.surgery.adoption import accept_for_now, adopt_shapes_
 from lit_prune.training.averaged_copies import copies_beside, twins_within, wrapped_within
 
 if TYPE_CHECKING:

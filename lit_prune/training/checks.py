@@ -8,7 +8,7 @@ from torch import nn
 
 from lit_prune.common.names import class_names
 from lit_prune.errors import UnsupportedError
-from lit_prune.surgery.shapes import accepts_pruned
+from lit_prune.surgery.adoption import accepts_pruned
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_prune.common.names import tensors_of
-from lit_prune.surgery.shapes import adopt_shapes_
+from lit_prune.surgery.adoption import adopt_shapes_
 from lit_prune.training.averages import follow_shapes
 
 Tensors = dict[str, Tensor]

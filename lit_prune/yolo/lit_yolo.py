@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from lit_prune.activations import CalibrationBatch, read_batch
 from lit_prune.errors import ArgumentError
-from lit_prune.surgery.shapes import adopt_shapes_
+from lit_prune.surgery.adoption import adopt_shapes_
 from lit_prune.yolo.batches import Detections, check_batch, upright_targets
 from lit_prune.yolo.classes import match_classes
 from lit_prune.yolo.dataset import read_hyperparameters

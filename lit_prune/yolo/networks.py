@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from lit_prune.errors import ArgumentError, MissingFileError
-from lit_prune.surgery.shapes import adopt_shapes_
+from lit_prune.surgery.adoption import adopt_shapes_
 from lit_prune.yolo.package import quiet_ultralytics, require_ultralytics
 from lit_prune.yolo.reading import load_weights, near, read_lit_checkpoint
 from lit_prune.yolo.tasks import HEADS, TASK_NAMES, task_of, task_of_head

@@ -1,4 +1,4 @@
-"""Ultralytics: whether it is there, and keeping it quiet."""
+"""Ultralytics: whether it is there, keeping it quiet, and where its networks carry what we note."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lit_prune.errors import MissingPackageError
+
+STATE = "lit_prune_state"
+"""The attribute of a network under which Ultralytics' checkpoints carry the record of what was pruned."""
 
 
 def require_ultralytics() -> None:

@@ -19,10 +19,8 @@ from lit_prune.surgery.optimizers import check_optimizer
 from lit_prune.training.agenda import Agenda, OnError
 from lit_prune.training.pruner import Pruner
 from lit_prune.training.recovery import Recovery
+from lit_prune.yolo.package import STATE
 from lit_prune.yolo.trainer_host import UltralyticsHost
-
-STATE = "lit_prune_state"
-"""The attribute of a network under which Ultralytics' checkpoints carry the record of what was pruned."""
 
 YoloT = TypeVar("YoloT")
 

@@ -13,8 +13,7 @@ from ultralytics.utils import LOGGER, RANK
 from lit_prune.common.names import count_parameters
 from lit_prune.errors import ArgumentError
 from lit_prune.yolo.networks import adopt_widths_, is_pruned
-from lit_prune.yolo.package import quiet_ultralytics
-from lit_prune.yolo.pruning import STATE
+from lit_prune.yolo.package import STATE, quiet_ultralytics
 
 # What of a configuration makes the architecture; the rest is the data's, or names.
 _ARCHITECTURE = ("backbone", "head", "scale", "depth_multiple", "width_multiple")

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lit_prune import ChannelGraph, mask_, shrink_
-from lit_prune.surgery.shapes import adopt_shapes_
+from lit_prune.surgery.adoption import adopt_shapes_
 from testing.invariant import difference, randomise_
 from tests.strategies import SPACE, Program, programs
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_prune import ChannelGraph, PruningPlan, mask_, shrink_
-from lit_prune.surgery.shapes import accept_pruned, adopt_shapes_
+from lit_prune.surgery.adoption import accept_pruned, adopt_shapes_
 from lit_prune.surgery.shrink import select
 from testing.invariant import randomise_
 
