@@ -240,7 +240,7 @@ def main() -> None:
         )
     Console().print(table)
 
-    # Without a size only what lies between them is measured anew.
+    # Without a size only what lies between them is measured again.
     events = json.loads(OUT.read_text(encoding="utf-8"))["events"] if not options.sizes and OUT.exists() else []
     for size in options.sizes:
         for name, selection in (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from importlib.metadata import Distribution, distribution, distributions, packages_distributions
+from importlib.metadata import Distribution, distribution, distributions
 from typing import Any
 
 from packaging.requirements import Requirement
@@ -35,11 +35,21 @@ class Without:
 def hide_extras() -> set[str]:
     """Hide the modules of all distributions that the core dependencies don't bring along; their names."""
     core = brought_along(list(requirements())) | {"lit-prune", "packaging"}
-    owners = packages_distributions().items()
-    modules = {module for module, names in owners if not core & {canonicalize_name(name) for name in names}}
-    hidden = {canonicalize_name(each.name) for each in distributions()} - core
+    installed = {canonicalize_name(each.name): set(modules_of(each)) for each in distributions()}
+    hidden = installed.keys() - core
+    modules = set().union(*(installed[name] for name in hidden))
+    modules -= set().union(*(installed[name] for name in installed.keys() & core))
+    # Tools that a virtual environment loads as Python starts can't be hidden, and are no part of any package's.
+    modules -= sys.modules.keys()
     sys.meta_path[:] = [Without(finder, modules, hidden) for finder in sys.meta_path]
     return modules
+
+
+def modules_of(installed: Distribution) -> Iterator[str]:
+    # As `packages_distributions` does from Python 3.11 on.
+    for file in installed.files or []:
+        if file.suffix in (".py", ".so"):
+            yield file.parts[0] if len(file.parts) > 1 else file.name.partition(".")[0]
 
 
 def brought_along(needed: list[Requirement]) -> set[str]:
