@@ -127,7 +127,7 @@ def _outputs(case: Any) -> list[Any]:
     from lit_prune import ChannelGraph
 
     graph = ChannelGraph.trace(case.network, *case.args)
-    layers = [layer for layer, reason in graph.frozen.items() if reason.startswith("reaches the network's output")]
+    layers = [layer for layer, reason in graph.unprunable.items() if reason.startswith("reaches the network's output")]
     return [case.network.get_submodule(layer) for layer in layers]
 
 

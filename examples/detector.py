@@ -15,9 +15,8 @@ os.environ.setdefault("YOLO_OFFLINE", "true")
 
 import lightning as L
 
-from lit_prune import ChannelPruning
+from lit_prune import ChannelPruning, Recovery
 from lit_prune.data import write_digits
-from lit_prune.training.recovery import Recovery
 from lit_prune.yolo import LitYOLO, YOLODataModule
 from lit_prune.yolo.export import export_detector
 

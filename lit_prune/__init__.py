@@ -2,6 +2,7 @@
 
 from lit_prune.callback import ChannelPruning
 from lit_prune.checkpoint import load_pruned
+from lit_prune.common.deprecated import find_moved_modules
 from lit_prune.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -24,10 +25,8 @@ from lit_prune.errors import (
 from lit_prune.graph import ChannelGraph
 from lit_prune.plan import PruningPlan
 from lit_prune.policy.once import plan_pruning
-from lit_prune.surgery.adoption import accept_pruned
-from lit_prune.surgery.mask import mask_
-from lit_prune.surgery.prune import prune_
-from lit_prune.surgery.shrink import shrink_
+from lit_prune.surgery import accept_pruned, mask_, prune_, shrink_
+from lit_prune.training.recovery import Recovery
 
 __all__ = [
     "ArgumentError",
@@ -45,6 +44,7 @@ __all__ = [
     "PruningError",
     "PruningPlan",
     "RanksError",
+    "Recovery",
     "RehearsalError",
     "SelectionError",
     "TraceError",
@@ -57,3 +57,5 @@ __all__ = [
     "prune_",
     "shrink_",
 ]
+
+find_moved_modules()

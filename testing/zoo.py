@@ -371,7 +371,7 @@ def shares(graph: ChannelGraph, network: nn.Module) -> Shares:
             continue
         dim, kind = int(isinstance(module, _ConvTransposeNd)), int(isinstance(module, _ConvNd))
         width, mine = module.weight.shape[dim], free.get((f"{name}.weight", dim), 0)
-        reason = graph.frozen.get(name, "has one channel") if mine < width else ""
+        reason = graph.unprunable.get(name, "has one channel") if mine < width else ""
         if reason.startswith("reaches the network's output"):
             width = mine
         elif reason:

@@ -45,7 +45,7 @@ def test_the_table_compares():
         "10.0 ms",
         "4.0 ms",
         "2.50× faster",
-        "96×64, cpu, 2 threads",
+        "all at 96×64 pixels; latency: cpu, 2 threads",
     ):
         assert part in text
 

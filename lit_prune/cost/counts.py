@@ -1,4 +1,4 @@
-"""What a network costs: parameters, multiply-adds, and latency that was measured."""
+"""What a network costs without being timed: parameters and multiply-adds."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class Cost:
         macs: Multiply-adds of one example; one multiply-add counts as one.
 
     Example:
+        >>> import torch
         >>> cost = Cost.of(nn.Conv2d(3, 8, 1, bias=False), torch.zeros(1, 3, 10, 10))
         >>> cost
         Cost(params=24, macs=2400)

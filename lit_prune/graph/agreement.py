@@ -52,7 +52,7 @@ def compare(recording: Recording, again: Recording, plan: PruningPlan) -> None:
         if wrong.any():
             name = owners[int(layer[wrong].min())].rpartition(".")[0]
             raise TraceError(f"the narrower network couples other channels, of {name}", name)
-    colder = new.frozen[new_of] & ~old.frozen[old_of]
+    colder = new.unprunable[new_of] & ~old.unprunable[old_of]
     if colder.any():
         name = owners[int(layer[colder].min())].rpartition(".")[0]
         raise TraceError(f"the narrower network freezes channels of {name} that were free", name)

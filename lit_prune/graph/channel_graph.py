@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from lit_prune.common.deprecated import warn_renamed
 from lit_prune.common.names import modules_of, tensors_of
 from lit_prune.errors import ArgumentError, ArgumentTypeError, UnknownNameError
 from lit_prune.graph.groups import ChannelGroup, Grouping, plan_without
@@ -29,7 +30,7 @@ class ChannelGraph:
 
     Attributes:
         groups: The prunable groups, in forward order.
-        frozen: Layer name to the reason why some or all of its channels must stay.
+        unprunable: Layer name to the reason why some or all of its channels must stay.
         unsupported: aten operation to the number of times it met channels and had no rule.
         macs: Multiply-adds of one example.
 
@@ -37,7 +38,7 @@ class ChannelGraph:
         >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
         >>> graph = ChannelGraph.trace(net, torch.zeros(1, 3, 16, 16))
-        >>> [(group.name, group.size) for group in graph.groups], graph.frozen
+        >>> [(group.name, group.size) for group in graph.groups], graph.unprunable
         ([('0', 8)], {'3': "reaches the network's output"})
         >>> graph.plan({"0": [1, 5]}).kept["3.weight"][1]
         tensor([0, 2, 3, 4, 6, 7])
@@ -45,7 +46,7 @@ class ChannelGraph:
 
     def __init__(self, network: nn.Module, calls: Sequence[Call], recording: Recording, grouping: Grouping) -> None:
         self.groups: tuple[ChannelGroup, ...] = grouping.groups
-        self.frozen: dict[str, str] = {**grouping.frozen, **_idle(network, recording)}
+        self.unprunable: dict[str, str] = {**grouping.unprunable, **_idle(network, recording)}
         self.unsupported: dict[str, int] = dict(recording.unsupported)
         self._network = network
         self._calls = tuple(calls)
@@ -56,11 +57,17 @@ class ChannelGraph:
         self.macs: int = self.macs_without({})
 
     def __repr__(self) -> str:
-        channels = sum(group.size for group in self.groups)
+        channels, stay = sum(group.size for group in self.groups), len(self.unprunable)
         return (
-            f"ChannelGraph({len(self.groups)} groups of {channels:,} channels, {len(self.frozen)} unprunable layers, "
-            f"{self.macs:,} MACs)"
+            f"ChannelGraph({len(self.groups)} groups of {channels:,} channels, {stay} unprunable "
+            f"layer{'s' * (stay != 1)}, {self.macs:,} MACs)"
         )
+
+    @property
+    def frozen(self) -> dict[str, str]:
+        """The old name of ``unprunable``."""
+        warn_renamed("ChannelGraph.frozen", "ChannelGraph.unprunable")
+        return self.unprunable
 
     @property
     def tensors(self) -> frozenset[str]:
@@ -110,8 +117,8 @@ class ChannelGraph:
             hint = ""
             if mine:
                 hint = f" Its channels are coupled with others, as graph[{mine[0]!r}]."
-            elif name in self.frozen:
-                hint = f" It is unprunable: {self.frozen[name]}."
+            elif name in self.unprunable:
+                hint = f" It is unprunable: {self.unprunable[name]}."
             elif near:
                 hint = f" Nearest: {', '.join(near)}."
             raise UnknownNameError(

@@ -51,7 +51,7 @@ class Recording:
     """What a trace leaves behind.
 
     Attributes:
-        labels: Joined, frozen and folded labels.
+        labels: Joined, held and folded labels.
         slots: Row of labels of each traced (tensor name, dimension), in the order of the forward pass.
         produced: Rows that leave a layer: its output channels.
         products: What the cost is summed from.

@@ -95,8 +95,8 @@ class Scope:
             if missing:
                 left[group.name] = f"must stay as wide as {missing[0]}, which does not take part"
         if not picked.keys() - left.keys():
-            frozen = {layer: why for layer, why in graph.frozen.items() if allowed(layer) and not shut(layer)}
-            raise ArgumentError(self._nothing({**left, **frozen}))
+            unprunable = {layer: why for layer, why in graph.unprunable.items() if allowed(layer) and not shut(layer)}
+            raise ArgumentError(self._nothing({**left, **unprunable}))
         return tuple(group for group in picked.values() if group.name not in left), left
 
     def _nothing(self, reasons: Mapping[str, str]) -> str:

@@ -46,6 +46,7 @@ def coverage(graph: ChannelGraph, network: nn.Module) -> Coverage:
     """Count the output channels of a network's convolutions and linear layers.
 
     Example:
+        >>> import torch
         >>> network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1))
         >>> coverage(ChannelGraph.trace(network, torch.zeros(1, 3, 4, 4)), network)
         Coverage(prunable=8, outputs=4, total=12)
@@ -58,7 +59,7 @@ def coverage(graph: ChannelGraph, network: nn.Module) -> Coverage:
                 prunable[layer] += _channels_of(group, layer, network)
     outputs = sum(
         sizes[layer] - prunable[layer]
-        for layer, reason in graph.frozen.items()
+        for layer, reason in graph.unprunable.items()
         if layer in sizes and reason.startswith(_OUTPUT)
     )
     return Coverage(sum(prunable.values()), outputs, sum(sizes.values()))
@@ -80,6 +81,7 @@ def channel_cost(graph: ChannelGraph, group: ChannelGroup, network: nn.Module) -
     Where groups must stay equally wide, a channel of each other one goes as well; those are not counted here.
 
     Example:
+        >>> import torch
         >>> network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1))
         >>> graph = ChannelGraph.trace(network, torch.zeros(1, 3, 5, 5))
         >>> channel_cost(graph, graph.groups[0], network)
@@ -97,7 +99,7 @@ def channel_cost(graph: ChannelGraph, group: ChannelGroup, network: nn.Module) -
 def inspection(graph: ChannelGraph, network: nn.Module, title: str = "") -> Group:
     """All groups of a network, all unprunable layers with the reason, and the totals, to be printed by rich."""
     widths = layer_widths(network)
-    names = [*(group.name for group in graph.groups), *graph.frozen]
+    names = [*(group.name for group in graph.groups), *graph.unprunable]
     table = Table(title=title or None, title_style="bold", header_style="bold")
     # A name can be copied only if it is whole.
     table.add_column("group, or layer", overflow="fold", min_width=_INDENT + max(map(len, names), default=0))
@@ -113,9 +115,9 @@ def inspection(graph: ChannelGraph, network: nn.Module, title: str = "") -> Grou
             if names
         ]
         table.add_row(_cell(group.name, notes), str(group.size), human(cost.params), human(cost.macs))
-    if graph.groups and graph.frozen:
+    if graph.groups and graph.unprunable:
         table.add_section()
-    for layer, reason in graph.frozen.items():
+    for layer, reason in graph.unprunable.items():
         note = Text.assemble(("unprunable", "yellow"), f": {reason}")
         table.add_row(_cell(layer, [note]), str(widths[layer]) if layer in widths else "", "", "")
     return Group(table, _totals(graph, network))

@@ -51,7 +51,7 @@ def test_a_layer_that_does_not_run_is_frozen_and_says_so() -> None:
     net = _chain()
     net[0].register_module("spare", nn.Conv2d(3, 8, 1))
     graph = ChannelGraph.trace(net, IMAGES)
-    assert graph.frozen == {
+    assert graph.unprunable == {
         "5": "reaches the network's output",
         "0.spare": "takes no part in the forward of these inputs",
     }
@@ -62,7 +62,7 @@ def test_a_layer_whose_weight_is_computed_is_frozen_and_says_so(normalise: Any) 
     net = _chain()
     normalise(net[2])
     graph = ChannelGraph.trace(net, IMAGES)
-    assert "each forward computes it" in graph.frozen["2"]
+    assert "each forward computes it" in graph.unprunable["2"]
     assert check_invariant(net, torch.randn(1, 3, 8, 8)).worst < 1e-4
 
 
@@ -196,7 +196,7 @@ def test_a_coupled_layer_is_told_under_which_group_it_is():
 
 def test_a_graph_says_in_one_line_what_it_holds():
     graph = ChannelGraph.trace(network(), torch.zeros(1, 3, 8, 8))
-    assert repr(graph) == f"ChannelGraph(2 groups of 48 channels, 1 unprunable layers, {graph.macs:,} MACs)"
+    assert repr(graph) == f"ChannelGraph(2 groups of 48 channels, 1 unprunable layer, {graph.macs:,} MACs)"
 
 
 @pytest.mark.parametrize("mask", [torch.zeros(16).bool(), [True, False], torch.tensor([1.0])])

@@ -36,7 +36,11 @@ class Common(nn.Module):
 
 def _facts(network: nn.Module, *inputs: Tensor) -> Any:
     graph = ChannelGraph.trace(network, *inputs)
-    return [(group.name, group.size, group.slots, group.balanced) for group in graph.groups], graph.frozen, graph.macs
+    return (
+        [(group.name, group.size, group.slots, group.balanced) for group in graph.groups],
+        graph.unprunable,
+        graph.macs,
+    )
 
 
 @pytest.mark.parametrize("inputs", [torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4, dtype=torch.float64)])
@@ -98,4 +102,4 @@ def test_a_constant_counts_where_it_is_not_the_usual_one() -> None:
             return self.last(torch.add(y, y, alpha=y.shape[1] // 8))
 
     graph = ChannelGraph.trace(Scaled(), torch.zeros(2, 4))
-    assert "depends on a width" in graph.frozen["first"]
+    assert "depends on a width" in graph.unprunable["first"]

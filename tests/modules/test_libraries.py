@@ -28,14 +28,14 @@ def test_scales_of_res2net() -> None:
     net = Around(32, res2net.Bottle2neck(32, 8, scale=4, base_width=64, norm_layer=nn.BatchNorm2d), 32)
     check = check_invariant(net, IMAGES)
     assert check.worst < 1e-4
-    assert set(check.graph.frozen) == {"leave"}
+    assert set(check.graph.unprunable) == {"leave"}
 
 
 def test_scales_of_dla() -> None:
     dla = pytest.importorskip("timm.models.dla")
     check = check_invariant(Around(32, dla.DlaBottle2neck(32, 32, scale=4, base_width=64), 32), IMAGES)
     assert check.worst < 1e-4
-    assert set(check.graph.frozen) == {"leave"}
+    assert set(check.graph.unprunable) == {"leave"}
 
 
 @pytest.mark.parametrize("apart", [True, False])
@@ -53,7 +53,7 @@ def test_dual_paths(apart: bool) -> None:
     )
     check = check_invariant(net, torch.randn(1, 3, 64, 64))
     assert check.worst < 1e-4
-    assert set(check.graph.frozen) == {"classifier"}
+    assert set(check.graph.unprunable) == {"classifier"}
 
 
 def test_deformable_attention_keeps_equally_many_of_each_head() -> None:
@@ -86,7 +86,7 @@ def test_multihead_attention_says_why_its_width_stays() -> None:
 
     check = check_invariant(Attends(), torch.randn(5, 2, 6))
     assert check.worst < 1e-4
-    assert "embed_dim" in check.graph.frozen["enter"]
+    assert "embed_dim" in check.graph.unprunable["enter"]
     assert [group.name for group in check.graph.groups] == ["attention.out_proj"]
 
 
@@ -103,4 +103,4 @@ def test_a_recurrent_layer_stays_and_the_others_do_not() -> None:
     check = check_invariant(Recurrent(), torch.randn(2, 5, 6))
     assert check.worst < 1e-4
     assert [group.name for group in check.graph.groups] == ["hidden"]
-    assert "recurrent LSTM" in check.graph.frozen["enter"]
+    assert "recurrent LSTM" in check.graph.unprunable["enter"]

@@ -39,7 +39,7 @@ def test_every_layer_is_in_the_table_with_its_reason():
         assert layer in text
     assert "halves" in text
     assert "unprunable: reaches the network's output" in text
-    assert all(reason in text for reason in graph.frozen.values())
+    assert all(reason in text for reason in graph.unprunable.values())
     assert "cumsum" in text
     assert f"({sum(p.numel() for p in network.parameters()):,})" in text
 
@@ -70,7 +70,7 @@ def test_names_are_whole_on_80_columns_and_there_is_one_total():
     assert max(map(len, text.splitlines())) <= 80
     words = {word.strip(",") for word in text.split()}
     names = {group.name for group in graph.groups} | {layer for group in graph.groups for layer in group.layers}
-    assert names | set(graph.frozen) <= words
+    assert names | set(graph.unprunable) <= words
     found = coverage(graph, network)
     totals = " ".join(text.split("└")[-1].split())
     assert f"{found.prunable:,} of {found.total - found.outputs:,} channels" in totals

@@ -19,7 +19,13 @@ def start(out, ranks=2, launcher=(), variables=None, **options):
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "COV"))}
     environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", **(variables or {})}
     done = subprocess.run(
-        [sys.executable, *launcher, ROOT / "tests" / "ddp_run.py", out, json.dumps({"ranks": ranks, **options})],
+        [
+            sys.executable,
+            *launcher,
+            ROOT / "tests" / "training" / "ddp_run.py",
+            out,
+            json.dumps({"ranks": ranks, **options}),
+        ],
         env=environment,
         capture_output=True,
         text=True,

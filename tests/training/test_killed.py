@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 def test_twenty_kills_leave_no_trace(tmp_path):
     done = subprocess.run(
-        [sys.executable, ROOT / "tests" / "kill_run.py", tmp_path, "20"],
+        [sys.executable, ROOT / "tests" / "training" / "kill_run.py", tmp_path, "20"],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

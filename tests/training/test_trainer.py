@@ -16,7 +16,7 @@ from lit_prune.surgery.optimizers import check_optimizer
 from lit_prune.surgery.prune import prune_
 from lit_prune.training.averaged_copies import copies_beside
 from lit_prune.training.checks import UnsupportedError, check_strategy
-from lit_prune.training.ddp import check_comm_hooks, forget_shapes
+from lit_prune.training.ddp import check_comm_hooks, forget_shapes, wrap_again
 from tests.toys import LIGHTNING_AVERAGES, Classifier, loader, network, optimizers, trainer, widths
 
 KINDS = {
@@ -202,6 +202,7 @@ def test_powersgd_goes_on_with_the_buckets_of_the_new_wrapper(wrapped):
     check_comm_hooks(wrapped)
     prune_(net, half(net), [sgd])
     forget_shapes(wrapped)
+    wrap_again(wrapped)
     assert state.iter == 0
     assert not state.error_dict
     assert not state.p_memory_dict

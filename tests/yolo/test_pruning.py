@@ -110,7 +110,7 @@ def test_what_can_not_be_pruned_is_refused(digits, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"amount": 1.5}, "amount must be a share in"),
+        ({"amount": 1.5}, "amount must be a ratio in"),
         ({"epochs": AtSteps(4)}, "give a schedule of epochs"),
         ({"selection": "clusters"}, "looks at activations"),
         ({"criterion": "magnitud"}, "Did you mean 'magnitude'"),

@@ -80,7 +80,7 @@ def break_last_rank_in(step: str) -> None:
 
         return carry_out(name, checked)
 
-    for module in ("event", "pruner"):
+    for module in ("policy.policy", "training.pruner"):
         mock.patch(f"lit_prune.{module}.carry_out", failing).start()
 
 
