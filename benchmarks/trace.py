@@ -4,9 +4,10 @@
 
 Names are those of ``tests/zoo.py``. Seconds are CPU seconds of one thread, those of the second run the best of several.
 Each model and image size runs in a process of its own, so that its first run is the first in a process. What that pays
-for is little: no module is imported in it, torch fills tables of its own (kernels found, rules looked up), and the
-tables of `lit_prune` by class and by operation are filled. It did take one to two seconds more where a dispatch mode
-or a stance on compiling made torch import its whole compiler: the tracer sees to it that neither does.
+for is little: no module is imported in it, torch fills tables of its own (kernels found, rules looked up), and so does
+`lit_prune`: by class, by operation, and what torch's meta kernels answer, which is the most of it. It did take one to
+two seconds more where a dispatch mode or a stance on compiling made torch import its whole compiler: the tracer sees to
+it that neither does.
 
 Torch-Pruning builds its dependency graph of the same model in the same run where it can be imported (``PYTHONPATH``).
 Where it fails or runs over its limit at the first image size it is not tried at the next.

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_prune.common.names import modules_of
 from lit_prune.graph.labels import Row
-from lit_prune.graph.meta_kernels import meta_output
+from lit_prune.graph.memo import output_of
 from lit_prune.graph.operation import Operation, signature, tensors_among
 from lit_prune.graph.recording import Recording
 from lit_prune.graph.skeleton import is_remembered, remember, remembered
@@ -65,22 +65,23 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         values = remembered((args, kwargs)) if tensors and all(map(is_remembered, tensors)) else None
         if func is torch.ops.aten._local_scalar_dense.default and values is not None:
             return func(*values[0])
-        output = meta_output(func, args, kwargs)
-        if output is None:
-            output = func(*args, **kwargs)
+        output = output_of(func, args, kwargs)
         if values is not None and isinstance(output, Tensor):
             remember(output, func(*values[0], **values[1]))
         self._see(func, args, kwargs, tensors, output)
         return output
 
-    def foresee(self, func: Any, args: tuple[Any, ...]) -> Any:
-        """What an operation on tensors without values returns, its rule run; None where it has to be run itself."""
-        tensors = tensors_among(args)
-        if not tensors or all(map(is_remembered, tensors)):
+    def foresee(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """What an operation on tensors without values returns, its rule run; None where torch has to say what it is."""
+        tensors = tensors_among((*args, *kwargs.values()))
+        if not all(tensor.is_meta for tensor in tensors) or all(map(is_remembered, tensors)):
             return None
-        output = meta_output(func, args, {})
-        if output is not None:
-            self._see(func, args, {}, tensors, output)
+        try:
+            output = output_of(func, args, kwargs)
+        except Exception:
+            # The function takes what its operation does not (an alias, a word for a padding), or says what is wrong.
+            return None
+        self._see(func, args, kwargs, tensors, output)
         return output
 
     def _see(
