@@ -2,7 +2,8 @@
 
     python -m benchmarks.trace [NAME ...] [--sizes 96 320 640] [--peer-limit 30] [--no-growth]
 
-Names are those of ``tests/zoo.py``. Seconds are CPU seconds of one thread, those of the second run the best of several.
+Names are those of ``testing/zoo.py``. Seconds are CPU seconds of one thread, those of the second run the best of
+several.
 Each model and image size runs in a process of its own, so that its first run is the first in a process. What that pays
 for is little: no module is imported in it, torch fills tables of its own (kernels found, rules looked up), and so does
 `lit_prune`: by class, by operation, and what torch's meta kernels answer, which is the most of it. It did take one to

@@ -2,7 +2,7 @@
 
     python -m benchmarks.zoo [NAME ...] [--again] [--peers {families,all,none}] [--limit S] [--peer-limit S]
 
-Names are those of ``tests/zoo.py`` (patterns too: ``timm/resnet*``), or a source: ``ultralytics``, ``torchvision``,
+Names are those of ``testing/zoo.py`` (patterns too: ``timm/resnet*``), or a source: ``ultralytics``, ``torchvision``,
 ``timm``. Each model runs in a process of its own, so that one that takes too long or too much memory is a row and not
 the end. Rows are kept in ``zoo.json`` beside this file: a second run measures only what is missing there, ``--again``
 measures all of the names again. Seconds are CPU seconds of one thread.

@@ -50,6 +50,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._rules = rules
         # The tensors are held so that their ids stay theirs until the end of the trace.
         self._values: dict[int, tuple[Tensor, list[Block]]] = {}
+        # Memory that something unknown was written into: numbers that were known of it are no longer.
+        self._overwritten: set[int] = set()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -62,10 +64,13 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Run the operation, then its rule."""
         kwargs = kwargs or {}
         tensors = tensors_among((*args, *kwargs.values()))
-        values = remembered((args, kwargs)) if tensors and all(map(is_remembered, tensors)) else None
+        values = remembered((args, kwargs)) if tensors and all(map(self._is_known, tensors)) else None
         if func is torch.ops.aten._local_scalar_dense.default and values is not None:
             return func(*values[0])
         output = output_of(func, args, kwargs)
+        if values is None and (written := signature(func).written):
+            arguments = signature(func).operation(args, kwargs, output).arguments
+            self._overwritten.update(_memory(tensor) for tensor in tensors_among([arguments[name] for name in written]))
         if values is not None and isinstance(output, Tensor):
             remember(output, func(*values[0], **values[1]))
         self._see(func, args, kwargs, tensors, output)
@@ -74,7 +79,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def foresee(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """What an operation on tensors without values returns, its rule run; None where torch has to say what it is."""
         tensors = tensors_among((*args, *kwargs.values()))
-        if not all(tensor.is_meta for tensor in tensors) or all(map(is_remembered, tensors)):
+        if not all(tensor.is_meta for tensor in tensors) or all(map(self._is_known, tensors)):
             return None
         try:
             output = output_of(func, args, kwargs)
@@ -83,6 +88,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return None
         self._see(func, args, kwargs, tensors, output)
         return output
+
+    def _is_known(self, tensor: Tensor) -> bool:
+        """Whether the numbers that a tensor stands for are known, and still hold."""
+        return is_remembered(tensor) and _memory(tensor) not in self._overwritten
 
     def _see(
         self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], tensors: Sequence[Tensor], output: Any
@@ -277,3 +286,8 @@ def _connected(spans: Sequence[tuple[int, ...]]) -> list[list[int]]:
             joined |= other
         found.append(joined)
     return sorted(sorted(dims) for dims in found)
+
+
+def _memory(tensor: Tensor) -> int:
+    """A number that a tensor and its views have in common."""
+    return int(tensor.untyped_storage()._cdata)

@@ -274,7 +274,7 @@ def test_a_second_trace_says_the_same_and_leaves_the_first_alone() -> None:
             return self.last(y.squeeze_(0))
 
     def facts(graph: ChannelGraph) -> Any:
-        return [(g.name, g.size, g.slots) for g in graph.groups], graph.frozen, graph.macs, graph.unsupported
+        return [(g.name, g.size, g.slots) for g in graph.groups], graph.unprunable, graph.macs, graph.unsupported
 
     network = Written()
     first = ChannelGraph.trace(network, torch.zeros(1, 3, 8, 8))

@@ -252,3 +252,36 @@ def test_numbers_that_follow_values_are_told_from_those_that_follow_widths(by_wi
     assert network.places(network.stem(images)) != shrunk.places(shrunk.stem(images))
     assert graph.rehearse(plan).groups[0].size == 8
     assert check_invariant(network, images, fixed_work=False).worst < 1e-4
+
+
+class Overwritten(nn.Module):
+    """Computes with a number of its own, into which the forward has written what it saw."""
+
+    def __init__(self, write: Any) -> None:
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+        self.register_buffer("steps", torch.tensor([2, 5]))
+        self.write = write
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        numbers = self.steps.clone()
+        self.write(numbers, y)
+        return self.out(y) * int(numbers[0])
+
+
+def _add(numbers: Tensor, y: Tensor) -> None:
+    numbers += (y.sum() * 0 + 3).long()
+
+
+def _through_a_view(numbers: Tensor, y: Tensor) -> None:
+    numbers[0] = y.shape[2] + (y > 1e9).sum()
+
+
+@pytest.mark.parametrize("write", [_add, _through_a_view])
+def test_a_number_that_was_written_over_is_no_longer_known(write: Any) -> None:
+    network = Overwritten(write)
+    graph = ChannelGraph.trace(network, IMAGES)
+    # Without the number it takes a trace with weights, which knows what was written.
+    assert not next(graph._network.parameters()).is_meta
+    assert check_invariant(network, IMAGES, graph=graph).worst < 1e-4
