@@ -49,7 +49,7 @@ class ChannelPruning(Callback):
     Every epoch ``pruning/params``, ``pruning/macs`` and ``pruning/channels`` are logged.
 
     Args:
-        amount: The share that is gone after the last event, in (0, 1): of each layer's channels (``"uniform"``,
+        amount: The ratio that is gone after the last event, in (0, 1): of each layer's channels (``"uniform"``,
             ``"clusters"``), of all channels (``"global"``) or of the dense network's multiply-adds (``"macs"``).
             ``None`` lets a selection decide that can (``"clusters"``).
         epochs: At the start of which epochs to prune, counted from 0: one, several, or a :class:`Schedule` (``AtSteps``
@@ -66,7 +66,7 @@ class ChannelPruning(Callback):
         min_channels: The least that a layer keeps.
         layers_per_event: Prune only so many layers an event, each to the full amount: those with the most channels
             first, and none that shares a tensor with another of the same event.
-        recovery: What follows an event: scores of other callbacks that start anew (the default), a learning rate that
+        recovery: What follows an event: scores of other callbacks that Start again (the default), a learning rate that
             rises again.
         on_error: ``"raise"`` ends the training with the old network when an event fails; ``"continue"`` warns and
             goes on with it.

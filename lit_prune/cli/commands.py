@@ -146,7 +146,7 @@ def _add_demo(commands: Any) -> None:
     demo.add_argument("--model", default="yolov8n.yaml", help="configuration of an Ultralytics detection network")
     demo.add_argument("--epochs", type=int, default=18, help="length of the run, and of the dense one beside it")
     demo.add_argument("--scenes", type=int, default=2000, help="number of training scenes")
-    demo.add_argument("--amount", type=float, default=0.455, help="share of the dense network's MACs that goes")
+    demo.add_argument("--amount", type=float, default=0.455, help="ratio of the dense network's MACs that goes")
     demo.add_argument("--seed", type=int, default=0, help="of weights, order and scenes")
 
 

@@ -12,11 +12,11 @@ from lit_prune.errors import MissingPackageError
 Mask = NDArray[np.bool_]
 
 _VISIBLE = 2.0
-_ROOM = 1.2  # of a picture of one digit, as a multiple of its box's longer side
+_ROOM = 1.2  # of an image of one digit, as a multiple of its box's longer side
 
 
 def box_label(box: Sequence[float], ink: Mask) -> list[float]:
-    """Centre x, centre y, width and height, as shares of the picture.
+    """Centre x, centre y, width and height, normalised.
 
     Example:
         >>> box_label([0.5, 0.5, 0.25, 0.25], np.zeros((8, 8), dtype=bool))
@@ -40,7 +40,7 @@ def outline_label(box: Sequence[float], ink: Mask) -> list[float]:
     outline = _joined(parts)
     # Fewer than three points are no outline: a line of ink goes there and back.
     points = np.resize(outline, (max(3, len(outline)), 2))
-    return _shares(points + 0.5, ink)
+    return _normalised(points + 0.5, ink)
 
 
 def _joined(parts: Sequence[Any]) -> Any:
@@ -66,9 +66,9 @@ def keypoint_label(box: Sequence[float], ink: Mask) -> list[float]:
     y, x = np.nonzero(ink)
     ends = [(x[rows].mean(), y[rows].mean()) for rows in (y == y.min(), y == y.max(), x == x.min(), x == x.max())]
     points = np.array([*ends, (x.mean(), y.mean())]) + 0.5
-    shares = np.array(_shares(points, ink)).reshape(-1, 2)
-    visible = np.full((len(shares), 1), _VISIBLE)
-    flat: list[float] = np.hstack([shares, visible]).flatten().tolist()
+    places = np.array(_normalised(points, ink)).reshape(-1, 2)
+    visible = np.full((len(places), 1), _VISIBLE)
+    flat: list[float] = np.hstack([places, visible]).flatten().tolist()
     return [*box, *flat]
 
 
@@ -84,7 +84,7 @@ def corner_label(box: Sequence[float], ink: Mask) -> list[float]:
     y, x = np.nonzero(ink)
     # Of each pixel its corners, so that the rectangle has an extent even where the ink is a line.
     corners = np.concatenate([np.stack([x + dx, y + dy], axis=1) for dx in (0, 1) for dy in (0, 1)])
-    return _shares(cv2.boxPoints(cv2.minAreaRect(corners.astype(np.float32))), ink)
+    return _normalised(cv2.boxPoints(cv2.minAreaRect(corners.astype(np.float32))), ink)
 
 
 LABELS: dict[str, Callable[[Sequence[float], Mask], list[float]]] = {
@@ -99,8 +99,8 @@ HEADERS = {"pose": "kpt_shape: [5, 3]\nflip_idx: [0, 1, 3, 2, 4]\n"}
 """Task to further lines of its `data.yaml`."""
 
 
-def picture_around(box: Sequence[float], pixels: Tensor) -> Tensor:
-    """Cut the square (3, s, s) around a box, with some room, out of a picture (3, H, W)."""
+def image_around(box: Sequence[float], pixels: Tensor) -> Tensor:
+    """Cut the square (3, s, s) around a box, with some room, out of an image (3, H, W)."""
     height, width = pixels.shape[1:]
     centre_x, centre_y = box[0] * width, box[1] * height
     side = min(height, width, round(_ROOM * max(box[2] * width, box[3] * height)))
@@ -109,10 +109,10 @@ def picture_around(box: Sequence[float], pixels: Tensor) -> Tensor:
     return pixels[:, top : top + side, left : left + side]
 
 
-def _shares(points: NDArray[Any], ink: Mask) -> list[float]:
+def _normalised(points: NDArray[Any], ink: Mask) -> list[float]:
     height, width = ink.shape
-    shares: list[float] = (points / np.array([width, height])).clip(0, 1).flatten().tolist()
-    return shares
+    places: list[float] = (points / np.array([width, height])).clip(0, 1).flatten().tolist()
+    return places
 
 
 def _opencv() -> Any:

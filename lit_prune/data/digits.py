@@ -19,9 +19,9 @@ _MAX_OBJECTS = 4
 _TRIES = 16  # places tried for an object before it is left out
 _SCENE_DRAWS = 6
 _OBJECT_DRAWS = 5 + 2 * _TRIES
-_SMALLEST, _LARGEST = 0.2, 0.45  # side of a digit, as a share of the image
-_CROPS = (0.25, 0.35, 0.5)  # height of a background crop, as a share of the photograph
-_OVERLAP = 0.1  # the share of the smaller box that another box may cover
+_SMALLEST, _LARGEST = 0.2, 0.45  # side of a digit, relative to the image
+_CROPS = (0.25, 0.35, 0.5)  # height of a background crop, relative to the photograph
+_OVERLAP = 0.1  # the ratio of the smaller box that another box may cover
 _CONTRAST = 0.35  # least difference of brightness between a digit and what is behind it
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
@@ -36,7 +36,7 @@ class DigitScenes(Dataset[dict[str, Tensor]]):
     first scenes of a longer set are those of a shorter one.
 
     An item is a dict in the vocabulary of Ultralytics' batches: `img` (3, H, W) float32 in 0..1; `cls` (n, 1) float32,
-    the digit; `bboxes` (n, 4) float32, centre x, centre y, width, height as shares of the image. A box is tight around
+    the digit; `bboxes` (n, 4) float32, centre x, centre y, width, height, normalised. A box is tight around
     the pixels of its digit that can be seen.
 
     Args:
@@ -300,6 +300,6 @@ def _paint(region: NDArray[np.uint8], alpha: NDArray[np.float32], uniform: NDArr
 
 
 def _to_xywh(boxes: Tensor, image_size: int) -> Tensor:
-    """Corner boxes in pixels (n, 4) as centre, width and height, shares of the image."""
+    """Corner boxes in pixels (n, 4) as centre, width and height, normalised."""
     low, high = boxes.float().div(image_size).chunk(2, dim=1)
     return torch.cat([(low + high) / 2, high - low], dim=1)

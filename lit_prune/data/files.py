@@ -1,11 +1,11 @@
-"""DigitScenes as files: an Ultralytics data set of any task, of PNG pictures and label files, lossless."""
+"""DigitScenes as files: an Ultralytics data set of any task, of PNG images and label files, lossless."""
 
 from pathlib import Path
 from typing import Any, get_args
 
 from torch import Tensor
 
-from lit_prune.data.annotations import HEADERS, LABELS, picture_around
+from lit_prune.data.annotations import HEADERS, LABELS, image_around
 from lit_prune.data.digits import DigitScenes, Split, check_scene_arguments
 from lit_prune.errors import ArgumentError, ExistingFileError
 
@@ -20,10 +20,10 @@ def write_digits(
     seed: int = 0,
     task: str = "detect",
 ) -> Path:
-    """Write `DigitScenes` as an Ultralytics data set: pictures, label files and a `data.yaml`.
+    """Write `DigitScenes` as an Ultralytics data set: images, label files and a `data.yaml`.
 
-    Pictures are PNG files with the very pixels of `DigitScenes`, in `images/train` and `images/val`. Each has a file
-    in `labels/train` or `labels/val`, with one line an object: its class, then by the task, as shares of the picture,
+    Images are PNG files with the very pixels of `DigitScenes`, in `images/train` and `images/val`. Each has a file
+    in `labels/train` or `labels/val`, with one line an object: its class, then by the task, normalised,
 
     - `"detect"`: centre x, centre y, width, height;
     - `"segment"`: the outline of the ink that can be seen, without holes;
@@ -31,7 +31,7 @@ def write_digits(
       row and of the leftmost and rightmost column of ink, and the ink's centre;
     - `"obb"`: the corners of the smallest rectangle around the ink.
 
-    To `"classify"`, there is a picture of each digit alone, in a folder of its class, in `train` and `val`. The folder
+    To `"classify"`, there is an image of each digit alone, in a folder of its class, in `train` and `val`. The folder
     may be moved: `data.yaml` names no absolute path.
 
     Args:
@@ -70,7 +70,7 @@ def write_digits(
             f"{str(folder)!r} holds {' and '.join(present)} already, which would be mixed up with the new scenes; "
             f"name another folder, or remove it first."
         )
-    write = _write_pictures if task == "classify" else _write_split
+    write = _write_images if task == "classify" else _write_split
     for split in get_args(Split):
         write(folder, DigitScenes(split, counts[split], image_size, seed), task)
     if task == "classify":
@@ -87,7 +87,7 @@ def _write_split(folder: Path, scenes: DigitScenes, task: str) -> None:
     labels.mkdir(parents=True, exist_ok=True)
     for number, (pixels, mask) in enumerate(zip(scenes.images, scenes.masks, strict=True)):
         name = f"{number:06d}"
-        _picture(pixels).save(images / f"{name}.png")
+        _as_image(pixels).save(images / f"{name}.png")
         item = scenes[number]
         lines = []
         for k, (digit, box) in enumerate(zip(item["cls"].flatten().tolist(), item["bboxes"].tolist(), strict=True)):
@@ -96,18 +96,18 @@ def _write_split(folder: Path, scenes: DigitScenes, task: str) -> None:
         (labels / f"{name}.txt").write_text("".join(lines))
 
 
-def _write_pictures(folder: Path, scenes: DigitScenes, task: str) -> None:
+def _write_images(folder: Path, scenes: DigitScenes, task: str) -> None:
     for digit in range(scenes.num_classes):  # also of those that no scene shows: the folders are the classes
         (folder / scenes.split / str(digit)).mkdir(parents=True, exist_ok=True)
     for number, pixels in enumerate(scenes.images):
         item = scenes[number]
         for k, (digit, box) in enumerate(zip(item["cls"].flatten().tolist(), item["bboxes"].tolist(), strict=True)):
             path = folder / scenes.split / str(int(digit)) / f"{number:06d}-{k}.png"
-            _picture(picture_around(box, pixels)).save(path)
+            _as_image(image_around(box, pixels)).save(path)
 
 
-def _picture(pixels: Tensor) -> Any:
-    # Pillow comes with matplotlib, and Ultralytics reads pictures by it as well.
+def _as_image(pixels: Tensor) -> Any:
+    # Pillow comes with matplotlib, and Ultralytics reads images by it as well.
     from PIL import Image
 
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())

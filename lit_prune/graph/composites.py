@@ -38,7 +38,7 @@ class Composites(TorchFunctionMode):
         known = _COMPOSITES.get(func)
         if known is None:
             if self._on_meta and func in _FACTORIES and kwargs.get("device") is None:
-                # What a forward makes anew (grids, masks) must lie where the weights are.
+                # What a forward makes itself (grids, masks) must lie where the weights are.
                 kwargs = {**kwargs, "device": "meta"}
             return func(*args, **kwargs)
         name, places = known

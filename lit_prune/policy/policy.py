@@ -106,7 +106,7 @@ class PruningPolicy:
         self,
         network: nn.Module,
         calls: Sequence[Call],
-        share: float | None,
+        ratio: float | None,
         record: Record,
         measure: Measure = lambda layers, calibration: {},
         averages: Mapping[str, str] = MappingProxyType({}),
@@ -116,14 +116,14 @@ class PruningPolicy:
         Args:
             network: The live network; it is not changed.
             calls: How it is entered.
-            share: The share that is to be gone afterwards, of the dense network; ``None`` lets the selection decide.
+            ratio: The ratio that is to be gone afterwards, of the dense network; ``None`` lets the selection decide.
             record: What was pruned before, and what it may not be.
             measure: Statistics of the activations of some layers, for a criterion or selection that asks for them.
             averages: Prefix of an average inside of the network to that of what it is an average of.
 
         Raises:
             TraceError: If the network can't be run, before or after.
-            ArgumentError: If nothing can be pruned, or the share is out of reach.
+            ArgumentError: If nothing can be pruned, or the ratio is out of reach.
             RuntimeError: If another rank failed, or ranks disagree.
         """
 
@@ -138,7 +138,7 @@ class PruningPolicy:
             moments = carry_out("measure", partial(measure, list(layers), self.calibration))
         evidence = Evidence(network, graph, groups, moments)
         dense = record.dense or Dense.of(network, graph)
-        target = Target(share, dense.widths, dense.macs, self.round_to, self.min_channels)
+        target = Target(ratio, dense.widths, dense.macs, self.round_to, self.min_channels)
         plan = carry_out("choose", lambda: extended(self._choose(evidence, target, skipped), averages))
         plan = from_rank_zero(plan)
         after = carry_out("rehearse", lambda: graph.rehearse(plan))

@@ -12,7 +12,7 @@ from lit_prune.common.choices import nearest
 from lit_prune.errors import ArgumentError, ArgumentTypeError
 from lit_prune.graph import ChannelGraph, ChannelGroup
 
-# An nn.Sequential with more than this share of a network's convolutions and linear layers is its main one.
+# An nn.Sequential with more than this ratio of a network's convolutions and linear layers is its main one.
 _MAIN = 0.75
 
 

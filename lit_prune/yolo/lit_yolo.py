@@ -38,7 +38,7 @@ class LitYOLO(LightningModule):
 
     Batches are dicts as `lit_prune.data.collate_detection` makes them: `img` (B, 3, H, W) in 0..1 with H and W
     multiples of the network's stride, `batch_idx` (M,), `cls` (M, 1), `bboxes` (M, 4; centre, width and height as
-    shares of the image). To these come `masks` for segmentation and `keypoints` for pose; of OBB, `bboxes` are (M, 5)
+    normalised). To these come `masks` for segmentation and `keypoints` for pose; of OBB, `bboxes` are (M, 5)
     with the angle last; of classification there are `img` and `cls` (B,) alone. `YOLODataModule` makes them all.
 
     The loss is Ultralytics' own. Logged are `train/loss` and its parts (means per image and epoch), and in validation
@@ -57,10 +57,10 @@ class LitYOLO(LightningModule):
         weight_decay: Decay of weights; norms and biases are not decayed.
         warmup_epochs: Epochs of linear warm-up; a fraction will do.
         schedule: How the learning rate falls after warm-up, step by step: `"cosine"`, `"linear"` or `"constant"`.
-        final_lr: Where it ends, as a share of `lr`.
+        final_lr: Where it ends, relative to `lr`.
         hyperparameters: Train as Ultralytics' trainer does, by its names, such as `{"optimizer": "auto", "lr0": 0.01}`,
             or by an `args.yaml` that it wrote: its optimizer and parameter groups, warm-up, accumulation to `nbs`
-            pictures, loss gains, frozen layers, and a moving average of the weights that is validated and saved. The
+            images, loss gains, frozen layers, and a moving average of the weights that is validated and saved. The
             arguments from `optimizer` on are not used then. Epochs, precision and devices are the Trainer's; give
             `YOLODataModule` the same hyperparameters for what concerns data.
         kpt_shape: Of pose networks, the number of keypoints, and 2 (x, y) or 3 (x, y, visible) numbers for each, as
@@ -176,11 +176,11 @@ class LitYOLO(LightningModule):
         _check_range("confidence", confidence, 0 <= confidence <= 1, "in [0, 1]")
         _check_range("iou", iou, 0 <= iou <= 1, "in [0, 1]")
         if not self.task.finds_objects:
-            raise ArgumentError("This network classifies whole pictures, and finds no objects in them: use `classify`.")
+            raise ArgumentError("This network classifies whole images, and finds no objects in them: use `classify`.")
         return within(run_untouched(self.model, images, Thresholds(confidence, iou)), images)
 
     def classify(self, images: Tensor) -> Tensor:
-        """Return the shares (B, C) that a classification network gives to the classes, in eval mode, without gradients.
+        """Return the class probabilities (B, C) of a classification network, in eval mode and without gradients.
 
         Raises:
             ArgumentError: If the images have another shape or type, or the network finds objects.
@@ -225,7 +225,7 @@ class LitYOLO(LightningModule):
         return self.detect(batch) if self.task.finds_objects else self.classify(batch)
 
     def calibration_batch(self, batch: Any) -> CalibrationBatch:
-        """Tell the criteria that look at activations what a batch shows: its objects, or its pictures' classes."""
+        """Tell the criteria that look at activations what a batch shows: its objects, or its images' classes."""
         if isinstance(batch, Mapping):
             if not self.task.finds_objects:
                 batch = (batch["img"], batch["cls"])
@@ -271,7 +271,7 @@ class LitYOLO(LightningModule):
             self.trainer.accumulate_grad_batches = 1
 
     def on_validation_epoch_start(self) -> None:
-        """Start the metric anew."""
+        """Start the metric again."""
         self._start_metric()
 
     def on_validation_epoch_end(self) -> None:
@@ -279,7 +279,7 @@ class LitYOLO(LightningModule):
         self._log_metric("val")
 
     def on_test_epoch_start(self) -> None:
-        """Start the metric anew."""
+        """Start the metric again."""
         self._start_metric()
 
     def on_test_epoch_end(self) -> None:

@@ -55,7 +55,7 @@ assert 0 <= scores.box.map <= 1
     assert torch.equal(torch.load(tmp_path / "answer"), _answer(network, images))
     (expected,) = find_objects(network, images, confidence=0.0, iou=0.7)
     boxes, scores, labels = torch.load(tmp_path / "found")
-    # Theirs are of the fused network. Boxes as shares of the image's side.
+    # Theirs are of the fused network. Boxes as normalised's side.
     torch.testing.assert_close(scores, expected["scores"], atol=1e-5, rtol=0)
     torch.testing.assert_close(boxes / 64, expected["boxes"] / 64, atol=1e-5, rtol=0)
     assert torch.equal(labels.long(), expected["labels"])

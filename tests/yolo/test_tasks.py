@@ -397,7 +397,7 @@ def test_what_does_not_belong_together(written, tmp_path):
     del batch["keypoints"]
     with pytest.raises(ValueError, match="lacks keypoints"):
         lit.training_step(batch, 0)
-    with pytest.raises(ValueError, match="classifies whole pictures"):
+    with pytest.raises(ValueError, match="classifies whole images"):
         _model("yolov8n-cls.yaml").detect(torch.rand(1, 3, 64, 64))
     with pytest.raises(ValueError, match="task is pose, which finds objects: use `detect`"):
         lit.classify(torch.rand(1, 3, 64, 64))

@@ -1,4 +1,4 @@
-"""A layer's decision as a picture: where its channels lie, which stay, and the curve that said how many."""
+"""A layer's decision as an image: where its channels lie, which stay, and the curve that said how many."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _cluster_colours(decision: Decision) -> Any:
     channels = len(decision.survey.points)
     if decision.clustering is None:
         return np.tile(colormaps["turbo"](0.15), (channels, 1))
-    # Clusters in the order of where they lie, so that neighbours differ a little and ends of the picture a lot.
+    # Clusters in the order of where they lie, so that neighbours differ a little and ends of the image a lot.
     middles = decision.survey.points[decision.clustering.medoids, :2]
     centre = middles - middles.mean(0)
     rank = np.argsort(np.argsort(np.arctan2(centre[:, 1], centre[:, 0])))

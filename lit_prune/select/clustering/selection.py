@@ -32,7 +32,7 @@ class ClusterSelection(Selection):
     For every channel and every two classes the Jeffries–Matusita distance of the channel's activations on calibration
     data says how well it tells them apart. Channels with like distances form a cluster (k-medoids, on an embedding),
     and of each cluster one channel stays. The amount says how many clusters there are; with ``amount=None`` the knee
-    of the mean simplified silhouette does. The scores of the criterion are of no account, but a group that it can't
+    of the mean simplified silhouette does. The scores of the criterion are ignored, but a group that it can't
     judge stays.
 
     Layers that are coupled (residual sums, concatenations) get one decision: the distances that a channel has in each
