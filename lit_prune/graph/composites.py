@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from lit_prune.graph.memo import output_of
 from lit_prune.graph.operation import Operation
+from lit_prune.graph.skeleton import MOST_VALUES, remember
 from lit_prune.graph.tracer import Tracer
 
 aten = torch.ops.aten
@@ -39,7 +40,11 @@ class Composites(TorchFunctionMode):
         if known is None:
             if self._on_meta and func in _FACTORIES and kwargs.get("device") is None:
                 # What a forward makes itself (grids, masks) must lie where the weights are.
-                kwargs = {**kwargs, "device": "meta"}
+                made = func(*args, **kwargs, device="meta")
+                if func in _COPYING and made.numel() <= MOST_VALUES:
+                    with torch._C._DisableTorchDispatch():
+                        remember(made, func(*args, **kwargs, device="cpu"))
+                return made
             return func(*args, **kwargs)
         name, places = known
         arguments = {**dict.fromkeys(places), **dict(zip(places, args, strict=False)), **kwargs}
@@ -100,6 +105,10 @@ _FACTORIES = frozenset(
     "randint randperm tensor as_tensor scalar_tensor asarray tril_indices triu_indices bartlett_window "
     "blackman_window hamming_window hann_window kaiser_window".split()
 )
+
+
+# Those whose numbers no operation carries.
+_COPYING = frozenset((torch.tensor, torch.as_tensor, torch.asarray))
 
 
 def _same(source: Tensor) -> Tensor:

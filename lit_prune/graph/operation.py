@@ -9,7 +9,18 @@ from typing import Any
 
 from torch import Tensor
 
-_CONSTANTS = ("other", "value", "alpha", "beta", "scale", "exponent", "fill_value")
+# Arguments that are shapes, or places along a dimension: they follow widths wherever a forward is written well.
+_SHAPES = frozenset(
+    "size shape sizes stride storage_offset split_size split_sizes start end normalized_shape N C HxW group groups "
+    "self_size sizes_ repeats output_padding_ length vocab num_weights dim dims dim0 dim1 source destination".split()
+)
+# Strides are numbers of the arithmetic where a window moves, and layouts elsewhere.
+_WINDOWS = ("conv", "pool", "unfold", "im2col", "col2im")
+# Operations that a forward may do without where a value lies otherwise in memory.
+_LAYOUT = frozenset(
+    "view reshape _reshape_alias _unsafe_view clone expand permute transpose t unsqueeze squeeze contiguous detach "
+    "alias _to_copy copy slice select split split_with_sizes unbind as_strided mm bmm addmm baddbmm linear".split()
+)
 
 
 class Operation:
@@ -46,7 +57,7 @@ class Signature:
         name: The name that rules are found by: without namespace and underscores for aten.
         qualified_name: The name of the schema.
         defaults: Each argument's default, in the order of the schema; None where there is none.
-        constants: The arguments that are numbers of the arithmetic.
+        constants: The arguments that are numbers of the arithmetic, or may be.
         written: The arguments that the operation writes into.
     """
 
@@ -65,8 +76,20 @@ class Signature:
 
         Those that are as the schema has them say nothing, whatever way an operation came.
         """
-        values = [(operation.arguments[name], self.defaults[name]) for name in self.constants]
-        return tuple([float(value) for value, given in values if isinstance(value, (int, float)) and value != given])
+        found: list[float] = []
+        for name in self.constants:
+            value = operation.arguments[name]
+            if isinstance(value, (int, float)):
+                if value != self.defaults[name]:
+                    found.append(float(value))
+            elif isinstance(value, (list, tuple)) and value != self.defaults[name]:
+                found.extend([float(item) for item in value if isinstance(item, (int, float))])
+        return tuple(found)
+
+    @property
+    def counts(self) -> bool:
+        """Whether a forward that runs the operation another number of times computes something else."""
+        return self.name not in _LAYOUT
 
 
 @cache
@@ -77,7 +100,8 @@ def signature(func: Any) -> Signature:
     # An in-place operation has the rule of its twin.
     short = name.partition("::")[2].rstrip("_") if name.startswith("aten::") else name
     defaults = {argument.name: argument.default_value for argument in schema.arguments}
-    constants = tuple(key for key in _CONSTANTS if key in defaults)
+    moves = any(word in short for word in _WINDOWS)
+    constants = tuple(key for key in defaults if key not in _SHAPES or (key == "stride" and moves))
     written = tuple(each.name for each in schema.arguments if each.alias_info is not None and each.alias_info.is_write)
     return Signature(short.lstrip("_"), name, defaults, constants, written)
 

@@ -17,7 +17,7 @@ from lit_prune.surgery.shrink import select, shrink_, targets
 
 # A meta tensor carries under this attribute what it stands for, where that is a few numbers outside the weights.
 _VALUE = "_lit_prune_value"
-_MOST_VALUES = 256
+MOST_VALUES = 256
 _PLAIN = (Tensor, nn.Parameter)
 _NOTHING = PruningPlan({})
 
@@ -73,7 +73,7 @@ def on_meta(calls: Sequence[Call]) -> list[Call]:
 
 def remember(empty: Tensor, value: Tensor) -> None:
     """Let a meta tensor know the few numbers that it stands for."""
-    if empty.is_meta and not value.is_meta and value.numel() <= _MOST_VALUES:
+    if empty.is_meta and not value.is_meta and value.numel() <= MOST_VALUES:
         setattr(empty, _VALUE, value)
 
 
@@ -90,7 +90,7 @@ def remembered(arguments: Any) -> Any:
 def _emptied(tensor: Tensor, is_buffer: bool) -> Tensor:
     empty = _alike(_empty(tensor), tensor)
     # What a forward may read numbers from: strides, scales and the like; statistics are weights.
-    if tensor.numel() <= _MOST_VALUES and not isinstance(tensor, nn.Parameter) and not (is_buffer and tensor.dim()):
+    if tensor.numel() <= MOST_VALUES and not isinstance(tensor, nn.Parameter) and not (is_buffer and tensor.dim()):
         remember(empty, vars(tensor).get(_VALUE, tensor.detach()).clone())
     return empty
 

@@ -16,9 +16,10 @@ from lit_prune.graph.labels import Row
 from lit_prune.graph.memo import output_of
 from lit_prune.graph.operation import Operation, signature, tensors_among
 from lit_prune.graph.recording import Recording
-from lit_prune.graph.skeleton import is_remembered, remember, remembered
+from lit_prune.graph.skeleton import MOST_VALUES, is_remembered, remember, remembered
 from lit_prune.graph.values import Block
 
+aten = torch.ops.aten
 Rows = list[Row | None]
 Rule = Callable[["Tracer", Operation], None]
 
@@ -73,6 +74,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._overwritten.update(_memory(tensor) for tensor in tensors_among([arguments[name] for name in written]))
         if values is not None and isinstance(output, Tensor):
             remember(output, func(*values[0], **values[1]))
+        elif isinstance(output, Tensor) and output.is_meta and output.numel() <= MOST_VALUES:
+            self._remember_made(func, args, kwargs, tensors, output)
         self._see(func, args, kwargs, tensors, output)
         return output
 
@@ -97,16 +100,41 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], tensors: Sequence[Tensor], output: Any
     ) -> None:
         """Run the rule of an operation that channels enter."""
-        if not any(map(self._is_tracked, tensors)):
+        if all(map(self._is_known, tensors)):
+            # Numbers on their way to where they count.
             return
         known = signature(func)
         operation = known.operation(args, kwargs, output)
-        if known.constants and (numbers := known.numbers(operation)):
+        numbers = known.numbers(operation) + self._small(tensors)
+        if numbers or known.counts:
             self.recording.constants.append((operation.name, numbers, self.layer))
+        if not any(map(self._is_tracked, tensors)):
+            return
         self.apply(operation, known.qualified_name)
         if isinstance(output, Tensor) and not output.numel():
             # A forward may go on by a loop over what it has found, and this time there was nothing.
             self.freeze([block.labels for block in self.blocks(output)], "is run on nothing for these inputs")
+
+    @staticmethod
+    def _remember_made(
+        func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], tensors: Sequence[Tensor], output: Tensor
+    ) -> None:
+        """Note the values of a small tensor that an operation makes of numbers alone."""
+        if func in FILLED:
+            remember(output, torch.full(output.shape, _filled(func, args, kwargs), dtype=output.dtype))
+        elif not tensors and torch.Tag.nondeterministic_seeded not in func.tags and "empty" not in func._schema.name:
+            remember(output, func(*args, **{**kwargs, "device": torch.device("cpu")}))
+
+    def _small(self, tensors: Sequence[Tensor]) -> tuple[float, ...]:
+        """The values of the small tensors among some, as far as they are known and are none of the network's own."""
+        found: list[float] = []
+        for tensor in tensors:
+            if id(tensor) in self._values or id(tensor) in self._names or tensor.numel() > MOST_VALUES:
+                continue
+            value = tensor if not tensor.is_meta else remembered(tensor) if self._is_known(tensor) else None
+            if value is not None and value.dtype != torch.bool and not value.is_complex():
+                found.extend(value.detach().double().flatten().tolist())
+        return tuple(found)
 
     def apply(self, operation: Operation, qualified_name: str) -> None:
         """Run the rule of an operation; without one, freeze all that enters it."""
@@ -291,3 +319,22 @@ def _connected(spans: Sequence[tuple[int, ...]]) -> list[list[int]]:
 def _memory(tensor: Tensor) -> int:
     """A number that a tensor and its views have in common."""
     return int(tensor.untyped_storage()._cdata)
+
+
+# Operations whose result is one number throughout, whatever is in the tensor that they take the type of; and where the
+# number stands among their arguments, or what it is.
+FILLED: dict[Any, int | None] = {
+    aten.new_zeros.default: None,
+    aten.zeros_like.default: None,
+    aten.new_ones.default: None,
+    aten.ones_like.default: None,
+    aten.new_full.default: 2,
+    aten.full_like.default: 1,
+}
+
+
+def _filled(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    place = FILLED[func]
+    if place is None:
+        return 0 if "zeros" in str(func) else 1
+    return args[place] if len(args) > place else kwargs["fill_value"]
