@@ -174,7 +174,11 @@ def check_same_network(before: Shapes, plan_before: PruningPlan, after: Shapes, 
     pass in its wake.
     """
     for name, shape in before.items():
-        if name in after and _dense(name, shape, plan_before) != _dense(name, after[name], plan_after):
+        if (
+            name in after
+            and shape != after[name]
+            and (_dense(name, shape, plan_before) != _dense(name, after[name], plan_after))
+        ):
             raise CheckpointError(
                 f"{name} has shape {shape} in the network and {after[name]} in the checkpoint, and no pruning on "
                 "record explains that: the checkpoint is of a network with other widths or classes."

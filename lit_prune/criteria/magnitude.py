@@ -54,6 +54,8 @@ class BatchNormScale(Criterion):
         Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", ICCV 2017, section 3.
     """
 
+    needs = "a BatchNorm with a scale behind the layer"
+
     def __call__(self, evidence: Evidence) -> dict[str, Tensor]:
         """Score each channel by its mean |γ|."""
         scores = {group.name: batch_norm_scales(group, evidence) for group in evidence.groups}
