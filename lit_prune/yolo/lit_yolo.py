@@ -70,7 +70,7 @@ class LitYOLO(LightningModule):
         model: The Ultralytics network: a `DetectionModel`, `SegmentationModel`, ...
 
     Raises:
-        ImportError: If Ultralytics is missing.
+        MissingPackageError: If Ultralytics is missing.
         FileNotFoundError: If there is no such configuration or file; near names are listed.
         ArgumentError: If an argument is out of range, or `model` is no network of a task that is known.
 
@@ -245,6 +245,9 @@ class LitYOLO(LightningModule):
     def on_fit_start(self) -> None:
         """Tell the loss how long the run is: end-to-end heads shift its weights over the epochs."""
         self.model.args.epochs = self.trainer.max_epochs if (self.trainer.max_epochs or -1) > 0 else 100
+        if self.trainer.enable_validation:
+            # Only to have it said before the first epoch, not after it, if a package is missing that measures.
+            self.task.metric(self.model)
 
     def on_train_epoch_start(self) -> None:
         """Renew the loss, which remembers the device and the number of epochs it has seen."""

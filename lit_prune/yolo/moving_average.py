@@ -3,20 +3,14 @@
 import math
 from typing import Any
 
-import lightning
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from lit_prune.errors import MissingPackageError
+from lit_prune.common.packages import require
 
-try:
-    from lightning.pytorch.callbacks import WeightAveraging
-except ImportError as error:
-    raise MissingPackageError(
-        "LitYOLO(hyperparameters=...) keeps a moving average of the weights by a callback of Lightning 2.6, but "
-        f"Lightning {lightning.__version__} is installed. Upgrade it with: pip install --upgrade 'lit-prune[yolo]'"
-    ) from error
+require("The moving average of the weights of LitYOLO(hyperparameters=...)", "lightning>=2.6", extra="yolo")
+from lightning.pytorch.callbacks import WeightAveraging  # noqa: E402
 
 _DECAY, _RAMP = 0.9999, 2000  # what Ultralytics' `ModelEMA` is built with
 
