@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_prune.activations import CalibrationBatch, read_batch
+from lit_prune.common.packages import require
 from lit_prune.errors import ArgumentError
 from lit_prune.surgery.adoption import adopt_shapes_
 from lit_prune.yolo.batches import Detections, check_batch, upright_targets
@@ -238,6 +239,7 @@ class LitYOLO(LightningModule):
         if self._recipe is None:
             return []
         # All else works with Lightning releases that lack what it builds on.
+        require("The moving average that LitYOLO(hyperparameters=...) keeps", "lightning>=2.6", extra="yolo")
         from lit_prune.yolo.moving_average import MovingAverage
 
         return [MovingAverage()]

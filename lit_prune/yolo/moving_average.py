@@ -5,12 +5,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
-
-from lit_prune.common.packages import require
-
-require("The moving average of the weights of LitYOLO(hyperparameters=...)", "lightning>=2.6", extra="yolo")
-from lightning.pytorch.callbacks import WeightAveraging  # noqa: E402
 
 _DECAY, _RAMP = 0.9999, 2000  # what Ultralytics' `ModelEMA` is built with
 
