@@ -36,12 +36,9 @@ def test_the_average_is_that_of_ultralytics():
 
 def test_a_lightning_without_averages_is_named(monkeypatch):
     lit = LitYOLO("yolov8n.yaml", num_classes=10, hyperparameters={})
-    with (
-        monkeypatch.context() as older,
-        pytest.raises(
-            MissingPackageError, match=r"lightning>=2\.6 \(2\.5\.6 is installed\)\. .*pip install 'lit-prune\[yolo\]'$"
-        ),
-    ):
+    wanted = r"lightning>=2\.6 \(2\.5\.6 is installed\)\. .*pip install 'lit-prune\[yolo\]'$"
+    with monkeypatch.context() as older:
         older.setattr(Distribution, "version", "2.5.6")
-        lit.configure_callbacks()
+        with pytest.raises(MissingPackageError, match=wanted):
+            lit.configure_callbacks()
     assert LitYOLO("yolov8n.yaml", num_classes=10).configure_callbacks() == []
