@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lit_prune.errors import MissingPackageError
+from lit_prune.common.packages import require
 from lit_prune.yolo.batches import Detections, box_targets
 from lit_prune.yolo.gathering import GathersUnevenly
 
@@ -19,14 +19,10 @@ _TOP = 5
 
 def mean_average_precision() -> Any:
     """Build torchmetrics' `MeanAveragePrecision`, on the fast backend that the yolo extra installs."""
+    require("Validation", "faster-coco-eval:faster_coco_eval", "torchvision:torchvision", extra="yolo")
     from lit_prune.yolo.mean_average_precision import GatheredMeanAveragePrecision
 
-    try:
-        metric = GatheredMeanAveragePrecision(backend="faster_coco_eval")
-    except ModuleNotFoundError as error:
-        raise MissingPackageError(
-            f"Validation needs faster-coco-eval. Install it with: pip install 'lit-prune[yolo]' ({error})"
-        ) from error
+    metric = GatheredMeanAveragePrecision(backend="faster_coco_eval")
     metric.warn_on_many_detections = False
     return metric
 

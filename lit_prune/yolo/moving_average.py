@@ -3,20 +3,10 @@
 import math
 from typing import Any
 
-import lightning
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
-
-from lit_prune.errors import MissingPackageError
-
-try:
-    from lightning.pytorch.callbacks import WeightAveraging
-except ImportError as error:
-    raise MissingPackageError(
-        "LitYOLO(hyperparameters=...) keeps a moving average of the weights by a callback of Lightning 2.6, but "
-        f"Lightning {lightning.__version__} is installed. Upgrade it with: pip install --upgrade 'lit-prune[yolo]'"
-    ) from error
 
 _DECAY, _RAMP = 0.9999, 2000  # what Ultralytics' `ModelEMA` is built with
 
