@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from lit_prune.common._compat import clear_hooks_
 from lit_prune.errors import ArgumentError, MissingFileError, MissingPackageError
 from lit_prune.yolo.evaluation import forget_anchors_
 from lit_prune.yolo.networks import build_detector
@@ -167,10 +168,7 @@ def _plain_copy(network: Any) -> Any:
         network.criterion = criterion
     del copy.criterion
     for module in copy.modules():
-        module._forward_hooks.clear()
-        module._forward_pre_hooks.clear()
-        module._backward_hooks.clear()
-        module._load_state_dict_pre_hooks.clear()
+        clear_hooks_(module)
     forget_anchors_(copy)
     copy.zero_grad(set_to_none=True)
     copy.task = task_of(copy).name
