@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning_utilities.core.imports import RequirementCache
 
+from lit_prune.common._compat import clear_hooks_
 from lit_prune.common.packages import missing_packages, require
 from lit_prune.errors import ArgumentError, MissingFileError
 from lit_prune.yolo.evaluation import forget_anchors_
@@ -160,10 +161,7 @@ def _plain_copy(network: Any) -> Any:
         network.criterion = criterion
     del copy.criterion
     for module in copy.modules():
-        module._forward_hooks.clear()
-        module._forward_pre_hooks.clear()
-        module._backward_hooks.clear()
-        module._load_state_dict_pre_hooks.clear()
+        clear_hooks_(module)
     forget_anchors_(copy)
     copy.zero_grad(set_to_none=True)
     copy.task = task_of(copy).name

@@ -8,10 +8,10 @@ from typing import get_args
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.modules.conv import _ConvTransposeNd
 
 from lit_prune.activations.calibration import Calibration
 from lit_prune.activations.moments import Moments, jeffries_matusita
+from lit_prune.common._compat import ConvTransposeNd
 from lit_prune.common.packages import require
 from lit_prune.criteria import Evidence, batch_norm_scales, power_sums
 from lit_prune.errors import ArgumentError, SelectionError
@@ -217,7 +217,7 @@ def weight_norms(group: ChannelGroup, evidence: Evidence) -> Matrix:
 def output_slot(group: ChannelGroup, layer: str, evidence: Evidence) -> Slot | None:
     """The slot of ``layer``'s weight whose indices are the layer's output channels; ``None`` if not in the group."""
     module = evidence.modules.get(layer)
-    transposed = isinstance(module, _ConvTransposeNd) and module.groups == 1
+    transposed = isinstance(module, ConvTransposeNd) and module.groups == 1
     slot = (f"{layer}.weight", 1 if transposed else 0)
     return slot if slot in group.members else None
 
