@@ -27,7 +27,9 @@ class Net(Classifier):
 def everything_is_imported() -> None:
     for found in pkgutil.walk_packages(lit_prune.__path__, "lit_prune."):
         # Some of these have subclasses of what the extras bring.
-        if not found.name.startswith(("lit_prune.yolo.", "lit_prune.select.clustering.tsne")):
+        if not found.name.startswith(
+            ("lit_prune.yolo.", "lit_prune.select.clustering.tsne", "lit_prune.select.clustering._compat")
+        ):
             importlib.import_module(found.name)
 
 

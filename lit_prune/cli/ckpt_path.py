@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lit_prune.checkpoint import RECORD
 from lit_prune.common._compat import CLASS_PATH, INSTANTIATOR
 from lit_prune.common.reading import read_checkpoint
+from lit_prune.errors import MissingFileError
 from lit_prune.plan import PruningPlan
 from lit_prune.surgery.adoption import accept_for_now
 from lit_prune.training.loading import LoadGuard
@@ -25,9 +26,12 @@ def read_hyperparameters(config: Any) -> dict[str, Any]:
         config: Of a command; its `ckpt_path` and `weights_only` are looked at.
 
     Raises:
-        ValueError: If the file can't be read.
+        MissingFileError: If there is no such file.
+        CheckpointError: If the file can't be read.
     """
     path = config.get("ckpt_path")
+    if isinstance(path, str) and path.endswith(".ckpt") and "://" not in path and not Path(path).exists():
+        raise MissingFileError(f"There is no checkpoint {path!r} to load.")
     if not path or not Path(path).is_file():
         # No checkpoint, or one that the Trainer looks for by itself ("last", "best", a remote one).
         return {}

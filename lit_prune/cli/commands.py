@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from lit_prune.cli.trainer_commands import ENVIRONMENT, TRAINER_COMMANDS, run_trainer
+from lit_prune.common.choices import nearest
 from lit_prune.errors import LitPruneError
 
 _EPILOG = """\
@@ -32,6 +33,10 @@ examples:
 """
 
 
+_OWN = ("demo", "inspect", "export", "compare", "digits")
+_COMMANDS = (*_OWN, *TRAINER_COMMANDS)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `lit-prune` and return its exit status: 0, or 2 where the user has to change something.
 
@@ -47,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # The process's arguments stay as they are: Lightning starts further processes by them.
             run_trainer(None if own else arguments)
         else:
+            if not arguments[0].startswith("-") and arguments[0] not in _OWN:
+                _parser().error(f"there is no command {arguments[0]!r}. {nearest(arguments[0], _COMMANDS)}")
             options = _parser().parse_args(arguments)
             command: Callable[[argparse.Namespace], None] = options.command
             command(options)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
 
+from lit_prune.common._compat import tree_flatten
 from lit_prune.common.arguments import check_ratio
 from lit_prune.common.choices import resolve
 from lit_prune.criteria import CRITERIA, Criterion
