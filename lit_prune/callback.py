@@ -125,6 +125,8 @@ class ChannelPruning(Callback):
         self._recorder: CallRecorder | None = None
         self._hooks: list[Any] = []
         self._missed_start = False
+        # Whether events that are due wait for the first batch.
+        self._waited = False
 
     @property
     def schedule(self) -> Schedule:
@@ -227,7 +229,8 @@ class ChannelPruning(Callback):
         self.agenda.plan(known_length(trainer, self.schedule.unit))
         self._missed_start = True
         self.averages.watch(trainer)
-        if not self.pruner.sees:
+        self._waited = not self.pruner.sees
+        if self._waited:
             self._recorder = CallRecorder(pl_module)
         elif self.agenda.waits_for_data:
             self.agenda.rehearse(self._host(trainer))
@@ -246,13 +249,21 @@ class ChannelPruning(Callback):
             self._prune_if_due(trainer)
         self._missed_start = False
 
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """Before the first step, so that what can't be done leaves the weights as they are: see what a batch has shown.
+
+        Where steps are the user's own, or there are several, a step may come before the batch has shown all.
+        """
+        if pl_module.automatic_optimization and len(trainer.optimizers) == 1:
+            self._see_what_was_shown(trainer, pl_module)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """After the first batch, which has shown the network's inputs, catch up on what waited for them."""
-        if (calls := self._recorded()) is not None:
-            self.pruner.see(pl_module, calls)
-            self.agenda.rehearse(self._host(trainer))
+        self._see_what_was_shown(trainer, pl_module)
+        if self._waited:
+            self._waited = False
             self._prune_if_due(trainer)
         self.agenda.rehearse_optimizers(self._host(trainer))
 
@@ -273,6 +284,11 @@ class ChannelPruning(Callback):
 
     def _host(self, trainer: Trainer) -> LightningHost:
         return LightningHost(trainer, self.averages)
+
+    def _see_what_was_shown(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if (calls := self._recorded()) is not None:
+            self.pruner.see(pl_module, calls)
+            self.agenda.rehearse(self._host(trainer))
 
     def _recorded(self) -> list[Call] | None:
         """The calls that were watched, for the last time; ``None`` where none were."""

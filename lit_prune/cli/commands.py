@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from lit_prune.cli.trainer_commands import ENVIRONMENT, TRAINER_COMMANDS, run_trainer
+from lit_prune.common.choices import nearest
 from lit_prune.errors import LitPruneError
 
 _EPILOG = """\
@@ -32,6 +33,10 @@ examples:
 """
 
 
+_OWN = ("demo", "inspect", "export", "compare", "digits")
+_COMMANDS = (*_OWN, *TRAINER_COMMANDS)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `lit-prune` and return its exit status: 0, or 2 where the user has to change something.
 
@@ -47,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # The process's arguments stay as they are: Lightning starts further processes by them.
             run_trainer(None if own else arguments)
         else:
+            if not arguments[0].startswith("-") and arguments[0] not in _OWN:
+                _parser().error(f"there is no command {arguments[0]!r}. {nearest(arguments[0], _COMMANDS)}")
             options = _parser().parse_args(arguments)
             command: Callable[[argparse.Namespace], None] = options.command
             command(options)
@@ -117,7 +124,7 @@ def run_digits(options: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     width = max(len(name) for name in TRAINER_COMMANDS) + 2
     trainer = "\n".join(f"  {name:<{width}}{text}" for name, text in TRAINER_COMMANDS.items())
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="lit-prune",
         description="Remove the channels of a network while it trains.",
         epilog=_EPILOG.format(trainer=trainer, environment=ENVIRONMENT),
@@ -133,11 +140,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
+class _Parser(argparse.ArgumentParser):
     """Tells the defaults of arguments that have one."""
 
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        if options.get("default") not in (None, argparse.SUPPRESS):
+            options["help"] += " (default: %(default)s)"
+        return super().add_argument(*names, **options)
 
 
 def _add_demo(commands: Any) -> None:
@@ -205,12 +214,7 @@ def _add_digits(commands: Any) -> None:
 
 
 def _add(commands: Any, name: str, command: Callable[[argparse.Namespace], None], text: str) -> Any:
-    parser = commands.add_parser(
-        name,
-        help=text,
-        description=f"{text[0].upper()}{text[1:]}.",
-        formatter_class=_Defaults,
-    )
+    parser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
     parser.set_defaults(command=command)
     return parser
 

@@ -30,15 +30,15 @@ def run_trainer(arguments: Sequence[str] | None = None) -> Any:
         The `LightningCLI`, after it has run.
     """
     from lightning.pytorch import LightningDataModule, LightningModule
-    from lightning.pytorch.cli import LightningCLI
 
+    from lit_prune.cli._compat import OwnCheckpointPath
     from lit_prune.cli.ckpt_path import KeptRecord, read_hyperparameters, take_up
     from lit_prune.cli.num_classes import set_classes
 
     # What is imported is known to the command line by its short name.
     from lit_prune.yolo import DrawPredictions, LitYOLO
 
-    class PruneCLI(LightningCLI):
+    class PruneCLI(OwnCheckpointPath):
         def add_arguments_to_parser(self, parser: Any) -> None:
             parser.set_defaults(
                 {
@@ -51,7 +51,7 @@ def run_trainer(arguments: Sequence[str] | None = None) -> Any:
             # Theirs warns that this process has arguments of its own; who calls us from Python means what it gives.
             self.config = parser.parse_args(args)
 
-        def _parse_ckpt_path(self) -> None:
+        def read_ckpt_path(self) -> None:
             command = self.config.subcommand
             found = read_hyperparameters(self.config[command])
             if found:

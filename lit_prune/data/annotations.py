@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lit_prune.errors import MissingPackageError
+from lit_prune.common.packages import require
 
 Mask = NDArray[np.bool_]
 
@@ -34,7 +34,8 @@ def outline_label(box: Sequence[float], ink: Mask) -> list[float]:
         >>> sorted(set(outline_label([], ink)))
         [0.3125, 0.4375, 0.6875]
     """
-    cv2 = _opencv()
+    import cv2
+
     contours, _ = cv2.findContours(ink.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     parts = [contour.reshape(-1, 2) for contour in contours]
     outline = _joined(parts)
@@ -80,7 +81,8 @@ def corner_label(box: Sequence[float], ink: Mask) -> list[float]:
         >>> len(corner_label([], ink))
         8
     """
-    cv2 = _opencv()
+    import cv2
+
     y, x = np.nonzero(ink)
     # Of each pixel its corners, so that the rectangle has an extent even where the ink is a line.
     corners = np.concatenate([np.stack([x + dx, y + dy], axis=1) for dx in (0, 1) for dy in (0, 1)])
@@ -95,8 +97,16 @@ LABELS: dict[str, Callable[[Sequence[float], Mask], list[float]]] = {
 }
 """Task to what follows an object's class in its line."""
 
+OUTLINES = frozenset({"segment", "obb"})
+"""Tasks whose labels are drawn by OpenCV."""
+
 HEADERS = {"pose": "kpt_shape: [5, 3]\nflip_idx: [0, 1, 3, 2, 4]\n"}
 """Task to further lines of its `data.yaml`."""
+
+
+def require_opencv() -> None:
+    """Raise a MissingPackageError unless outlines can be drawn."""
+    require("Drawing outlines", "opencv-python:cv2", extra="yolo")
 
 
 def image_around(box: Sequence[float], pixels: Tensor) -> Tensor:
@@ -113,14 +123,3 @@ def _normalised(points: NDArray[Any], ink: Mask) -> list[float]:
     height, width = ink.shape
     places: list[float] = (points / np.array([width, height])).clip(0, 1).flatten().tolist()
     return places
-
-
-def _opencv() -> Any:
-    try:
-        import cv2
-    except ImportError as error:
-        raise MissingPackageError(
-            f"Outlines are drawn with OpenCV, which cannot be imported ({error}). Install it with: pip install "
-            f"'lit-prune[yolo]'"
-        ) from error
-    return cv2

@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 from torch import Tensor
 
-from lit_prune.data.annotations import HEADERS, LABELS, image_around
+from lit_prune.data.annotations import HEADERS, LABELS, OUTLINES, image_around, require_opencv
 from lit_prune.data.digits import DigitScenes, Split, check_scene_arguments
 from lit_prune.errors import ArgumentError, ExistingFileError
 
@@ -47,7 +47,8 @@ def write_digits(
 
     Raises:
         ExistingFileError: If the folder holds a data set already; nothing of it has changed.
-        ImportError: If OpenCV, which draws outlines and comes with Ultralytics, is needed and missing.
+        MissingPackageError: If OpenCV, which draws outlines and comes with Ultralytics, is needed and missing, or what
+            `DigitScenes` needs is; nothing has been written.
         ArgumentError: If an argument is outside the range given above.
 
     Example:
@@ -63,6 +64,8 @@ def write_digits(
     counts: dict[Split, int] = {"train": scenes, "val": val_scenes}
     for count in counts.values():
         check_scene_arguments(scenes=count, image_size=image_size, seed=seed)
+    if task in OUTLINES:
+        require_opencv()
     content = get_args(Split) if task == "classify" else ("images", "labels", "data.yaml")
     present = [name for name in content if (folder / name).exists()]
     if present:
@@ -107,7 +110,6 @@ def _write_images(folder: Path, scenes: DigitScenes, task: str) -> None:
 
 
 def _as_image(pixels: Tensor) -> Any:
-    # Pillow comes with matplotlib, and Ultralytics reads images by it as well.
     from PIL import Image
 
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())

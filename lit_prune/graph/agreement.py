@@ -21,7 +21,6 @@ def compare(recording: Recording, again: Recording, plan: PruningPlan) -> None:
     Raises:
         TraceError: If it does not couple exactly what is left of the couplings before; the message names the layer.
     """
-    _compare_constants(recording, again)
     old, new = recording.raw, again.raw
     owners: list[str] = []
     before: list[Row] = []
@@ -42,6 +41,7 @@ def compare(recording: Recording, again: Recording, plan: PruningPlan) -> None:
         name = min(missing)[0]
         raise TraceError(f"{name} is used only once the network is narrower", name.rpartition(".")[0])
     if not before:
+        _compare_constants(recording, again)
         return
     old_of, new_of = np.concatenate(before), np.concatenate(after)
     layer = np.repeat(np.arange(len(owners)), [len(row) for row in before])
@@ -56,6 +56,7 @@ def compare(recording: Recording, again: Recording, plan: PruningPlan) -> None:
     if colder.any():
         name = owners[int(layer[colder].min())].rpartition(".")[0]
         raise TraceError(f"the narrower network freezes channels of {name} that were free", name)
+    _compare_constants(recording, again)
 
 
 def _ambiguous(ours: Row, theirs: Row) -> np.ndarray:

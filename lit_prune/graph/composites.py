@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from lit_prune.common._compat import without_dispatch
 from lit_prune.graph.memo import output_of
 from lit_prune.graph.operation import Operation
 from lit_prune.graph.skeleton import MOST_VALUES, remember
@@ -51,7 +52,7 @@ class Composites(TorchFunctionMode):
         source = arguments[places[0]]
         if name != "rms_norm" and not (source.is_meta and _fits(name, arguments)):
             return func(*args, **kwargs)
-        with torch._C._DisableTorchDispatch():
+        with without_dispatch():
             if name == "scaled_dot_product_attention":
                 output = source.new_empty((*source.shape[:-1], arguments["value"].shape[-1]))
             else:
@@ -67,7 +68,7 @@ class Composites(TorchFunctionMode):
         if "inplace" in kwargs:
             plain = in_place if kwargs["inplace"] else plain
             kwargs = {key: value for key, value in kwargs.items() if key != "inplace"}
-        with torch._C._DisableTorchDispatch():
+        with without_dispatch():
             return self._tracer.foresee(plain, args, kwargs)
 
 

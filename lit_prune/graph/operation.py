@@ -9,10 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
+from lit_prune.common._compat import schema_of
+
 # Arguments that are shapes, or places along a dimension: they follow widths wherever a forward is written well.
 _SHAPES = frozenset(
-    "size shape sizes stride storage_offset split_size split_sizes start end normalized_shape N C HxW group groups "
-    "self_size sizes_ repeats output_padding_ length vocab num_weights dim dims dim0 dim1 source destination".split()
+    "size shape sizes self_size stride storage_offset split_size split_sizes start end length repeats normalized_shape "
+    "N C HxW group groups num_weights dim dims dim0 dim1 source destination".split()
 )
 # Strides are numbers of the arithmetic where a window moves, and layouts elsewhere.
 _WINDOWS = ("conv", "pool", "unfold", "im2col", "col2im")
@@ -95,7 +97,7 @@ class Signature:
 @cache
 def signature(func: Any) -> Signature:
     """The signature of an operator overload."""
-    schema = func._schema
+    schema = schema_of(func)
     name = str(schema.name)
     # An in-place operation has the rule of its twin.
     short = name.partition("::")[2].rstrip("_") if name.startswith("aten::") else name

@@ -6,25 +6,25 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from lit_prune.common._compat import ITEM, ConvNd, DispatchMode, memory_of
 from lit_prune.common.names import modules_of
 from lit_prune.graph.labels import Row
+from lit_prune.graph.made import INTEGERS, values_made
 from lit_prune.graph.memo import output_of
 from lit_prune.graph.operation import Operation, signature, tensors_among
 from lit_prune.graph.recording import Recording
 from lit_prune.graph.skeleton import MOST_VALUES, is_remembered, remember, remembered
 from lit_prune.graph.values import Block
 
-aten = torch.ops.aten
 Rows = list[Row | None]
+# More numbers than that are a grid: one that is kept from an earlier forward may be made again in a copy.
+_SMALL = 16
 Rule = Callable[["Tracer", Operation], None]
 
 
-class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
     """Labels the values of every operation that runs under it.
 
     Rules read what an operation's inputs carry (:meth:`rows`, or :meth:`blocks` where dimensions that were taken apart
@@ -33,7 +33,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self, network: nn.Module, recording: Recording, rules: Mapping[str, Rule]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.network = network
         self.recording = recording
         self.labels = recording.labels
@@ -46,18 +46,15 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for name, tensor in (*module._parameters.items(), *module._buffers.items()):
                 if tensor is not None:
                     self._names.setdefault(id(tensor), prefix + name)
-            if isinstance(module, _ConvNd):
+            if isinstance(module, ConvNd):
                 self._kernels.add(id(module.weight))
         self._rules = rules
         # The tensors are held so that their ids stay theirs until the end of the trace.
         self._values: dict[int, tuple[Tensor, list[Block]]] = {}
+        # What a forward makes of numbers alone; held, as above.
+        self._made: dict[int, Tensor] = {}
         # Memory that something unknown was written into: numbers that were known of it are no longer.
-        self._overwritten: set[int] = set()
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # Otherwise torch imports its whole compiler when the first operation arrives: one to two seconds.
-        return False
+        self._overwritten: dict[int, Tensor] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -66,16 +63,23 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         tensors = tensors_among((*args, *kwargs.values()))
         values = remembered((args, kwargs)) if tensors and all(map(self._is_known, tensors)) else None
-        if func is torch.ops.aten._local_scalar_dense.default and values is not None:
+        if func is ITEM and values is not None:
             return func(*values[0])
         output = output_of(func, args, kwargs)
         if values is None and (written := signature(func).written):
             arguments = signature(func).operation(args, kwargs, output).arguments
-            self._overwritten.update(_memory(tensor) for tensor in tensors_among([arguments[name] for name in written]))
+            for tensor in tensors_among([arguments[name] for name in written]):
+                if tensor.is_meta:
+                    self._overwritten[memory_of(tensor)] = tensor
         if values is not None and isinstance(output, Tensor):
             remember(output, func(*values[0], **values[1]))
-        elif isinstance(output, Tensor) and output.is_meta and output.numel() <= MOST_VALUES:
-            self._remember_made(func, args, kwargs, tensors, output)
+        elif (
+            isinstance(output, Tensor)
+            and output.is_meta
+            and output.numel() <= MOST_VALUES
+            and (made := values_made(func, args, kwargs, output)) is not None
+        ):
+            remember(output, made)
         self._see(func, args, kwargs, tensors, output)
         return output
 
@@ -94,14 +98,16 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _is_known(self, tensor: Tensor) -> bool:
         """Whether the numbers that a tensor stands for are known, and still hold."""
-        return is_remembered(tensor) and _memory(tensor) not in self._overwritten
+        return is_remembered(tensor) and memory_of(tensor) not in self._overwritten
 
     def _see(
         self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], tensors: Sequence[Tensor], output: Any
     ) -> None:
         """Run the rule of an operation that channels enter."""
-        if all(map(self._is_known, tensors)):
-            # Numbers on their way to where they count.
+        if all(self._is_known(tensor) or id(tensor) in self._made for tensor in tensors):
+            # Numbers on their way to where they count, and grids that a forward makes or has made before.
+            for made in tensors_among([output] if isinstance(output, Tensor) else output or ()):
+                self._made[id(made)] = made
             return
         known = signature(func)
         operation = known.operation(args, kwargs, output)
@@ -115,24 +121,17 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             # A forward may go on by a loop over what it has found, and this time there was nothing.
             self.freeze([block.labels for block in self.blocks(output)], "is run on nothing for these inputs")
 
-    @staticmethod
-    def _remember_made(
-        func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], tensors: Sequence[Tensor], output: Tensor
-    ) -> None:
-        """Note the values of a small tensor that an operation makes of numbers alone."""
-        if func in FILLED:
-            remember(output, torch.full(output.shape, _filled(func, args, kwargs), dtype=output.dtype))
-        elif not tensors and torch.Tag.nondeterministic_seeded not in func.tags and "empty" not in func._schema.name:
-            remember(output, func(*args, **{**kwargs, "device": torch.device("cpu")}))
-
     def _small(self, tensors: Sequence[Tensor]) -> tuple[float, ...]:
         """The values of the small tensors among some, as far as they are known and are none of the network's own."""
         found: list[float] = []
+        if not any(tensor.is_meta for tensor in tensors):
+            # Where all have values, those of the network itself are among them.
+            return ()
         for tensor in tensors:
-            if id(tensor) in self._values or id(tensor) in self._names or tensor.numel() > MOST_VALUES:
+            if id(tensor) in self._values or id(tensor) in self._names or tensor.numel() > _SMALL:
                 continue
             value = tensor if not tensor.is_meta else remembered(tensor) if self._is_known(tensor) else None
-            if value is not None and value.dtype != torch.bool and not value.is_complex():
+            if value is not None and (value.is_floating_point() or value.dtype in INTEGERS):
                 found.extend(value.detach().double().flatten().tolist())
         return tuple(found)
 
@@ -314,27 +313,3 @@ def _connected(spans: Sequence[tuple[int, ...]]) -> list[list[int]]:
             joined |= other
         found.append(joined)
     return sorted(sorted(dims) for dims in found)
-
-
-def _memory(tensor: Tensor) -> int:
-    """A number that a tensor and its views have in common."""
-    return int(tensor.untyped_storage()._cdata)
-
-
-# Operations whose result is one number throughout, whatever is in the tensor that they take the type of; and where the
-# number stands among their arguments, or what it is.
-FILLED: dict[Any, int | None] = {
-    aten.new_zeros.default: None,
-    aten.zeros_like.default: None,
-    aten.new_ones.default: None,
-    aten.ones_like.default: None,
-    aten.new_full.default: 2,
-    aten.full_like.default: 1,
-}
-
-
-def _filled(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    place = FILLED[func]
-    if place is None:
-        return 0 if "zeros" in str(func) else 1
-    return args[place] if len(args) > place else kwargs["fill_value"]

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from lit_prune.activations.calibration import Calibration
 from lit_prune.activations.objects import CalibrationBatch, read_batch
 from lit_prune.errors import ArgumentTypeError, CalibrationError
+from lit_prune.training._compat import add_task, before_transfer
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -157,7 +158,7 @@ def _independent(dataset: Any) -> Any:
 
 def _to_device(trainer: Trainer, pl_module: LightningModule, batch: Any) -> Any:
     batch = trainer.precision_plugin.convert_input(batch)
-    batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
+    batch = before_transfer(pl_module, batch)
     return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
 
 
@@ -169,7 +170,7 @@ def _progress(trainer: Trainer, total: int) -> Iterator[Callable[[], None]]:
     bar = trainer.progress_bar_callback
     if isinstance(bar, RichProgressBar) and bar.is_enabled and bar.progress is not None:
         progress = bar.progress
-        task = bar._add_task(total, "Calibration")
+        task = add_task(bar, total, "Calibration")
 
         def advance() -> None:
             progress.update(task, advance=1)

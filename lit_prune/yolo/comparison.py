@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 from rich.table import Table
 from torch import Tensor
 
+from lit_prune.common.packages import require
 from lit_prune.cost.side_by_side import measure_side_by_side
 from lit_prune.errors import ArgumentError
 from lit_prune.report.tables import human, relative_change, save_json, score_change, speedup
@@ -55,7 +56,9 @@ def compare_networks(
     Raises:
         FileNotFoundError: If there is no such file.
         ArgumentError: If the networks are of different tasks, or can't work on the data.
+        MissingPackageError: If Ultralytics or matplotlib is missing.
     """
+    require("compare_networks", "matplotlib", extra="figures")
     out = Path(out)
     # What is measured has one size: images padded to rectangles have others.
     data = YOLODataModule(**{**data.hparams, "rectangular": False})

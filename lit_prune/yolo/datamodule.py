@@ -81,7 +81,7 @@ class YOLODataModule(LightningDataModule):
 
     Raises:
         FileNotFoundError: If the data, or the images of a split, are not there.
-        ImportError: If Ultralytics is missing.
+        MissingPackageError: If Ultralytics is missing.
         ArgumentError: If an argument is out of range, or the data can't be used; the message names the file.
 
     Example:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lit_prune.common.packages import require
 from lit_prune.errors import ArgumentError
 from lit_prune.yolo.batches import Detections
 from lit_prune.yolo.captions import place_labels
@@ -48,6 +49,7 @@ def draw_detections(
 
     Raises:
         ArgumentError: If there are no images, or a row does not have one entry an image.
+        MissingPackageError: If matplotlib is missing.
 
     Example:
         >>> nothing = [{"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0).long()}]
@@ -57,6 +59,7 @@ def draw_detections(
     """
     rows = found if isinstance(found, Mapping) else {"": found}
     _check_rows(images, rows, targets)
+    require("draw_detections", "matplotlib", extra="figures")
     # A Figure of its own, not one of pyplot's: that would change the state of whoever plots in the same process.
     from matplotlib.figure import Figure
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_prune.activations import CalibrationBatch, read_batch
+from lit_prune.common.packages import require
 from lit_prune.errors import ArgumentError
 from lit_prune.surgery.adoption import adopt_shapes_
 from lit_prune.yolo.batches import Detections, check_batch, upright_targets
@@ -70,7 +71,7 @@ class LitYOLO(LightningModule):
         model: The Ultralytics network: a `DetectionModel`, `SegmentationModel`, ...
 
     Raises:
-        ImportError: If Ultralytics is missing.
+        MissingPackageError: If Ultralytics is missing.
         FileNotFoundError: If there is no such configuration or file; near names are listed.
         ArgumentError: If an argument is out of range, or `model` is no network of a task that is known.
 
@@ -238,6 +239,7 @@ class LitYOLO(LightningModule):
         if self._recipe is None:
             return []
         # All else works with Lightning releases that lack what it builds on.
+        require("The moving average that LitYOLO(hyperparameters=...) keeps", "lightning>=2.6", extra="yolo")
         from lit_prune.yolo.moving_average import MovingAverage
 
         return [MovingAverage()]
@@ -245,6 +247,9 @@ class LitYOLO(LightningModule):
     def on_fit_start(self) -> None:
         """Tell the loss how long the run is: end-to-end heads shift its weights over the epochs."""
         self.model.args.epochs = self.trainer.max_epochs if (self.trainer.max_epochs or -1) > 0 else 100
+        if self.trainer.enable_validation:
+            # Only to have it said before the first epoch, not after it, if a package is missing that measures.
+            self.task.metric(self.model)
 
     def on_train_epoch_start(self) -> None:
         """Renew the loss, which remembers the device and the number of epochs it has seen."""

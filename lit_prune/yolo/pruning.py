@@ -8,7 +8,7 @@ from rich.console import Console
 
 from lit_prune.common.choices import resolve
 from lit_prune.criteria import CRITERIA, Criterion
-from lit_prune.errors import ArgumentError, PruningError
+from lit_prune.errors import ArgumentError, ArgumentTypeError, PruningError
 from lit_prune.policy.history import Record
 from lit_prune.policy.policy import PruningPolicy
 from lit_prune.policy.scope import Scope
@@ -118,9 +118,17 @@ class UltralyticsPruning:
         }
 
     def attach(self, yolo: YoloT) -> YoloT:
-        """Add the callbacks to an `ultralytics.YOLO`, which is returned."""
+        """Add the callbacks to an `ultralytics.YOLO`, which is returned.
+
+        Raises:
+            ArgumentTypeError: If it is none, such as the name of a file.
+        """
+        if not hasattr(yolo, "add_callback"):
+            raise ArgumentTypeError(
+                f"attach takes a model of Ultralytics: write attach(YOLO(...)), not attach({yolo!r})."
+            )
         for event, callback in self.callbacks.items():
-            yolo.add_callback(event, callback)  # type: ignore[attr-defined]
+            yolo.add_callback(event, callback)
         return yolo
 
     def keep_widths(self, trainer: Any) -> None:

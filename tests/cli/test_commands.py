@@ -54,6 +54,8 @@ def test_defaults_are_told_of_what_has_one(command, capsys):
     assert "default: None" not in text
     assert "default: False" not in text
     assert (command == "inspect") != ("(default: " in text)
+    # A default of 0 is one as well.
+    assert ("--seed" in text) == ("(default: 0)" in text)
 
 
 @pytest.mark.parametrize("arguments", [("prune",), ("inspect",), ("export", "net.ckpt")])
@@ -139,3 +141,16 @@ def test_a_quantized_network_is_refused_in_a_sentence(tmp_path, capsys):
             assert main(arguments) == 2
             assert f"error: '{name}' holds a quantized network" in capsys.readouterr().err
     assert not (tmp_path / "net.onnx").exists()
+
+
+def test_a_command_that_is_misspelt_is_told_the_nearest_of_all(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["fitt"])
+    assert stopped.value.code == 2
+    assert "error: there is no command 'fitt'. Did you mean 'fit'" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_a_checkpoint_that_is_not_there_is_named(command, capsys, tmp_path):
+    assert main([command, "--model.model", "yolov8n.yaml", "--ckpt_path", str(tmp_path / "lost.ckpt")]) == 2
+    assert "error: There is no checkpoint" in " ".join(capsys.readouterr().err.split())

@@ -119,3 +119,8 @@ def test_what_can_not_be_pruned_is_refused(digits, tmp_path):
 def test_wrong_arguments(wrong, message):
     with pytest.raises(ValueError, match=message):
         UltralyticsPruning(**{"amount": 0.3, "epochs": 1, **wrong})
+
+
+def test_a_file_name_is_nothing_to_attach_to():
+    with pytest.raises(TypeError, match=r"write attach\(YOLO\(\.\.\.\)\), not attach\('yolov8n.pt'\)"):
+        UltralyticsPruning(amount=0.3, epochs=1).attach("yolov8n.pt")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lit_prune.common.packages import require
 from lit_prune.select.clustering.decisions import Decision
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ def draw_decision(decision: Decision, title: str = "") -> Figure:
     Returns:
         A figure; save it with ``figure.savefig(path)``.
 
+    Raises:
+        MissingPackageError: If matplotlib is missing.
+
     Example:
         >>> from lit_prune.select.clustering.decisions import decide, survey_channels
         >>> rows = np.random.default_rng(0).random((24, 10))
@@ -34,6 +38,7 @@ def draw_decision(decision: Decision, title: str = "") -> Figure:
         >>> [axes.get_xlabel() for axes in figure.axes]
         ['embedding, first axis', 'clusters']
     """
+    require("draw_decision", "matplotlib", extra="figures")
     from matplotlib.figure import Figure
 
     has_curve = len(decision.survey.silhouettes) > 0
