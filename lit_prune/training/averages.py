@@ -55,14 +55,14 @@ class Averages:
                 self._warn_of(copy.key, trainer)
         return {copy.key: copy.view for copy in copies if copy.sure or (copy.key in known and copy.fits(network))}
 
-    def within(self, trainer: Trainer) -> dict[str, str]:
+    def within(self, trainer: Trainer, warn: bool = True) -> dict[str, str]:
         """Prefix of each average inside of the LightningModule to that of what it is an average of."""
         network, known = trainer.lightning_module, self.notice()
         pairs = wrapped_within(network)
         for child, source in twins_within(network).items():
             if child in known:
                 pairs[f"{child}."] = f"{source}."
-            else:
+            elif warn:
                 self._warn_of(child, trainer)
         return pairs
 

@@ -48,8 +48,8 @@ class Host(Protocol):
     def averages(self) -> Mapping[str, nn.Module]:
         """Averaged copies beside the network: where each is kept, to a module with the network's names."""
 
-    def averages_within(self) -> Mapping[str, str]:
-        """Prefix of each average inside of the network to that of what it is an average of."""
+    def averages_within(self, warn: bool = True) -> Mapping[str, str]:
+        """Prefix of each average inside of the network to that of what it is an average of; ``warn`` of unsure ones."""
 
     def batches(self, calibration: Calibration) -> Iterator[CalibrationBatch]:
         """This rank's part of the calibration data, on the network's device; training is not affected."""

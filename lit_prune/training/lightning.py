@@ -69,9 +69,9 @@ class LightningHost:
         """What callbacks and the LightningModule keep beside the network."""
         return self.known.beside(self.trainer)
 
-    def averages_within(self) -> Mapping[str, str]:
+    def averages_within(self, warn: bool = True) -> Mapping[str, str]:
         """Averages among the LightningModule's own children."""
-        return self.known.within(self.trainer)
+        return self.known.within(self.trainer, warn)
 
     def batches(self, calibration: Calibration) -> Iterator[CalibrationBatch]:
         """From the calibration data that the user names, or from a loader like that of training."""

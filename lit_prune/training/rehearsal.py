@@ -101,7 +101,7 @@ class Rehearsal:
 
     def _run(self, host: Host, graph: ChannelGraph, events: Mapping[str, float]) -> PruningPlan:
         ratios = {name: self._pruner.ratio(part) for name, part in events.items()}
-        pruner, averages = self._pruner, host.averages_within()
+        pruner, averages = self._pruner, host.averages_within(warn=False)
         rehearsal = partial(rehearse, pruner.policy, host.network, graph, ratios, pruner.record, averages)
         try:
             plan = rehearsal()

@@ -62,7 +62,7 @@ class UltralyticsHost:
         """The moving average."""
         return {"ema": self.trainer.ema.ema}
 
-    def averages_within(self) -> Mapping[str, str]:
+    def averages_within(self, warn: bool = True) -> Mapping[str, str]:
         """None: the network is Ultralytics' own."""
         return {}
 
