@@ -20,8 +20,8 @@ _SHAPES = frozenset(
 _WINDOWS = ("conv", "pool", "unfold", "im2col", "col2im")
 # Operations that a forward may do without where a value lies otherwise in memory.
 _LAYOUT = frozenset(
-    "view reshape _reshape_alias _unsafe_view clone expand permute transpose t unsqueeze squeeze contiguous detach "
-    "alias _to_copy copy slice select split split_with_sizes unbind as_strided mm bmm addmm baddbmm linear".split()
+    "view reshape reshape_alias unsafe_view clone expand permute transpose t unsqueeze squeeze contiguous detach "
+    "alias to_copy copy slice select split split_with_sizes unbind as_strided mm bmm addmm baddbmm linear".split()
 )
 
 
