@@ -43,7 +43,7 @@ test-oldest: $(OLDEST)/.installed
 	$(OLDEST_PIP) --no-deps --requirement $(OLDEST)/core.txt
 	$(THREADS) $(OLDEST)/bin/pytest -n $(WORKERS) $(QUICK) tests --ignore tests/yolo
 	$(OLDEST_PIP) --no-deps --requirement $(OLDEST)/extras.txt
-	$(THREADS) $(OLDEST)/bin/pytest -n $(WORKERS) $(QUICK) tests/yolo tests/test_trainings.py lit_prune
+	$(THREADS) $(OLDEST)/bin/pytest -n $(WORKERS) $(QUICK) tests/yolo tests/training/test_trainings.py lit_prune
 
 OLDEST_PIP := PIP_FIND_LINKS= $(OLDEST)/bin/python -m pip install --disable-pip-version-check --quiet
 # The oldest Python that is at hand; pyenv hides those that it is not told to show.

@@ -39,17 +39,17 @@ from torch.utils.data import DataLoader, TensorDataset
 from lit_prune import ChannelPruning
 from lit_prune.activations import Calibration
 from lit_prune.data import DigitScenesDataModule
-from lit_prune.event import PruningPolicy
 from lit_prune.graph import ChannelGraph
-from lit_prune.pruner import Pruner
+from lit_prune.policy.policy import PruningPolicy
 from lit_prune.select import ClusterSelection
+from lit_prune.training.pruner import Pruner
 from lit_prune.yolo import LitYOLO
 
 OUT = Path(__file__).with_suffix(".json")
 # Where an event spends its time; what is left is the cut itself, and the Trainer's things with it.
 PHASES = {
     "trace": (ChannelGraph, "trace_calls"),
-    "activations": ("lit_prune.pruner", "calibrate"),
+    "activations": ("lit_prune.training.pruner", "calibrate"),
     "choose": (PruningPolicy, "_choose"),
     "try out": (ChannelGraph, "rehearse"),
 }
@@ -240,7 +240,7 @@ def main() -> None:
         )
     Console().print(table)
 
-    # Without a size only what lies between them is measured anew.
+    # Without a size only what lies between them is measured again.
     events = json.loads(OUT.read_text(encoding="utf-8"))["events"] if not options.sizes and OUT.exists() else []
     for size in options.sizes:
         for name, selection in (

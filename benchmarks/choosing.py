@@ -29,8 +29,12 @@ from threadpoolctl import threadpool_limits
 from torch.utils.data import DataLoader
 
 from lit_prune import ChannelGraph
-from lit_prune.activations import clusters, collect_moments, read_batch
-from lit_prune.activations.clusters import (
+from lit_prune.activations import collect_moments, read_batch
+from lit_prune.criteria import Evidence, Magnitude
+from lit_prune.data import DigitScenes, collate_detection
+from lit_prune.select import ClusterSelection, Target
+from lit_prune.select.clustering import kmedoids as clusters
+from lit_prune.select.clustering.kmedoids import (
     cluster,
     cluster_all,
     embed,
@@ -38,11 +42,8 @@ from lit_prune.activations.clusters import (
     pairwise_distances,
     simplified_silhouettes,
 )
-from lit_prune.activations.tsne import DenseTSNE
-from lit_prune.criteria import Evidence, Magnitude
-from lit_prune.data import DigitScenes, collate_detection
-from lit_prune.select import ClusterSelection, Target
-from lit_prune.select.clusters import separability_of
+from lit_prune.select.clustering.selection import separability_of
+from lit_prune.select.clustering.tsne import DenseTSNE
 from lit_prune.yolo import build_detector
 
 OUT = Path(__file__).with_suffix(".json")

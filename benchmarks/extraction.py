@@ -1,8 +1,9 @@
-"""What a pass over all activations costs: beside a plain forward, and beside the way it was done before.
+"""What a pass over all activations costs: beside a plain forward, and beside a forward for each image and layer.
 
 (a) a plain batched forward; (b) the calibration pass over all convolutions, with class-wise statistics of every object;
-(c) image by image and layer by layer: a slice of copied blocks where the layer is in a plain chain, else a forward with
-one hook. (c) is timed on a few images and multiplied. Memory is the peak of a fresh process that does (b) alone.
+(c) image by image and layer by layer: copies of all blocks before the layer, run as an `nn.Sequential`, where the layer
+is in a plain chain, else a forward with one hook. (c) is timed on a few images and multiplied. Memory is the peak of a
+fresh process that does (b) alone.
 
     python benchmarks/extraction.py [--images 256] [--image-size 160]
 """

@@ -35,7 +35,7 @@ from torch import nn
 
 from lit_prune import ChannelGraph, shrink_
 from lit_prune.criteria import Evidence
-from lit_prune.report import save_json
+from lit_prune.report.tables import save_json
 from lit_prune.select import MacsBudget, Target
 from lit_prune.yolo import build_detector
 from lit_prune.yolo.export import export_detector

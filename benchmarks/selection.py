@@ -1,8 +1,8 @@
 """Pruning by what channels see against magnitude and chance, at the same MACs, from the two YAML files in `configs/`.
 
 The network of a seed is trained up to the first event once; every run of that seed starts from this snapshot. The three
-methods cut every layer to the same width; they differ in which channels stay. mAP50-95 is measured right before and
-right after each event, and after the last epoch.
+ways to choose cut every layer to the same width; they differ in which channels stay. mAP50-95 is measured right before
+and right after each event, and after the last epoch.
 
 Runs whose rows are in the JSON file already are not run again, so what was interrupted goes on where it was.
 
@@ -30,8 +30,8 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_prune import ChannelPruning
-from lit_prune.activations.untouched import untouched
 from lit_prune.cli import run_trainer
+from lit_prune.common.running import untouched
 from lit_prune.yolo.batches import box_targets
 from lit_prune.yolo.evaluation import find_objects
 from lit_prune.yolo.metrics import mean_average_precision

@@ -2,11 +2,13 @@
 
     python -m benchmarks.trace [NAME ...] [--sizes 96 320 640] [--peer-limit 30] [--no-growth]
 
-Names are those of ``tests/zoo.py``. Seconds are CPU seconds of one thread, those of the second run the best of several.
+Names are those of ``testing/zoo.py``. Seconds are CPU seconds of one thread, those of the second run the best of
+several.
 Each model and image size runs in a process of its own, so that its first run is the first in a process. What that pays
-for is little: no module is imported in it, torch fills tables of its own (kernels found, rules looked up), and the
-tables of `lit_prune` by class and by operation are filled. It did take one to two seconds more where a dispatch mode
-or a stance on compiling made torch import its whole compiler: the tracer sees to it that neither does.
+for is little: no module is imported in it, torch fills tables of its own (kernels found, rules looked up), and so does
+`lit_prune`: by class, by operation, and what torch's meta kernels answer, which is the most of it. It did take one to
+two seconds more where a dispatch mode or a stance on compiling made torch import its whole compiler: the tracer sees to
+it that neither does.
 
 Torch-Pruning builds its dependency graph of the same model in the same run where it can be imported (``PYTHONPATH``).
 Where it fails or runs over its limit at the first image size it is not tried at the next.
@@ -88,7 +90,7 @@ def runs(function: Callable[[nn.Module], Any], network: nn.Module) -> dict[str, 
 
 
 def case(name: str, size: int) -> tuple[nn.Module, Tensor]:
-    from tests.zoo import build
+    from testing.zoo import build
 
     return build(name).network, torch.zeros(1, 3, size, size)
 
@@ -164,7 +166,15 @@ def main() -> None:
     parser.add_argument("--peer-limit", type=int, default=30, help="CPU seconds a model for Torch-Pruning")
     parser.add_argument("--no-growth", action="store_true", help="only the models")
     arguments = parser.parse_args()
-    preloaded = ["torch", "torchvision", "timm", "ultralytics.nn.tasks", "lit_prune", "tests.networks", "tests.zoo"]
+    preloaded = [
+        "torch",
+        "torchvision",
+        "timm",
+        "ultralytics.nn.tasks",
+        "lit_prune",
+        "testing.invariant",
+        "testing.zoo",
+    ]
     multiprocessing.get_context("forkserver").set_forkserver_preload(preloaded)
     console = Console()
     models = [row for name in arguments.names for row in measure_model(name, arguments.sizes, arguments.peer_limit)]

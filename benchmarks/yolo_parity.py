@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_prune.data import write_digits
-from lit_prune.report import save_json
+from lit_prune.report.tables import save_json
 from lit_prune.yolo import LitYOLO, YOLODataModule, build_detector
 from lit_prune.yolo.export import export_detector
 

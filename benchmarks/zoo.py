@@ -2,10 +2,10 @@
 
     python -m benchmarks.zoo [NAME ...] [--again] [--peers {families,all,none}] [--limit S] [--peer-limit S]
 
-Names are those of ``tests/zoo.py`` (patterns too: ``timm/resnet*``), or a source: ``ultralytics``, ``torchvision``,
+Names are those of ``testing/zoo.py`` (patterns too: ``timm/resnet*``), or a source: ``ultralytics``, ``torchvision``,
 ``timm``. Each model runs in a process of its own, so that one that takes too long or too much memory is a row and not
 the end. Rows are kept in ``zoo.json`` beside this file: a second run measures only what is missing there, ``--again``
-measures all of the names anew. Seconds are CPU seconds of one thread.
+measures all of the names again. Seconds are CPU seconds of one thread.
 
 Peers are measured on the same model where they can be imported (``PYTHONPATH``): Torch-Pruning builds its dependency
 graph and prunes 30 % of all but the output layers; NVIDIA ModelOpt converts the model for FastNAS. ``families``, the
@@ -50,7 +50,7 @@ timm/res2net50_26w_4s
 def measure(name: str) -> dict[str, Any]:
     """One model, in this process."""
     from lit_prune import ChannelGraph, shrink_
-    from tests.zoo import TOLERANCE, build, check, shares, trains
+    from testing.zoo import TOLERANCE, build, check, shares, trains
 
     try:
         case = build(name)
@@ -87,7 +87,7 @@ def measure_torch_pruning(name: str) -> dict[str, Any]:
     """Torch-Pruning on the same model: the time of its dependency graph, and whether the pruned model runs."""
     import torch_pruning
 
-    from tests.zoo import build
+    from testing.zoo import build
 
     case = build(name)
     row: dict[str, Any] = {}
@@ -114,7 +114,7 @@ def measure_modelopt(name: str) -> dict[str, Any]:
     """NVIDIA ModelOpt on the same model: whether FastNAS, its pruning of convolutional networks, takes it."""
     import modelopt.torch.nas as search
 
-    from tests.zoo import build
+    from testing.zoo import build
 
     case = build(name)
     start = time.process_time()
@@ -127,7 +127,7 @@ def _outputs(case: Any) -> list[Any]:
     from lit_prune import ChannelGraph
 
     graph = ChannelGraph.trace(case.network, *case.args)
-    layers = [layer for layer, reason in graph.frozen.items() if reason.startswith("reaches the network's output")]
+    layers = [layer for layer, reason in graph.unprunable.items() if reason.startswith("reaches the network's output")]
     return [case.network.get_submodule(layer) for layer in layers]
 
 
@@ -228,7 +228,7 @@ def _store(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def _asked(given: list[str]) -> list[str]:
-    from tests.zoo import names
+    from testing.zoo import names
 
     known = [name for source in SOURCES for name in names(source)]
     found = []
@@ -248,7 +248,15 @@ def main() -> None:
     parser.add_argument("--peer-limit", type=int, default=100, help="CPU seconds a model for each peer")
     arguments = parser.parse_args()
     os.environ.setdefault("YOLO_OFFLINE", "true")
-    preloaded = ["torch", "torchvision", "timm", "ultralytics.nn.tasks", "lit_prune", "tests.networks", "tests.zoo"]
+    preloaded = [
+        "torch",
+        "torchvision",
+        "timm",
+        "ultralytics.nn.tasks",
+        "lit_prune",
+        "testing.invariant",
+        "testing.zoo",
+    ]
     multiprocessing.get_context("forkserver").set_forkserver_preload(preloaded)
     beside = [kind for kind in KINDS if kind != "lit_prune" and importlib.util.find_spec(kind) is not None]
     rows = _stored()

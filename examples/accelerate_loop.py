@@ -1,7 +1,7 @@
 """With Hugging Face Accelerate: prune the network behind its wrapper.
 
-Under several processes pass the same plan on every one (`lit_prune.ranks.from_rank_zero`), and wrap the network anew by
-`accelerator.prepare_model` after the event, for DDP has buckets of the old shapes.
+Under several processes every one gets the same plan; wrap the network again by `accelerator.prepare_model` after the
+event, for DDP has buckets of the old shapes.
 
     python examples/accelerate_loop.py
 """
@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lit_prune import ChannelGraph, prune_
+from lit_prune import plan_pruning, prune_
 
 
 def main(steps=20):
@@ -24,9 +24,7 @@ def main(steps=20):
     for step, (images,) in enumerate(data):
         if step == steps // 2:
             inner = accelerator.unwrap_model(wrapped)
-            graph = ChannelGraph.trace(inner, images)
-            # Which channels go is up to you; here the sixteen last ones.
-            prune_(inner, graph.plan({"0": range(16, 32)}), [optimizer.optimizer])
+            prune_(inner, plan_pruning(inner, images, amount=0.5), [optimizer.optimizer])
         loss = wrapped(images).square().mean()
         accelerator.backward(loss)
         optimizer.step()

@@ -1,6 +1,9 @@
-"""See the activations of block 3 after block 1 was pruned: by hooks on the live network, and the old way, which fails.
+"""See the activations of block 3 after block 1 was pruned, by hooks on the live network.
 
-python examples/activations_after_pruning.py
+Beside it what fails: an `nn.Sequential` of copies of all blocks before the layer, made before block 1 was pruned. The
+copies keep the widths that they had, but the layer itself has become narrower.
+
+    python examples/activations_after_pruning.py
 """
 
 import os
@@ -28,10 +31,10 @@ def main() -> dict[str, torch.Tensor]:
     try:
         copied(images)
     except RuntimeError as error:
-        print(f"Copied blocks:  {error}")
+        print(f"Copies made before:  {error}")
     with ActivationExtractor(network, [READS_BLOCK_1, IN_BLOCK_3]) as extract:
         maps = extract(images)
-    print(f"Live network:   {IN_BLOCK_3} puts out {tuple(maps[IN_BLOCK_3].shape)}")
+    print(f"Live network:        {IN_BLOCK_3} puts out {tuple(maps[IN_BLOCK_3].shape)}")
     return maps
 
 

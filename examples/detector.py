@@ -1,8 +1,9 @@
 """A detector that you already have, on a data.yaml that you already have; out comes a file for plain Ultralytics.
 
-    python examples/detector.py --model yolov8s.pt --data data.yaml --out pruned.pt
+    python examples/detector.py --image-size 96 --out pruned.pt
 
-Without --data it writes a small data set of handwritten digits and takes that.
+So it starts from random weights, and writes a small data set of handwritten digits to train on. Yours are given by
+--model (`yolov8s.pt`) and --data (`data.yaml`).
 """
 
 import argparse
@@ -14,9 +15,8 @@ os.environ.setdefault("YOLO_OFFLINE", "true")
 
 import lightning as L
 
-from lit_prune import ChannelPruning
+from lit_prune import ChannelPruning, Recovery
 from lit_prune.data import write_digits
-from lit_prune.recovery import Recovery
 from lit_prune.yolo import LitYOLO, YOLODataModule
 from lit_prune.yolo.export import export_detector
 

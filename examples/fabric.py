@@ -7,7 +7,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import nn
 
-from lit_prune import ChannelGraph, prune_
+from lit_prune import plan_pruning, prune_
 
 
 def main(steps=20):
@@ -18,9 +18,8 @@ def main(steps=20):
     wrapped, optimizer = fabric.setup(network, torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9))
     for step in range(steps):
         if step == steps // 2:
-            graph = ChannelGraph.trace(network, torch.zeros(1, 3, 16, 16, device=fabric.device))
-            # Which channels go is up to you; here the sixteen last ones.
-            prune_(network, graph.plan({"0": range(16, 32)}), [optimizer.optimizer])
+            plan = plan_pruning(network, torch.zeros(1, 3, 16, 16, device=fabric.device), amount=0.5)
+            prune_(network, plan, [optimizer.optimizer])
         loss = wrapped(torch.randn(4, 3, 16, 16, device=fabric.device)).square().mean()
         optimizer.zero_grad()
         fabric.backward(loss)

@@ -8,9 +8,8 @@ import argparse
 
 import lightning as L
 
-from lit_prune import ChannelPruning
+from lit_prune import ChannelPruning, Recovery
 from lit_prune.data import DigitScenesDataModule
-from lit_prune.recovery import Recovery
 from lit_prune.yolo import LitYOLO
 
 

@@ -17,7 +17,7 @@ from lit_prune.activations import Calibration, CalibrationBatch
 from lit_prune.select import ClusterSelection
 
 
-class Pictures(Dataset):
+class Digits(Dataset):
     """Each item is a dict; `augmented` adds the noise that only training sees."""
 
     def __init__(self, examples, augmented):
@@ -32,7 +32,7 @@ class Pictures(Dataset):
     def __getitem__(self, index):
         image = self.images[index]
         return {
-            "picture": image + 0.1 * torch.randn_like(image) if self.augmented else image,
+            "image": image + 0.1 * torch.randn_like(image) if self.augmented else image,
             "meta": {"digit": self.labels[index], "row": index},
         }
 
@@ -51,21 +51,21 @@ class Classifier(L.LightningModule):
         return self.net(images)
 
     def training_step(self, batch, batch_idx):
-        return nn.functional.cross_entropy(self(batch["picture"]), batch["meta"]["digit"])
+        return nn.functional.cross_entropy(self(batch["image"]), batch["meta"]["digit"])
 
     def configure_optimizers(self):
         return torch.optim.AdamW(self.parameters(), lr=1e-3)
 
     def train_dataloader(self):
-        return DataLoader(Pictures(self.examples, augmented=True), 64, shuffle=True)
+        return DataLoader(Digits(self.examples, augmented=True), 64, shuffle=True)
 
     def calibration_dataloader(self):
         """Optional: without it, calibration looks at the training data as it is served."""
-        return DataLoader(Pictures(self.examples, augmented=False), 64)
+        return DataLoader(Digits(self.examples, augmented=False), 64)
 
     def calibration_batch(self, batch):
         labels = batch["meta"]["digit"]
-        return CalibrationBatch((batch["picture"],), labels=labels, images=torch.arange(len(labels)))
+        return CalibrationBatch((batch["image"],), labels=labels, images=torch.arange(len(labels)))
 
 
 def main(examples=1797, max_epochs=6):

@@ -6,17 +6,7 @@ python examples/plain_loop.py
 import torch
 from torch import nn
 
-from lit_prune import ChannelGraph, prune_
-from lit_prune.criteria import Evidence, Magnitude
-from lit_prune.select import MacsBudget, Target
-
-
-def choose(network, example, share):
-    """The plan that removes a share of the multiply-adds."""
-    graph = ChannelGraph.trace(network, example)
-    evidence = Evidence(network, graph, graph.groups)
-    target = Target(share, widths={group.name: group.size for group in graph.groups}, macs=graph.macs)
-    return graph.plan(MacsBudget()(evidence, Magnitude()(evidence), target))
+from lit_prune import plan_pruning, prune_
 
 
 def main(steps=40):
@@ -29,7 +19,9 @@ def main(steps=40):
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
     for step in range(steps):
         if step == steps // 2:
-            prune_(network, choose(network, torch.zeros(1, 3, 16, 16), share=0.5), [optimizer])
+            # Half of the multiply-adds.
+            plan = plan_pruning(network, torch.zeros(1, 3, 16, 16), amount=0.5)
+            prune_(network, plan, [optimizer])
         images, labels = torch.randn(16, 3, 16, 16), torch.randint(0, 4, (16,))
         optimizer.zero_grad()
         nn.functional.cross_entropy(network(images), labels).backward()

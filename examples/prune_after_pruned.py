@@ -1,7 +1,6 @@
 """Prune a layer whose input was pruned before: block 1 in one epoch, what reads it in the next.
 
-With copied blocks the second failed with "expected input to have 16 channels, but got 32 channels". Here the second
-decision rests on the activations of the network as it is by then.
+The second decision rests on the activations of the network as it is by then.
 
     python examples/prune_after_pruned.py
 """

@@ -1,7 +1,6 @@
 """Prune blocks 1, 2 and 3 of a YOLOv8n by what their channels see, in one run.
 
-With copied blocks this could not be done: block 2 has residuals and a split, and each cut changes what the next block
-receives.
+Block 2 has residuals and a split, and each cut changes what the next block receives.
 
     python examples/prune_several_blocks.py
 """

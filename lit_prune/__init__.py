@@ -2,18 +2,60 @@
 
 from lit_prune.callback import ChannelPruning
 from lit_prune.checkpoint import load_pruned
+from lit_prune.common.deprecated import find_moved_modules
+from lit_prune.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    CalibrationError,
+    CheckpointError,
+    ExistingFileError,
+    HalfPrunedError,
+    LitPruneError,
+    MissingFileError,
+    MissingPackageError,
+    NoObjectsError,
+    PruningError,
+    RanksError,
+    RehearsalError,
+    SelectionError,
+    TraceError,
+    UnknownNameError,
+    UnsupportedError,
+)
 from lit_prune.graph import ChannelGraph
 from lit_prune.plan import PruningPlan
-from lit_prune.surgery import accept_pruned, mask_, shrink_
-from lit_prune.trainer import prune_
+from lit_prune.policy.once import plan_pruning
+from lit_prune.surgery import accept_pruned, mask_, prune_, shrink_
+from lit_prune.training.recovery import Recovery
 
 __all__ = [
+    "ArgumentError",
+    "ArgumentTypeError",
+    "CalibrationError",
     "ChannelGraph",
     "ChannelPruning",
+    "CheckpointError",
+    "ExistingFileError",
+    "HalfPrunedError",
+    "LitPruneError",
+    "MissingFileError",
+    "MissingPackageError",
+    "NoObjectsError",
+    "PruningError",
     "PruningPlan",
+    "RanksError",
+    "Recovery",
+    "RehearsalError",
+    "SelectionError",
+    "TraceError",
+    "UnknownNameError",
+    "UnsupportedError",
     "accept_pruned",
     "load_pruned",
     "mask_",
+    "plan_pruning",
     "prune_",
     "shrink_",
 ]
+
+find_moved_modules()

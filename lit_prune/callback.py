@@ -5,32 +5,37 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 
-from lit_prune.averages import accept_in_copies
-from lit_prune.checkpoint import RECORD, LoadGuard, NamedReading
+from lit_prune.checkpoint import RECORD
+from lit_prune.common.choices import resolve
+from lit_prune.common.deprecated import warn_renamed
 from lit_prune.criteria import CRITERIA, Criterion
-from lit_prune.event import PruningPolicy
-from lit_prune.inputs import CallRecorder, call_of_example
-from lit_prune.length import declared_length, known_length
+from lit_prune.errors import ArgumentError
+from lit_prune.graph import Call
 from lit_prune.plan import PruningPlan
-from lit_prune.pruner import HalfPrunedError, Pruner, PruningError
-from lit_prune.record import Record
-from lit_prune.recovery import Recovery
-from lit_prune.registry import resolve
-from lit_prune.report import event_table
-from lit_prune.schedule import AtEpochs, Schedule
-from lit_prune.scope import Scope
+from lit_prune.policy.contract import checked_events
+from lit_prune.policy.history import Record
+from lit_prune.policy.policy import PruningPolicy
+from lit_prune.policy.scope import Scope
+from lit_prune.report.tables import event_table
+from lit_prune.schedule import Schedule
 from lit_prune.select import SELECTIONS, Selection
-from lit_prune.surgery import accept_for_now, is_cut_to
-from lit_prune.trainer import (
-    check_callbacks,
-    check_launcher,
-    check_optimizer,
-    check_strategy,
-    print_above_progress,
-    tell_loggers,
-)
+from lit_prune.surgery.adoption import accept_for_now
+from lit_prune.surgery.optimizers import check_optimizer
+from lit_prune.surgery.shrink import is_cut_to
+from lit_prune.training.agenda import Agenda, OnError
+from lit_prune.training.averages import Averages, accept_in_copies
+from lit_prune.training.checks import check_callbacks, check_launcher, check_strategy
+from lit_prune.training.console import print_above_progress, tell_loggers
+from lit_prune.training.inputs import CallRecorder, call_of_example
+from lit_prune.training.lightning import LightningHost
+from lit_prune.training.loading import LoadGuard, NamedReading
+from lit_prune.training.pruner import Pruner
+from lit_prune.training.recovery import Recovery
+from lit_prune.training.run_length import declared_length, known_length
+
+BEFORE_WRAP: Literal["before_wrap"] = "before_wrap"
+"""In place of epochs: once, before the strategy wraps the model."""
 
 
 class ChannelPruning(Callback):
@@ -48,25 +53,25 @@ class ChannelPruning(Callback):
             ``"clusters"``), of all channels (``"global"``) or of the dense network's multiply-adds (``"macs"``).
             ``None`` lets a selection decide that can (``"clusters"``).
         epochs: At the start of which epochs to prune, counted from 0: one, several, or a :class:`Schedule` (``AtSteps``
-            counts optimizer steps).
+            counts optimizer steps). ``"before_wrap"`` prunes once, before the strategy wraps the model, so that any
+            strategy will do, FSDP and DeepSpeed as well; it takes an ``example_input_array``.
         blocks: Which layers: integers are children of the network's main ``nn.Sequential`` (Ultralytics:
             ``model.model[i]``), strings are :mod:`fnmatch` patterns of layer names. ``None`` is all of them.
         criterion: How important a channel is: ``"magnitude"``, ``"batchnorm"``, ``"random"`` or a
             :class:`Criterion`.
         selection: Which channels go: ``"uniform"``, ``"global"``, ``"macs"``, ``"clusters"`` or a :class:`Selection`.
         exclude: Patterns of layers that must stay as they are.
-        round_to: Kept widths are multiples of it, for hardware is fast at those. By default multiples of 8, and
-            layers of fewer channels are left alone; 1 allows every width.
+        round_to: Kept widths are multiples of it, for hardware is fast at those; layers that have no more channels
+            than that are left alone. 1 allows every width.
         min_channels: The least that a layer keeps.
         layers_per_event: Prune only so many layers an event, each to the full amount: those with the most channels
             first, and none that shares a tensor with another of the same event.
         recovery: What follows an event: scores of other callbacks that start anew (the default), a learning rate that
             rises again.
-        before_wrap: Prune once, before the strategy wraps the model, so that any strategy will do, FSDP and DeepSpeed
-            as well. Takes ``epochs=0`` and an ``example_input_array``.
         on_error: ``"raise"`` ends the training with the old network when an event fails; ``"continue"`` warns and
             goes on with it.
         verbose: Print a table at each event.
+        before_wrap: Deprecated; it is ``epochs="before_wrap"`` now.
 
     Attributes:
         record: What was pruned so far.
@@ -80,47 +85,51 @@ class ChannelPruning(Callback):
         >>> pruning = ChannelPruning(0.5, [3, 6, 9], selection="macs", exclude=["head.*"])
         >>> ChannelPruning(amount=0.5, epochs=3, criterion="magnitud")
         Traceback (most recent call last):
-        ValueError: criterion='magnitud' is not known. Did you mean 'magnitude'?
+        lit_prune.errors.ArgumentError: criterion='magnitud' is not known. Did you mean 'magnitude'?
     """
 
     def __init__(
         self,
         amount: float | None,
-        epochs: Schedule | list[int] | int,
+        epochs: Schedule | list[int] | int | Literal["before_wrap"],
+        *,
         blocks: list[int | str] | None = None,
         criterion: Criterion | str = "magnitude",
         selection: Selection | str = "uniform",
         exclude: list[str] | None = None,
-        round_to: int | None = None,
+        round_to: int | None = 8,
         min_channels: int = 1,
         layers_per_event: int | None = None,
         recovery: Recovery | None = None,
-        before_wrap: bool = False,
-        on_error: Literal["raise", "continue"] = "raise",
+        on_error: OnError = "raise",
         verbose: bool = True,
+        before_wrap: bool | None = None,
     ) -> None:
         super().__init__()
+        if before_wrap is not None:
+            warn_renamed(f"before_wrap={before_wrap}", "epochs='before_wrap'" if before_wrap else "nothing")
+            epochs = _only_at_the_start(epochs) if before_wrap else epochs
         policy = PruningPolicy(
             scope=Scope(blocks, exclude or []),
             criterion=resolve("criterion", criterion, Criterion, CRITERIA),
             selection=resolve("selection", selection, Selection, SELECTIONS),
-            round_to=round_to,
+            round_to=_given(round_to),
             min_channels=min_channels,
             layers_per_event=layers_per_event,
         )
         self.pruner = Pruner(policy, recovery or Recovery(), amount)
-        self.schedule = epochs if isinstance(epochs, Schedule) else AtEpochs(epochs)
-        if on_error not in ("raise", "continue"):
-            raise ValueError(f"on_error must be 'raise' or 'continue', but got {on_error!r}.")
-        if before_wrap and self.schedule.events(None) != {0: 1.0}:
-            raise ValueError("before_wrap prunes once, before the first epoch: it takes epochs=0.")
-        self.before_wrap = before_wrap
-        self.on_error = on_error
+        self.agenda = Agenda(self.pruner, 0 if epochs == BEFORE_WRAP else epochs, on_error)
+        self.before_wrap = epochs == BEFORE_WRAP
         self.verbose = verbose
+        self.averages = Averages()
         self._recorder: CallRecorder | None = None
         self._hooks: list[Any] = []
-        self._events: dict[int, float] = {}
         self._missed_start = False
+
+    @property
+    def schedule(self) -> Schedule:
+        """When events come."""
+        return self.agenda.schedule
 
     @property
     def record(self) -> Record:
@@ -151,7 +160,7 @@ class ChannelPruning(Callback):
                 check_strategy(trainer)
             check_callbacks(trainer)
             check_launcher(trainer, pl_module)
-            self._events = self.schedule.events(declared_length(trainer, self.schedule.unit))
+            self.agenda.plan(declared_length(trainer, self.schedule.unit))
             self.pruner.policy.scope.check(pl_module)
             if not is_cut_to(pl_module, self.plan):
                 # The record of an earlier fit, of another network.
@@ -167,11 +176,12 @@ class ChannelPruning(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The record of what was pruned, and what it takes to go on from here, as plain data."""
-        return self.pruner.state_dict()
+        return {**self.pruner.state_dict(), "averages": sorted(self.averages.notice())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the record of a checkpoint."""
         self.pruner.load_state_dict(state_dict)
+        self.averages = Averages(state_dict.get("averages", ()))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See the network as it is, if an example of its inputs is at hand."""
@@ -180,9 +190,21 @@ class ChannelPruning(Callback):
             return
         for optimizer in trainer.optimizers:
             check_optimizer(optimizer)
-        self.pruner.averages.follow(trainer)
+        self.averages.follow(trainer)
         if not self.pruner.see_again(pl_module) and pl_module.example_input_array is not None:
             self._see_example(trainer, pl_module)
+        if self.pruner.sees and not self.agenda.waits_for_data:
+            self.agenda.rehearse(self._host(trainer))
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Watch a validation step where the network's inputs are not known."""
+        if not self.before_wrap and not self.pruner.sees:
+            self._recorder = CallRecorder(pl_module)
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go through the events to come on the inputs that the validation step has shown."""
+        if (calls := self._recorded()) is not None:
+            self.agenda.rehearse_on(self._host(trainer), calls)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave no hook behind: after an error nobody calls :meth:`teardown`."""
@@ -191,110 +213,106 @@ class ChannelPruning(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave no hook behind."""
         self.pruner.close()
-        if self._recorder is not None:
-            self._recorder.close()
+        self.averages.forget()
+        self._recorded()
         for hook in self._hooks:
             hook.remove()
-        self._recorder, self._hooks = None, []
+        self._hooks = []
 
     # --- while it trains ------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Watch for the first batch where the network's inputs are not known."""
         # How many steps an epoch has is known only now.
-        self._events = self.schedule.events(known_length(trainer, self.schedule.unit))
+        self.agenda.plan(known_length(trainer, self.schedule.unit))
         self._missed_start = True
-        self.pruner.averages.watch(trainer)
+        self.averages.watch(trainer)
         if not self.pruner.sees:
             self._recorder = CallRecorder(pl_module)
-        self.pruner.rewarm_again(trainer)
+        elif self.agenda.waits_for_data:
+            self.agenda.rehearse(self._host(trainer))
+        self.pruner.rewarm_again(self._host(trainer))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune where an event is due."""
         self._missed_start = False
-        self.pruner.averages.watch(trainer)
-        if self.pruner.sees:
-            self._prune_if_due(trainer, pl_module)
+        self.averages.watch(trainer)
+        self.agenda.check_monitor(self._host(trainer))
+        self._prune_if_due(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Prune where events are counted in steps, or where a resumed run has come past the start of its epoch."""
-        if (self._missed_start or self.schedule.unit == "steps") and self.pruner.sees:
-            self._prune_if_due(trainer, pl_module)
+        if self._missed_start or self.schedule.unit == "steps":
+            self._prune_if_due(trainer)
         self._missed_start = False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """After the first batch, which has shown the network's inputs, catch up on what waited for them."""
-        if self._recorder is not None:
-            recorder, self._recorder = self._recorder, None
-            self.pruner.see(pl_module, recorder.close())
-            self._prune_if_due(trainer, pl_module)
+        if (calls := self._recorded()) is not None:
+            self.pruner.see(pl_module, calls)
+            self.agenda.rehearse(self._host(trainer))
+            self._prune_if_due(trainer)
+        self.agenda.rehearse_optimizers(self._host(trainer))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the monitored metric before a checkpoint is written."""
-        self.pruner.note_score(trainer)
+        self.pruner.note_score(self._host(trainer), validated=not trainer.sanity_checking)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what the network costs now, and note the monitored metric before a checkpoint is written."""
         # Not where the epoch starts: the Trainer looks through all that was logged after each of its steps.
         figures = {f"pruning/{name}": value for name, value in self.pruner.costs(pl_module).items()}
         pl_module.log_dict(figures, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
-        self.pruner.note_score(trainer)
+        self.pruner.note_score(self._host(trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Judge the last event, too, and say which never came."""
-        self.pruner.end_trial(trainer, pl_module)
-        missed = [moment for moment in self._events if moment not in self.record.done]
-        if missed and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            rank_zero_warn(
-                f"Training has ended before the pruning at {self.schedule.unit} {missed}: the network has more "
-                "channels than was asked for."
-            )
+        self.agenda.end(self._host(trainer), cut_short=bool(trainer.fast_dev_run))  # type: ignore[attr-defined]
+
+    def _host(self, trainer: Trainer) -> LightningHost:
+        return LightningHost(trainer, self.averages)
+
+    def _recorded(self) -> list[Call] | None:
+        """The calls that were watched, for the last time; ``None`` where none were."""
+        recorder, self._recorder = self._recorder, None
+        return None if recorder is None else recorder.close()
 
     def _prune_before_wrap(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if pl_module.example_input_array is None:
-            raise ValueError(
-                f"before_wrap prunes before a batch is seen: give {type(pl_module).__name__} an `example_input_array`."
+            raise ArgumentError(
+                f"epochs='before_wrap' prunes before a batch is seen: give {type(pl_module).__name__} an "
+                "`example_input_array`."
             )
-        if self.pruner.policy.calibration is not None:
-            raise ValueError(
-                "before_wrap prunes before there is data: take a criterion and selection that go by weights."
+        if self.agenda.waits_for_data:
+            raise ArgumentError(
+                "epochs='before_wrap' prunes before there is data: take a criterion and selection that go by weights."
             )
         self._see_example(trainer, pl_module)
-        self._prune_if_due(trainer, pl_module)
+        self._prune_if_due(trainer)
 
     def _see_example(self, trainer: Trainer, pl_module: LightningModule) -> None:
         example = trainer.precision_plugin.convert_input(pl_module.example_input_array)
         self.pruner.see(pl_module, [call_of_example(example, pl_module.device)])
 
-    def _prune_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        now = trainer.global_step if self.schedule.unit == "steps" else trainer.current_epoch
-        # What a resumed run has missed is made up for at once.
-        due = [moment for moment in self._events if moment <= now and moment not in self.record.done]
-        if not due:
-            return
-        self.pruner.end_trial(trainer, pl_module)
-        try:
-            event = self.pruner.prune(trainer, pl_module, self._events[due[-1]])
-        except HalfPrunedError:
-            raise
-        except Exception as error:
-            message = f"Pruning at epoch {trainer.current_epoch} failed, and the network is as it was. {error}"
-            if self.on_error == "raise":
-                raise PruningError(message) from error
-            self.record.done.extend(due)
-            rank_zero_warn(message)
-            return
-        self.record.done.extend(due)
-        self.pruner.recover(trainer)
-        if event["channels"] and event["params"][0] == event["params"][1]:
-            rank_zero_warn(
-                f"The pruning at epoch {trainer.current_epoch} removed nothing: no layer is wide enough to lose "
-                f"{self.pruner.policy.round_to or 8} channels (`round_to`) yet. Raise `amount`, or lower `round_to`."
-            )
-        if trainer.is_global_zero:
+    def _prune_if_due(self, trainer: Trainer) -> None:
+        event = self.agenda.prune_if_due(self._host(trainer))
+        if event is not None and trainer.is_global_zero:
             table = event_table(event)
             tell_loggers(trainer, table, event["step"])
             if self.verbose:
                 print_above_progress(trainer, table)
+
+
+def _only_at_the_start(epochs: Any) -> Literal["before_wrap"]:
+    if epochs != BEFORE_WRAP and checked_events(Agenda.schedule_of(epochs), None) != {0: 1.0}:
+        raise ArgumentError("before_wrap prunes once, before the first epoch: it takes epochs=0.")
+    return BEFORE_WRAP
+
+
+def _given(round_to: int | None) -> int:
+    if round_to is None:
+        warn_renamed("round_to=None", "round_to=8", stacklevel=4)
+        return 8
+    return round_to

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import zipfile
-from collections.abc import Callable, Mapping
+import inspect
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
+from lit_prune.common.reading import read_checkpoint
+from lit_prune.errors import CheckpointError
 from lit_prune.plan import PruningPlan
-from lit_prune.surgery import adopt_shapes_
+from lit_prune.surgery.adoption import adopt_shapes_
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
+    pass
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Shapes = Mapping[str, tuple[int, ...]]
@@ -23,29 +26,38 @@ Shapes = Mapping[str, tuple[int, ...]]
 RECORD = "ChannelPruning"
 """Under this key a checkpoint's ``callbacks`` have the record of what was pruned."""
 
+# Loads one after the other; one that is begun while a module is built, in the same thread, may go on.
+_ADOPTING = threading.RLock()
 
-class CheckpointError(ValueError):
-    """A checkpoint can't be read, or its tensors are not those that its record tells of."""
 
-
-def load_pruned(cls: type[ModuleT], path: str | PathLike[str], map_location: Any = None, **kwargs: Any) -> ModuleT:
+def load_pruned(
+    cls: type[ModuleT],
+    path: str | PathLike[str],
+    map_location: Any = None,
+    *,
+    weights_only: bool = True,
+    **kwargs: Any,
+) -> ModuleT:
     """Load a checkpoint of a pruned network into a class that knows nothing of pruning.
 
     Args:
         cls: A LightningModule, built as by its ``load_from_checkpoint``; or another module, built from ``kwargs``.
         path: A checkpoint of a Trainer, or a file with a state dict.
-        map_location: As for :func:`torch.load`.
+        map_location: As for :func:`torch.load`; by default the CPU where a device of the file is missing.
+        weights_only: As for :func:`torch.load`. Hyperparameters that are no plain data (paths, NumPy scalars, classes
+            of your own) take ``False``, which lets the file run code: only for files that you trust.
         **kwargs: Arguments of ``cls``; they go before those that the checkpoint has.
 
     Returns:
         The network as it was saved, in eval mode if it is no LightningModule.
 
     Raises:
-        CheckpointError: If the file can't be read, is cut short, or its record and tensors disagree.
+        CheckpointError: If the file is damaged, holds what ``weights_only`` refuses or no weights, or its record and
+            tensors disagree.
         FileNotFoundError: If there is no such file.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> class Net(nn.Module):
         ...     def __init__(self, width=8):
         ...         super().__init__()
@@ -55,27 +67,70 @@ def load_pruned(cls: type[ModuleT], path: str | PathLike[str], map_location: Any
         ...     load_pruned(Net, f"{folder}/net.pt").layer.out_features
         6
     """
-    checkpoint = _read(path, map_location)
-    state = checkpoint.get("state_dict", checkpoint)
-    check_record(plan_of(checkpoint), _shapes(state), str(path))
+    checkpoint = read_checkpoint(path, "cpu", weights_only, "call load_pruned(..., weights_only=False)")
+    state = weights_of(checkpoint, path)
     # Both names of Lightning have such modules, and neither is a class of the other.
     if not hasattr(cls, "load_from_checkpoint"):
         module = cls(**kwargs)
         adopt_shapes_(module, state)
         module.load_state_dict(state)
         return module.eval()
+    load: Any = getattr(cls, "load_from_checkpoint")  # noqa: B009 - no attribute of every module
+    # Before Lightning 2.6 it would go to the class as an argument, and was False.
+    options = {"weights_only": weights_only} if "weights_only" in inspect.signature(load).parameters else {}
+    with _adopting(_built(cls, checkpoint)):
+        return load(path, map_location=map_location, **options, **kwargs)  # type: ignore[no-any-return]
 
-    class Adopting(cls):  # type: ignore[valid-type, misc]
-        """``cls`` that takes the checkpoint's shapes between being built and being loaded."""
 
-        def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+def weights_of(checkpoint: Mapping[str, Any], path: str | PathLike[str]) -> Mapping[str, Tensor]:
+    """The state dict in a Trainer's checkpoint, or the one that a file is; its tensors are those of its record.
+
+    Raises:
+        CheckpointError: If it is none, or record and tensors disagree.
+    """
+    state: Mapping[str, Any] = checkpoint.get("state_dict", checkpoint)
+    for name, value in state.items():
+        if not isinstance(value, Tensor) and not name.endswith("_extra_state"):
+            raise CheckpointError(
+                f"{path} holds neither a checkpoint of a Trainer nor a state dict: {name!r} is a "
+                f"{type(value).__name__}, where a tensor belongs."
+            )
+    check_record(plan_of(checkpoint), _shapes(state), str(path))
+    return state
+
+
+def _built(cls: type[ModuleT], checkpoint: Mapping[str, Any]) -> type[ModuleT]:
+    """The class that Lightning builds: ``cls``, or the one that its command line has noted."""
+    hyperparameters = checkpoint.get("hyper_parameters")
+    noted = hyperparameters.get("_class_path") if isinstance(hyperparameters, dict) else None
+    module, _, name = str(noted).rpartition(".")
+    named = getattr(sys.modules.get(module), name, None)
+    return named if isinstance(named, type) and issubclass(named, cls) else cls
+
+
+@contextmanager
+def _adopting(cls: type[nn.Module]) -> Iterator[None]:
+    """Have modules of a class take a checkpoint's shapes between being built and being loaded.
+
+    Not by a subclass: checkpoints of Lightning's command line ask for the very class, classes may keep lists of their
+    subclasses, and errors would name one that the user has never seen.
+    """
+    name = "on_load_checkpoint"
+    with _ADOPTING:
+        own, before = vars(cls).get(name), getattr(cls, name)
+
+        def adopt_first(self: nn.Module, checkpoint: dict[str, Any]) -> None:
             adopt_shapes_(self, checkpoint["state_dict"])
-            super().on_load_checkpoint(checkpoint)
+            before(self, checkpoint)
 
-    # Not with `weights_only`, which Lightning before 2.6 would hand to `cls`; the file has been read so above.
-    loaded = Adopting.load_from_checkpoint(path, map_location=map_location, **kwargs)
-    loaded.__class__ = cls
-    return loaded  # type: ignore[no-any-return]
+        setattr(cls, name, adopt_first)
+        try:
+            yield
+        finally:
+            if own is None:
+                delattr(cls, name)
+            else:
+                setattr(cls, name, own)
 
 
 def plan_of(checkpoint: Mapping[str, Any]) -> PruningPlan:
@@ -91,58 +146,6 @@ def plan_of(checkpoint: Mapping[str, Any]) -> PruningPlan:
         return PruningPlan.from_state_dict(callbacks[RECORD]["plan"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"The record of what was pruned is damaged: {error}") from error
-
-
-class LoadGuard:
-    """Refuses a Trainer's checkpoint before it has changed anything.
-
-    A callback is asked only after the weights are loaded; this ``load_state_dict`` pre-hook comes first.
-
-    Args:
-        trainer: The Trainer that loads.
-        plan: What was pruned of the network so far.
-    """
-
-    def __init__(self, trainer: Trainer, plan: PruningPlan) -> None:
-        self._trainer = trainer
-        self._plan = plan
-        self._shapes: Shapes = {}
-
-    def stand_before(self, module: nn.Module) -> Any:
-        """Register on a module before all its other hooks; the handle to remove it by."""
-        self._shapes = _shapes(module.state_dict())
-        handle = module.register_load_state_dict_pre_hook(self)  # type: ignore[no-untyped-call]
-        # torch can't register one before others; the table is an ordered dict, whatever its annotation says.
-        hooks: Any = module._load_state_dict_pre_hooks
-        hooks.move_to_end(handle.id, last=False)
-        return handle
-
-    def __call__(self, module: nn.Module, *_: object) -> None:
-        """Check the checkpoint that is being loaded.
-
-        Raises:
-            CheckpointError: If its tensors are not those of its record, or its network is another one.
-        """
-        connector = getattr(self._trainer, "_checkpoint_connector", None)
-        checkpoint = getattr(connector, "_loaded_checkpoint", None) or {}
-        if "state_dict" not in checkpoint:
-            # Not a checkpoint of a Trainer, but a state dict that the user loads.
-            return
-        plan, shapes = plan_of(checkpoint), _shapes(checkpoint["state_dict"])
-        check_record(plan, shapes, str(self._trainer.ckpt_path))
-        check_same_network(self._shapes, self._plan, shapes, plan)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # A copy of the module, or one on disk, has no Trainer that loads it.
-        return _no_guard, ()
-
-
-def _no_guard() -> Any:
-    return _accept_all
-
-
-def _accept_all(*_: object) -> None:
-    """Stands where a guard stood, in a copy."""
 
 
 def check_record(plan: PruningPlan, shapes: Shapes, source: str) -> None:
@@ -179,57 +182,10 @@ def check_same_network(before: Shapes, plan_before: PruningPlan, after: Shapes, 
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+    # Modules keep other things there, too: `get_extra_state`.
+    return {name: tuple(tensor.shape) for name, tensor in state.items() if isinstance(tensor, Tensor)}
 
 
 def _dense(name: str, shape: tuple[int, ...], plan: PruningPlan) -> tuple[int, ...]:
     sizes = plan.sizes.get(name, {})
     return tuple(sizes.get(dim, size) for dim, size in enumerate(shape))
-
-
-class NamedReading:
-    """Has a Trainer name a file that it can't read, until it is removed; torch's own error names none."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self._strategy: Any = trainer.strategy
-        # On this one strategy, not on its class.
-        vars(self._strategy)["load_checkpoint"] = self._wrapped(self._strategy.load_checkpoint)
-
-    def remove(self) -> None:
-        """Let the strategy load as it did."""
-        vars(self._strategy).pop("load_checkpoint", None)
-
-    @staticmethod
-    def _wrapped(load: Callable[..., Any]) -> Callable[..., Any]:
-        def load_checkpoint(checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
-            try:
-                return load(checkpoint_path, *args, **kwargs)
-            except Exception as error:
-                if os.path.isfile(checkpoint_path) and not _is_whole(checkpoint_path, error):
-                    raise _unreadable(checkpoint_path, error) from error
-                raise
-
-        return load_checkpoint
-
-
-def _is_whole(path: str | PathLike[str], error: Exception) -> bool:
-    """Whether a file is an archive to its end, and nothing in it is broken; then ``error`` is about something else."""
-    return zipfile.is_zipfile(path) and "PytorchStreamReader" not in str(error)
-
-
-def _unreadable(path: str | PathLike[str], error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"{path} can't be read as a checkpoint: it is cut short, damaged, or of another kind ({error})."
-    )
-
-
-def _read(path: str | PathLike[str], map_location: Any) -> dict[str, Any]:
-    try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        raise _unreadable(path, error) from error
-    if not isinstance(checkpoint, dict):
-        raise CheckpointError(f"{path} holds a {type(checkpoint).__name__}, where a checkpoint or state dict belongs.")
-    return checkpoint

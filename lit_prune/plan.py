@@ -10,7 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_prune.errors import ArgumentError
+
 _FORMAT = 1
+
+Slot = tuple[str, int]
+"""A tensor by its name, and one of its dimensions."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class PruningPlan:
             not made for; plans of :meth:`ChannelGraph.plan` carry it.
 
     Raises:
-        ValueError: If indices are empty, negative, unsorted, repeated or beyond the size.
+        ArgumentError: If indices are empty, negative, unsorted, repeated or beyond the size.
 
     Example:
         >>> plan = PruningPlan({"conv.weight": {0: torch.tensor([0, 2])}}, {"conv.weight": {0: 4}})
@@ -77,7 +82,7 @@ class PruningPlan:
             second: A plan made for the network that this plan leaves.
 
         Raises:
-            ValueError: If ``second`` keeps indices that this plan has removed.
+            ArgumentError: If ``second`` keeps indices that this plan has removed.
         """
         kept = {name: dict(dims) for name, dims in self.kept.items()}
         sizes = {name: dict(dims) for name, dims in self.sizes.items()}
@@ -86,7 +91,7 @@ class PruningPlan:
                 mine = kept.setdefault(name, {})
                 if dim in mine:
                     if int(indices[-1]) >= len(mine[dim]):
-                        raise ValueError(
+                        raise ArgumentError(
                             f"The second plan keeps index {int(indices[-1])} of {name} dim {dim}, but the first leaves "
                             f"only {len(mine[dim])}. Make it from a graph traced after the first pruning."
                         )
@@ -124,12 +129,12 @@ class PruningPlan:
         """The plan that :meth:`state_dict` wrote.
 
         Raises:
-            ValueError: If the state is not one of a plan, or of a newer format.
+            ArgumentError: If the state is not one of a plan, or of a newer format.
         """
         if "kept" not in state:
-            raise ValueError(f"This is not a pruning plan: it has {sorted(state)} where 'kept' and 'sizes' belong.")
+            raise ArgumentError(f"This is not a pruning plan: it has {sorted(state)} where 'kept' and 'sizes' belong.")
         if state.get("format", _FORMAT) > _FORMAT:
-            raise ValueError(
+            raise ArgumentError(
                 f"This plan has format {state['format']}, written by a newer lit_prune; this one reads up to {_FORMAT}."
             )
         return cls(state["kept"], state.get("sizes", {}))
@@ -155,11 +160,34 @@ def _checked(name: str, dim: int, indices: Tensor | Sequence[int], sizes: Mappin
     kept = torch.as_tensor(indices, dtype=torch.int64, device="cpu")
     where = f"{name} dim {dim}"
     if kept.dim() != 1 or not len(kept):
-        raise ValueError(f"The plan keeps nothing of {where}: at least one index must stay.")
+        raise ArgumentError(f"The plan keeps nothing of {where}: at least one index must stay.")
     numbers = kept.numpy()
     if numbers[0] < 0 or (numbers[1:] <= numbers[:-1]).any():
-        raise ValueError(f"The kept indices of {where} must be non-negative and strictly increasing.")
+        raise ArgumentError(f"The kept indices of {where} must be non-negative and strictly increasing.")
     size = sizes.get(name, {}).get(dim)
     if size is not None and numbers[-1] >= size:
-        raise ValueError(f"The plan keeps index {numbers[-1]} of {where}, which has only {size}.")
+        raise ArgumentError(f"The plan keeps index {numbers[-1]} of {where}, which has only {size}.")
     return kept
+
+
+def extended(plan: PruningPlan, pairs: Mapping[str, str]) -> PruningPlan:
+    """A plan that cuts averages inside of a module as it cuts what they are averages of.
+
+    Args:
+        plan: Cuts the sources.
+        pairs: Prefix of an average to that of its source.
+
+    Example:
+        >>> plan = PruningPlan({"net.weight": {0: torch.tensor([0, 2])}})
+        >>> sorted(extended(plan, {"ema.module.": "net."}).kept)
+        ['ema.module.weight', 'net.weight']
+    """
+    kept = {name: dict(dims) for name, dims in plan.kept.items()}
+    sizes = {name: dict(dims) for name, dims in plan.sizes.items()}
+    for target, source in pairs.items():
+        for old, new in ((plan.kept, kept), (plan.sizes, sizes)):
+            for name, dims in old.items():
+                if name.startswith(source):
+                    mine: dict[int, Any] = new.setdefault(target + name.removeprefix(source), {})
+                    mine.update({dim: value for dim, value in dims.items() if dim not in mine})
+    return PruningPlan(kept, sizes)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Integral
 from typing import Literal, get_args
+
+from lit_prune.common.arguments import check_whole
+from lit_prune.errors import ArgumentError
 
 Curve = Literal["linear", "cubic"]
 Unit = Literal["epochs", "steps"]
@@ -35,7 +39,7 @@ class Schedule(ABC):
             Moments in rising order; parts in (0, 1], rising.
 
         Raises:
-            ValueError: If an event lies beyond the run.
+            ArgumentError: If an event lies beyond the run.
         """
 
 
@@ -48,7 +52,7 @@ class AtEpochs(Schedule):
             1 − (1 − i/n)³ after event i of n.
 
     Raises:
-        ValueError: If there are no epochs, or one is negative or given twice.
+        ArgumentError: If there are no epochs, or one is negative or given twice.
 
     Example:
         >>> AtEpochs([3, 6]).events(10), AtEpochs([3, 6], curve="cubic").events(10)
@@ -77,7 +81,7 @@ class AtSteps(AtEpochs):
         curve: As for :class:`AtEpochs`.
 
     Raises:
-        ValueError: If there are no steps, or one is negative or given twice.
+        ArgumentError: If there are no steps, or one is negative or given twice.
 
     Example:
         >>> AtSteps([500, 1000]).events(2000)
@@ -101,7 +105,7 @@ class Every(AtEpochs):
         curve: As for :class:`AtEpochs`.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ArgumentError: If an argument is out of range.
 
     Example:
         >>> Every(3, first=2, times=3).events(12)
@@ -109,41 +113,41 @@ class Every(AtEpochs):
     """
 
     def __init__(self, every: int, first: int, times: int, curve: Curve = "linear") -> None:
-        if every < 1 or times < 1:
-            raise ValueError(f"every and times must be at least 1, but got {every} and {times}.")
+        for name, value, least in (("every", every, 1), ("first", first, 0), ("times", times, 1)):
+            check_whole(name, value, least)
         super().__init__([first + every * index for index in range(times)], curve)
 
 
 def check_within(moments: Sequence[int], length: int | None, unit: Unit = "epochs") -> None:
-    """Raise a ValueError if an event would never come.
+    """Raise an ArgumentError if an event would never come.
 
     Example:
         >>> check_within([3, 12], length=10)
         Traceback (most recent call last):
-        ValueError: epochs=[3, 12] goes beyond the run, which has 10 epochs, 0 to 9; and some should be left ...
+        lit_prune.errors.ArgumentError: epochs=[3, 12] goes beyond the run, which has 10 epochs, 0 to 9; ...
     """
     if length is not None and any(moment >= length for moment in moments):
-        raise ValueError(
+        raise ArgumentError(
             f"{unit}={list(moments)} goes beyond the run, which has {length} {unit}, 0 to {length - 1}; and some "
             "should be left for fine-tuning. Prune earlier or train longer."
         )
 
 
 def _checked_moments(name: str, given: int | list[int]) -> list[int]:
-    moments = [given] if isinstance(given, int) else list(given)
+    moments = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
     if not moments:
-        raise ValueError(f"{name} is empty: name at least one of the {name} at whose start to prune.")
-    wrong = [moment for moment in moments if not isinstance(moment, int) or isinstance(moment, bool) or moment < 0]
+        raise ArgumentError(f"{name} is empty: name at least one of the {name} at whose start to prune.")
+    wrong = [moment for moment in moments if not isinstance(moment, Integral) or isinstance(moment, bool) or moment < 0]
     if wrong:
-        raise ValueError(f"{name} must be whole numbers from 0 on, but has {wrong[0]!r}.")
+        raise ArgumentError(f"{name} must be whole numbers from 0 on, but has {wrong[0]!r}.")
     if len(set(moments)) < len(moments):
-        raise ValueError(f"{name} must differ from each other, but are {moments}.")
-    return sorted(moments)
+        raise ArgumentError(f"{name} must differ from each other, but are {moments}.")
+    return sorted(map(int, moments))
 
 
 def _checked_curve(curve: Curve) -> Curve:
     if curve not in get_args(Curve):
-        raise ValueError(f"curve must be one of {', '.join(map(repr, get_args(Curve)))}, but got {curve!r}.")
+        raise ArgumentError(f"curve must be one of {', '.join(map(repr, get_args(Curve)))}, but got {curve!r}.")
     return curve
 
 

@@ -9,9 +9,8 @@ from torch import nn
 
 from lit_prune import ChannelGraph, ChannelPruning
 from lit_prune.criteria import Criterion
-from lit_prune.pruner import PruningError
+from lit_prune.errors import PruningError, UnsupportedError
 from lit_prune.schedule import AtEpochs, AtSteps
-from lit_prune.trainer import UnsupportedError
 from tests.toys import Classifier, loader, optimizers, trainer, widths
 
 
@@ -176,7 +175,7 @@ def test_a_missed_event_is_made_up_for(tmp_path):
     trainer(saver, max_epochs=3, enable_checkpointing=True).fit(module, loader())
     callback = pruning(0.5, [0, 1])
     trainer(callback, max_epochs=4).fit(module, loader(), ckpt_path=tmp_path / "epoch=2.ckpt")
-    assert [(event["epoch"], event["share"]) for event in callback.events] == [(3, 0.5)]
+    assert [(event["epoch"], event["ratio"]) for event in callback.events] == [(3, 0.5)]
 
 
 def test_weights_of_any_stage_load_into_any_network(tmp_path):
@@ -249,11 +248,11 @@ def test_a_lightning_module_whose_networks_are_called_one_by_one():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"amount": 0.0}, ValueError, r"amount must be a share in \(0, 1\)"),
-        ({"amount": 1.0}, ValueError, "amount must be a share"),
+        ({"amount": 0.0}, ValueError, r"amount must be a ratio in \(0, 1\)"),
+        ({"amount": 1.0}, ValueError, "amount must be a ratio"),
         ({"amount": 1.5}, ValueError, "but got 1.5"),
-        ({"amount": -0.1}, ValueError, "amount must be a share"),
-        ({"amount": True}, ValueError, "amount must be a share"),
+        ({"amount": -0.1}, ValueError, "amount must be a ratio"),
+        ({"amount": True}, ValueError, "amount must be a ratio"),
         ({"amount": None}, ValueError, "Uniform does not"),
         ({"epochs": []}, ValueError, "epochs is empty"),
         ({"epochs": [-1]}, ValueError, "epochs must be whole numbers"),
@@ -295,7 +294,7 @@ class NoChannels(Classifier):
         (Classifier, {"exclude": ["hed"]}, ValueError, "'hed' matches no layer"),
         (Classifier, {"blocks": [3]}, ValueError, "leave nothing that could be pruned"),
         (Classifier, {"exclude": ["*"]}, ValueError, "leave nothing that could be pruned"),
-        (Classifier, {"round_to": 24}, ValueError, "round_to=24 is larger than layer net.0.0, which has 16 channels"),
+        (Classifier, {"round_to": 32}, ValueError, "round_to=32, and the widest layer.*, net.2.0, has 32 channels"),
         (NoChannels, {}, ValueError, "no convolution and no linear layer"),
         (Broken, {}, PruningError, "net.0.0: .*example_input_array"),
         (lambda: Classifier(optimizer="lbfgs"), {}, UnsupportedError, "LBFGS"),
@@ -314,10 +313,9 @@ def test_what_does_not_fit_is_refused_before_training_and_changes_nothing(module
 @pytest.mark.parametrize(
     ("options", "example", "message"),
     [
-        ({"epochs": [0, 1]}, True, "it takes epochs=0"),
-        ({"epochs": 0}, False, "give Classifier an `example_input_array`"),
+        ({}, False, "give Classifier an `example_input_array`"),
         (
-            {"epochs": 0, "amount": None, "selection": "clusters"},
+            {"amount": None, "selection": "clusters"},
             True,
             "selection that go by weights",
         ),
@@ -328,12 +326,12 @@ def test_before_wrap_takes_what_it_can_know(options, example, message):
     if example:
         module.example_input_array = torch.zeros(1, 3, 8, 8)
     with pytest.raises(ValueError, match=message):
-        trainer(pruning(before_wrap=True, **options)).fit(module, loader())
+        trainer(pruning(epochs="before_wrap", **options)).fit(module, loader())
     assert widths(module) == widths(Classifier())
 
 
 def test_pruned_before_it_is_wrapped_with_an_optimizer_that_cannot_follow():
-    module, callback = Classifier(optimizer="lbfgs"), pruning(epochs=0, before_wrap=True)
+    module, callback = Classifier(optimizer="lbfgs"), pruning(epochs="before_wrap")
     module.example_input_array = torch.zeros(1, 3, 8, 8)
     trainer(callback, max_epochs=2).fit(module, loader())
     assert widths(module)["net.2.0.weight"] == (16, 8, 3, 3)
@@ -388,3 +386,35 @@ def test_one_table_an_event_and_no_warning(capsys):
     assert "net.2.0" in printed
     trainer(pruning(0.5, [1, 2])).fit(Classifier(), loader())
     assert "Pruned" not in capsys.readouterr().out
+
+
+# --- old names ----------------------------------------------------------------------------------------------------
+
+
+def test_before_wrap_of_old_still_works():
+    module = Classifier(optimizer="lbfgs")
+    module.example_input_array = torch.zeros(1, 3, 8, 8)
+    with pytest.warns(FutureWarning, match=r"before_wrap=True is deprecated: write epochs='before_wrap'"):
+        callback = pruning(epochs=0, before_wrap=True)
+    trainer(callback, max_epochs=2).fit(module, loader())
+    assert widths(module)["net.2.0.weight"] == (16, 8, 3, 3)
+    with pytest.warns(FutureWarning), pytest.raises(ValueError, match="it takes epochs=0"):
+        pruning(epochs=[0, 1], before_wrap=True)
+
+
+def test_round_to_none_of_old_is_eight():
+    with pytest.warns(FutureWarning, match="round_to=None is deprecated: write round_to=8"):
+        assert pruning(round_to=None).pruner.policy.round_to == 8
+
+
+def test_layers_too_narrow_for_round_to_stay_and_the_table_says_so(capsys):
+    module, callback = Classifier(), pruning(0.5, 1, round_to=16, verbose=True)
+    trainer(callback, max_epochs=2).fit(module, loader())
+    assert widths(module)["net.2.0.weight"] == (16, 16, 3, 3)
+    assert callback.events[0]["skipped"] == {"net.0.0": "has no more channels than round_to=16"}
+    assert "left as is: net.0.0 (has no more channels than round_to=16)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_all_but_amount_and_epochs_are_given_by_name():
+    with pytest.raises(TypeError, match="positional"):
+        ChannelPruning(0.5, 1, ["net.*"])

@@ -1,15 +1,22 @@
-import pickle
+import inspect
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lit_prune import ChannelPruning
-from lit_prune.checkpoint import CheckpointError, load_pruned, plan_of
+from lit_prune import ChannelPruning, accept_pruned
+from lit_prune.checkpoint import load_pruned, plan_of
+from lit_prune.errors import CheckpointError
 from tests.toys import Classifier, loader, network, trainer, widths
+
+# A Trainer takes the argument since Lightning 2.6; before, it refuses nothing.
+_PLAIN = {"weights_only": True} if "weights_only" in inspect.signature(Trainer.fit).parameters else {}
 
 
 class Wide(Classifier):
@@ -19,6 +26,9 @@ class Wide(Classifier):
 
     def test_step(self, batch: list[torch.Tensor], batch_idx: int) -> None:
         self.validation_step(batch, batch_idx)
+
+    def predict_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+        return self(batch[0])
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +119,7 @@ def test_a_checkpoint_that_contradicts_its_record_is_refused(saved, tmp_path, ki
     path = damaged(saved[0], tmp_path, change)
     module = Wide(32)
     with pytest.raises(CheckpointError, match=message):
-        trainer(ChannelPruning(0.5, [1, 2], verbose=False)).fit(module, loader(), ckpt_path=path)
+        trainer(ChannelPruning(0.5, [1, 2], verbose=False)).fit(module, loader(), ckpt_path=path, **_PLAIN)
     assert module.losses == []
     if kind != "record":
         with pytest.raises(CheckpointError, match=message):
@@ -146,16 +156,148 @@ def test_a_trainer_names_a_file_that_is_cut_short(saved, tmp_path, kept, stage):
     assert "load_checkpoint" not in vars(run.strategy)
 
 
-def test_other_errors_of_loading_are_left_as_they_are(saved, tmp_path, monkeypatch):
-    # Lightning's default has changed.
-    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
+def test_other_errors_of_loading_are_left_as_they_are(tmp_path):
     run = trainer(ChannelPruning(0.5, [1, 2], verbose=False))
     with pytest.raises(FileNotFoundError):
         run.fit(Wide(32), loader(), ckpt_path=tmp_path / "none.ckpt")
+    (tmp_path / "folder.ckpt").mkdir()
+    with pytest.raises(IsADirectoryError):
+        load_pruned(Wide, tmp_path / "folder.ckpt")
+
+
+class Choice:
+    """A class of the user's, as hyperparameters may hold one."""
+
+
+@pytest.fixture(params=["path", "number", "class"])
+def rich(request, saved, tmp_path):
+    """A checkpoint with a hyperparameter that is no plain data, and the name that torch refuses."""
+    value, name = {
+        "path": (Path("anything"), "pathlib"),
+        "number": (np.float64(0.5), "numpy.*scalar, numpy.dtype"),
+        "class": (Choice(), f"{Choice.__module__}.Choice"),
+    }[request.param]
     checkpoint = torch.load(saved[0] / "epoch=2.ckpt", weights_only=True)
-    torch.save({**checkpoint, "mine": Path("anything")}, tmp_path / "pickled.ckpt")
-    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
-        run.fit(Wide(32), loader(), ckpt_path=tmp_path / "pickled.ckpt")
+    checkpoint["hyper_parameters"]["value"] = value
+    torch.save(checkpoint, tmp_path / "rich.ckpt")
+    return tmp_path / "rich.ckpt", name
+
+
+def test_what_is_refused_is_named_with_what_to_do(rich, saved):
+    path, name = rich
+    told = rf"rich.ckpt is whole, but .*{name}.*load_pruned\(..., weights_only=False\).*add_safe_globals\(\[.*{name}"
+    with pytest.raises(CheckpointError, match=told):
+        load_pruned(Wide, path)
+    loaded = load_pruned(Wide, path, weights_only=False)
+    assert widths(loaded) == widths(saved[1])
+    # It went to torch, and not to the class.
+    assert set(loaded.hparams) == {"width"}
+
+
+@pytest.mark.skipif(not _PLAIN, reason="this Lightning's Trainer reads everything")
+@pytest.mark.parametrize("stage", ["fit", "test"])
+def test_a_trainer_names_what_is_refused(rich, stage):
+    path, name = rich
+    pruning = ChannelPruning(0.5, [1, 2], verbose=False)
+    told = rf"rich.ckpt is whole, but .*{name}.*give the Trainer's fit, .* weights_only=False"
+    with pytest.raises(CheckpointError, match=told):
+        getattr(trainer(pruning), stage)(Wide(32), loader(), ckpt_path=path, **_PLAIN)
+    getattr(trainer(pruning), stage)(Wide(32), loader(), ckpt_path=path, weights_only=False)
+
+
+def test_a_class_of_any_keywords_is_not_given_ours(rich):
+    class Any(Wide):
+        def __init__(self, width=16, **others):
+            super().__init__(width)
+            self.others = others
+
+    assert "weights_only" not in load_pruned(Any, rich[0], weights_only=False).others
+
+
+def test_errors_name_the_class_of_the_user(saved):
+    class Mine(Wide):
+        def __init__(self, width=16):
+            super().__init__(width)
+            self.more = torch.nn.Linear(2, 2)
+
+    with pytest.raises(RuntimeError, match="loading state_dict for Mine") as caught:
+        load_pruned(Mine, saved[0] / "epoch=2.ckpt")
+    assert "Adopting" not in str(caught.value)
+    assert "on_load_checkpoint" not in vars(Mine)
+
+
+def test_a_class_that_lists_its_subclasses_gets_no_new_one(saved):
+    class Listing(Wide):
+        subclasses: ClassVar[list[type]] = []
+
+        def __init_subclass__(cls):
+            cls.subclasses.append(cls)
+
+        def on_load_checkpoint(self, checkpoint):
+            self.seen = widths(self)
+
+    own = vars(Listing)["on_load_checkpoint"]
+    loaded = load_pruned(Listing, saved[0] / "epoch=2.ckpt")
+    # What the class does with a checkpoint finds the shapes that will be loaded.
+    assert loaded.seen == widths(saved[1])
+    assert Listing.subclasses == []
+    assert vars(Listing)["on_load_checkpoint"] is own
+
+
+def test_a_checkpoint_of_lightnings_command_line_loads(saved, tmp_path):
+    checkpoint = torch.load(saved[0] / "epoch=2.ckpt", weights_only=True)
+    checkpoint["hyper_parameters"] |= {
+        "_class_path": f"{__name__}.Wide",
+        "_instantiator": "lightning.pytorch.cli.instantiate_module",
+    }
+    torch.save(checkpoint, tmp_path / "cli.ckpt")
+    for cls in (Wide, Classifier):
+        loaded = load_pruned(cls, tmp_path / "cli.ckpt")
+        assert type(loaded) is Wide
+        assert widths(loaded) == widths(saved[1])
+
+
+def test_a_file_without_a_state_dict_is_refused(saved, tmp_path):
+    torch.save({"weights": saved[1].state_dict(), "epoch": 3}, tmp_path / "net.pt")
+    with pytest.raises(CheckpointError, match=r"net.pt holds neither .*: 'weights' is a OrderedDict"):
+        load_pruned(Wide, tmp_path / "net.pt")
+
+
+class Remembering(Wide):
+    """Its state dict holds more than tensors."""
+
+    def get_extra_state(self):
+        return {"images": 5}
+
+    def set_extra_state(self, state):
+        self.images = state["images"]
+
+
+def test_a_state_dict_may_hold_more_than_tensors(tmp_path):
+    run = trainer(ChannelPruning(0.5, 1, verbose=False), max_epochs=2)
+    run.fit(Remembering(32), loader())
+    run.save_checkpoint(tmp_path / "net.ckpt")
+    assert load_pruned(Remembering, tmp_path / "net.ckpt").images == 5
+    again = Remembering(32)
+    trainer(ChannelPruning(0.5, 1, verbose=False)).test(again, loader(), ckpt_path=tmp_path / "net.ckpt")
+    assert again.images == 5
+
+
+class Accepting(Wide):
+    def __init__(self, width: int = 16) -> None:
+        super().__init__(width)
+        accept_pruned(self)
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
+def test_without_the_callback_a_module_accepts_pruned_checkpoints_if_told_to(saved, stage):
+    folder, module, _ = saved
+    for fresh in (Accepting(32), accept_pruned(Wide(32))):
+        getattr(trainer(max_epochs=4), stage)(fresh, loader(), ckpt_path=folder / "epoch=2.ckpt", **_PLAIN)
+        assert widths(fresh) == widths(module)
+    assert widths(Accepting.load_from_checkpoint(folder / "epoch=2.ckpt")) == widths(module)
+    with pytest.raises(RuntimeError, match=r"size mismatch for net.0.0.weight"):
+        getattr(trainer(max_epochs=4), stage)(Wide(32), loader(), ckpt_path=folder / "epoch=2.ckpt", **_PLAIN)
 
 
 READER = """

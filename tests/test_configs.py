@@ -9,9 +9,9 @@ import yaml
 from lit_prune import ChannelPruning
 from lit_prune.cli import main, run_trainer
 from lit_prune.criteria import Magnitude
-from lit_prune.recovery import Recovery
 from lit_prune.schedule import Every
 from lit_prune.select import MacsBudget, Uniform
+from lit_prune.training.recovery import Recovery
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
@@ -56,7 +56,8 @@ def test_it_runs(path, tmp_path, monkeypatch):
 def test_one_of_them_has_every_argument():
     config = yaml.safe_load(next(path for path in CONFIGS if path.stem == "all_arguments").read_text())
     given = set(config["trainer"]["callbacks"][0]["init_args"])
-    assert given == set(inspect.signature(ChannelPruning).parameters)
+    # Old names are for files that have them already.
+    assert given == set(inspect.signature(ChannelPruning).parameters) - {"before_wrap"}
 
 
 def printed(capsys, *arguments):

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from lit_prune import ChannelGraph, ChannelPruning, mask_, shrink_
-from tests.test_ddp import assert_equal, ranks_of, start
 from tests.toys import Classifier, loader, network, trainer, widths
+from tests.training.test_ddp import assert_equal, ranks_of, start
 
 pytestmark = [
     pytest.mark.gpu,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,9 @@ from torch import Tensor, nn
 from lit_prune.activations.extractor import ActivationExtractor, find_layers
 from lit_prune.activations.moments import ClassMoments, Moments
 from lit_prune.activations.objects import CalibrationBatch, Detections, matched, observe
-from lit_prune.ranks import gather
-
-
-class CalibrationError(RuntimeError):
-    """The statistics could not be had."""
+from lit_prune.common.arguments import check_number, check_whole
+from lit_prune.common.ranks import gather
+from lit_prune.errors import ArgumentError, CalibrationError, NoObjectsError
 
 
 @dataclass
@@ -31,7 +29,7 @@ class Calibration:
         num_classes: Number of classes; by default the ``num_classes`` of the LightningModule, or as many as are seen.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ArgumentError: If an argument is out of range.
     """
 
     batches: int = 8
@@ -42,8 +40,8 @@ class Calibration:
     def __post_init__(self) -> None:
         for name in ("batches", "batch_size", "num_classes"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, but got {value}.")
+            if value is not None:
+                check_whole(name, value)
         _check_iou(self.match_iou)
 
 
@@ -53,6 +51,7 @@ def collect_moments(
     batches: Iterable[CalibrationBatch],
     num_classes: int | None = None,
     match_iou: float | None = 0.5,
+    forward: Callable[..., Any] | None = None,
 ) -> dict[str, Moments]:
     """Run the live network once over ``batches`` and return the class-wise moments of each layer's activations.
 
@@ -70,12 +69,13 @@ def collect_moments(
         num_classes: Number of classes; by default ``network.num_classes``, or one more than the highest label.
         match_iou: An object with a box counts only if a prediction of its class overlaps it more than this, in
             [0, 1). ``None`` takes every object, and the forward may stop after the last layer.
+        forward: Runs the network once on the inputs of a batch; by default it is called.
 
     Returns:
         Layer name to moments, on the CPU; without layers that do not run in eval mode.
 
     Raises:
-        ValueError: If there is no such layer, ``match_iou`` is out of range or can't be had of this network, or
+        ArgumentError: If there is no such layer, ``match_iou`` is out of range or can't be had of this network, or
             activations are NaN or infinite (naming the layer).
         CalibrationError: If there is no object to learn from, or another rank failed.
 
@@ -90,7 +90,7 @@ def collect_moments(
     _check_iou(match_iou)
     if num_classes is None and isinstance(getattr(network, "num_classes", None), int):
         num_classes = int(network.num_classes)  # type: ignore[arg-type]
-    tally = _Tally(network, list(dict.fromkeys(layers)), num_classes, match_iou)
+    tally = _Tally(network, list(dict.fromkeys(layers)), num_classes, match_iou, forward or network)
     failure: Exception | None = None
     try:
         for batch in batches:
@@ -104,11 +104,19 @@ def collect_moments(
 class _Tally:
     """Moments of all layers side by side: one metric, merged once."""
 
-    def __init__(self, network: nn.Module, layers: list[str], num_classes: int | None, match_iou: float | None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        layers: list[str],
+        num_classes: int | None,
+        match_iou: float | None,
+        forward: Callable[..., Any],
+    ) -> None:
         self.network = network
         self.modules = find_layers(network, layers)
         self.num_classes = num_classes
         self.match_iou = match_iou
+        self.forward = forward
         self.metric: ClassMoments | None = None
         self.widths: list[int] = []
         self.seen = 0
@@ -127,7 +135,7 @@ class _Tally:
         strict = self.metric is not None
         with ActivationExtractor(self.network, self.modules, iou is None, reduce, strict) as extract:
             if iou is None:
-                values, labels = extract(*batch.inputs), batch.labels
+                (values, _), labels = extract.run(self.forward, *batch.inputs), batch.labels
             else:
                 values, found = extract.run(self._detect, batch.inputs[0])
                 counted = matched(batch, found, iou)
@@ -153,10 +161,10 @@ class _Tally:
         self.modules, self.widths = {layer: self.modules[layer] for layer in layers}, list(layers.values())
         seen = sum(share[3] for share in shares)
         if not seen:
-            raise CalibrationError("The calibration batches hold no labelled object, so there are no statistics.")
+            raise NoObjectsError("The calibration batches hold no labelled object, so there are no statistics.")
         moments = self._widened(max(share[2] for share in shares)).compute()
         if not bool(moments.count.any()):
-            raise CalibrationError(
+            raise NoObjectsError(
                 f"None of {seen} objects is overlapped by a prediction of its class by more than "
                 f"match_iou={self.match_iou}. Prune later in the run, when the network detects, or take every object "
                 "with match_iou=None."
@@ -167,7 +175,7 @@ class _Tally:
     def _detect(self, images: Any) -> Detections:
         detect = getattr(self.network, "detect", None)
         if not callable(detect):
-            raise ValueError(
+            raise ArgumentError(
                 f"match_iou={self.match_iou} takes predictions, but {type(self.network).__name__} has no method "
                 "`detect(images)` that returns for each image a dict of `boxes` and `labels`. Write one, or take every "
                 "object with match_iou=None."
@@ -206,5 +214,7 @@ class _Tally:
 
 
 def _check_iou(match_iou: float | None) -> None:
+    if match_iou is not None:
+        check_number("match_iou", match_iou)
     if match_iou is not None and not 0 <= match_iou < 1:
-        raise ValueError(f"match_iou must be in [0, 1), or None to take every object, but got {match_iou}.")
+        raise ArgumentError(f"match_iou must be in [0, 1), or None to take every object, but got {match_iou}.")

@@ -10,8 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lit_prune.activations.untouched import untouched
-from lit_prune.registry import nearest
+from lit_prune.common.choices import nearest
+from lit_prune.common.running import untouched
+from lit_prune.errors import ArgumentError, ArgumentTypeError, CalibrationError
 
 Reduction = Callable[[str, Tensor], Tensor]
 
@@ -32,7 +33,7 @@ class ActivationExtractor:
         strict: Raise where a layer does not run (a branch for training only); otherwise it is left out.
 
     Raises:
-        ValueError: If no layer is given, or there is none of a name; the message has the nearest names.
+        ArgumentError: If no layer is given, or there is none of a name; the message has the nearest names.
 
     Example:
         >>> import torch
@@ -79,8 +80,8 @@ class ActivationExtractor:
             in which the layers were asked for.
 
         Raises:
-            RuntimeError: If this is not inside the ``with`` block, or a layer did not run in this forward.
-            TypeError: If a layer puts out something else than a tensor.
+            CalibrationError: If this is not inside the ``with`` block, or a layer did not run in this forward.
+            ArgumentTypeError: If a layer puts out something else than a tensor.
         """
         return self.run(self.model, *args, **kwargs)[0]
 
@@ -97,11 +98,13 @@ class ActivationExtractor:
             where the forward was stopped early.
 
         Raises:
-            RuntimeError: As for calling the extractor.
-            TypeError: As for calling the extractor.
+            CalibrationError: As for calling the extractor.
+            ArgumentTypeError: As for calling the extractor.
         """
         if not self._handles:
-            raise RuntimeError("The extractor has no hooks here: call it within `with ActivationExtractor(...) as`.")
+            raise CalibrationError(
+                "The extractor has no hooks here: call it within `with ActivationExtractor(...) as`."
+            )
         result = None
         caught: dict[str, Tensor] = {}
         self._caught = caught
@@ -114,7 +117,7 @@ class ActivationExtractor:
             self._caught = None
         missing = [layer for layer in self.layers if layer not in caught]
         if missing and self._strict:
-            raise RuntimeError(
+            raise CalibrationError(
                 f"The forward did not run {', '.join(missing)} on these inputs, so there are no activations of it. "
                 "Leave it out of `layers`, or give inputs (or a mode) with which it runs."
             )
@@ -126,7 +129,7 @@ class ActivationExtractor:
             if caught is None or layer in caught:
                 return
             if not isinstance(output, Tensor):
-                raise TypeError(
+                raise ArgumentTypeError(
                     f"Layer {layer} ({type(module).__name__}) puts out a {type(output).__name__}; activations are read "
                     "from layers that put out one tensor, such as convolutions. Name one inside it."
                 )
@@ -146,19 +149,21 @@ def find_layers(model: nn.Module, layers: Sequence[str]) -> dict[str, nn.Module]
     """The submodules of these qualified names.
 
     Raises:
-        ValueError: If none is asked for, or there is none of a name; the message has the nearest names.
+        ArgumentError: If none is asked for, or there is none of a name; the message has the nearest names.
     """
     if not layers:
-        raise ValueError("No layers are given; name at least one, as in `model.named_modules()`.")
+        raise ArgumentError("No layers are given; name at least one, as in `model.named_modules()`.")
     modules = dict(model.named_modules(remove_duplicate=False))
     for layer in layers:
         if layer not in modules or not layer:
-            raise ValueError(f"{type(model).__name__} has no layer {layer!r}. {nearest(layer, filter(None, modules))}")
+            raise ArgumentError(
+                f"{type(model).__name__} has no layer {layer!r}. {nearest(layer, filter(None, modules))}"
+            )
     return {layer: modules[layer] for layer in layers}
 
 
 def sliced_block(model: nn.Module, layer: str) -> nn.Sequential:
-    """Copies of all blocks before a layer of a plain chain, then the layer itself: the old way to its activations.
+    """Copies of all blocks before a layer of a plain chain, then the layer itself: its activations without hooks.
 
     A reference to compare :class:`ActivationExtractor` with: on an unpruned network both agree to the bit. The copies
     keep the width that they had. Once the network is pruned, the layer expects fewer channels than they hand on, and
@@ -172,7 +177,7 @@ def sliced_block(model: nn.Module, layer: str) -> nn.Sequential:
         The slice; its copies are in eval mode.
 
     Raises:
-        ValueError: If there is no such layer, or it is not in a plain chain.
+        ArgumentError: If there is no such layer, or it is not in a plain chain.
 
     Example:
         >>> import torch
@@ -190,7 +195,7 @@ def sliced_block(model: nn.Module, layer: str) -> nn.Sequential:
         if isinstance(parent, nn.Sequential):
             before.extend(children[:position])
         elif position:
-            raise ValueError(
+            raise ArgumentError(
                 f"{layer} is not in a plain chain: {path or 'the network'} ({type(parent).__name__}) decides in its "
                 f"own forward what reaches {name}. Use ActivationExtractor, which needs no chain."
             )
@@ -199,6 +204,6 @@ def sliced_block(model: nn.Module, layer: str) -> nn.Sequential:
     for block in (*before, parent):
         # Ultralytics' blocks say where their input comes from; -1 is the block before.
         if getattr(block, "f", -1) != -1:
-            raise ValueError(f"{layer} is not in a plain chain: a block before it takes its input from {block.f}.")
+            raise ArgumentError(f"{layer} is not in a plain chain: a block before it takes its input from {block.f}.")
     copies = [copy.deepcopy(block).eval() for block in before]
     return nn.Sequential(*copies, target)

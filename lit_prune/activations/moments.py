@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lit_prune.errors import ArgumentError
+
 # What stands for the deviation of a class whose activations are all alike.
 _LEAST_DEVIATION = 1e-10
 
@@ -50,7 +52,7 @@ class ClassMoments(Metric):
         **kwargs: Passed to ``torchmetrics.Metric``.
 
     Raises:
-        ValueError: If a number is below 1.
+        ArgumentError: If a number is below 1.
 
     Example:
         >>> moments = ClassMoments(num_channels=2, num_classes=3)
@@ -72,7 +74,7 @@ class ClassMoments(Metric):
         super().__init__(**kwargs)
         for argument, value in (("num_channels", num_channels), ("num_classes", num_classes)):
             if value < 1:
-                raise ValueError(f"{argument} must be at least 1, but got {value}.")
+                raise ArgumentError(f"{argument} must be at least 1, but got {value}.")
         self.num_channels = num_channels
         self.num_classes = num_classes
         self.name = name
@@ -88,28 +90,28 @@ class ClassMoments(Metric):
             labels: ``(M,)`` integers, the class of each.
 
         Raises:
-            ValueError: If a shape or a label is wrong, or a value is NaN or infinite.
+            ArgumentError: If a shape or a label is wrong, or a value is NaN or infinite.
         """
         of = f" of layer {self.name}" if self.name else ""
         if values.dim() != 2 or values.shape[1] != self.num_channels or labels.shape != values.shape[:1]:
-            raise ValueError(
+            raise ArgumentError(
                 f"Activations{of} must be (M, {self.num_channels}) with labels (M,), but are {tuple(values.shape)} "
                 f"and {tuple(labels.shape)}."
             )
         if labels.is_floating_point() or labels.dtype == torch.bool:
-            raise ValueError(f"labels must be integers, but are {labels.dtype}; convert them with `.long()`.")
+            raise ArgumentError(f"labels must be integers, but are {labels.dtype}; convert them with `.long()`.")
         if not len(labels):
             return
         low, high = (int(bound) for bound in torch.aminmax(labels))
         if low < 0 or high >= self.num_classes:
-            raise ValueError(
+            raise ArgumentError(
                 f"labels must be in 0..{self.num_classes - 1}, as there are {self.num_classes} classes, but are in "
                 f"{low}..{high}."
             )
         values = values.detach().to(self.packed.device, torch.float64)
         if not bool(torch.isfinite(values).all()):
             channel = int((~torch.isfinite(values)).any(0).nonzero()[0])
-            raise ValueError(
+            raise ArgumentError(
                 f"Activations{of} are NaN or infinite (first in channel {channel}), so there are no statistics of "
                 "them. Look for a diverged training run, or calibrate in higher precision."
             )
@@ -145,7 +147,7 @@ def jeffries_matusita(moments: Moments) -> Tensor:
         classes has no object. A deviation of less than 1e-10 counts as 1e-10.
 
     Raises:
-        ValueError: If there are fewer than two classes.
+        ArgumentError: If there are fewer than two classes.
 
     Example:
         >>> alike = Moments(torch.tensor([9, 9]), torch.tensor([[0.0], [0.0]]), torch.tensor([[1.0], [1.0]]))
@@ -159,7 +161,7 @@ def jeffries_matusita(moments: Moments) -> Tensor:
     """
     classes = len(moments.count)
     if classes < 2:
-        raise ValueError(f"Separability is between two classes, but there is {classes}; use another criterion.")
+        raise ArgumentError(f"Separability is between two classes, but there is {classes}; use another criterion.")
     first, second = torch.tensor(list(combinations(range(classes), 2)), device=moments.count.device).unbind(1)
     variance = moments.var.double().clamp(min=_LEAST_DEVIATION**2)
     # In logarithms, for the product of two variances of 1e-20 and their quotient by one of 1e20 are far apart.

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_prune.errors import ArgumentError, ArgumentTypeError
+
 Detections = Sequence[Mapping[str, Tensor]]
 
 
@@ -28,7 +30,7 @@ class CalibrationBatch:
         boxes: ``(M, 4)`` x0, y0, x1, y1 as shares; ``None``: objects are not matched with predictions.
 
     Raises:
-        ValueError: If the shapes do not belong together.
+        ArgumentError: If the shapes do not belong together.
 
     Example:
         A segmentation network, observed at the middle of each mask's pixels.
@@ -58,7 +60,7 @@ class CalibrationBatch:
             ("boxes", self.boxes, (number, 4)),
         ):
             if value is not None and value.shape != shape:
-                raise ValueError(f"{name} of a CalibrationBatch must be {shape}, but are {tuple(value.shape)}.")
+                raise ArgumentError(f"{name} of a CalibrationBatch must be {shape}, but are {tuple(value.shape)}.")
 
     def __len__(self) -> int:
         """The number of objects."""
@@ -76,7 +78,7 @@ def read_batch(batch: Any) -> CalibrationBatch:
     (B, ...) and labels (B,), observed by the mean over each image.
 
     Raises:
-        TypeError: If it is none of these; the message says how to have it read.
+        ArgumentTypeError: If it is none of these; the message says how to have it read.
 
     Example:
         >>> read_batch((torch.rand(4, 3, 8, 8), torch.tensor([1, 0, 1, 2]))).images
@@ -100,7 +102,7 @@ def read_batch(batch: Any) -> CalibrationBatch:
             return CalibrationBatch(
                 inputs=(images,), labels=labels.long(), images=torch.arange(len(labels), device=labels.device)
             )
-    raise TypeError(
+    raise ArgumentTypeError(
         f"A batch of {_described(batch)} is not known: known are Ultralytics' dicts (img, batch_idx, cls, bboxes) and "
         "pairs of images and integer labels (B,). Give the LightningModule a method `calibration_batch(batch)` that "
         "returns a lit_prune.activations.CalibrationBatch."
@@ -120,7 +122,7 @@ def observe(module: nn.Module, output: Tensor, batch: CalibrationBatch) -> Tenso
         ``(M, C)``, in double precision where a mean was taken.
 
     Raises:
-        ValueError: If there are points and the output is no map.
+        ArgumentError: If there are points and the output is no map.
     """
     if isinstance(module, nn.Linear) and output.dim() > 2:
         output = output.movedim(-1, 1)
@@ -130,7 +132,7 @@ def observe(module: nn.Module, output: Tensor, batch: CalibrationBatch) -> Tenso
         mean = output.mean(dim=tuple(range(2, output.dim())), dtype=_accurate(output))
         return mean[batch.images]
     if output.dim() != 4:
-        raise ValueError(
+        raise ArgumentError(
             f"Objects at points are read from maps (N, C, H, W), but {type(module).__name__} puts out "
             f"{tuple(output.shape)}. Leave this layer out, or give objects without points."
         )
@@ -155,11 +157,11 @@ def matched(batch: CalibrationBatch, detections: Detections, iou: float) -> Tens
         ``(M,)`` bool.
 
     Raises:
-        ValueError: If the objects have no boxes, or there is not one entry of detections an image.
+        ArgumentError: If the objects have no boxes, or there is not one entry of detections an image.
     """
     images = batch.inputs[0]
     if batch.boxes is None or len(detections) != len(images):
-        raise ValueError(
+        raise ArgumentError(
             f"To match objects with predictions takes boxes and one dict of detections for each of {len(images)} "
             f"images, but there are {'no boxes' if batch.boxes is None else f'{len(detections)} dicts'}."
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from lit_prune.graph import ChannelGraph, ChannelGroup
-from lit_prune.graph.recording import Slot
+from lit_prune.plan import Slot
 
 if TYPE_CHECKING:
     from lit_prune.activations import Calibration, Moments

@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
 from lit_prune.criteria.base import Criterion, Evidence
+from lit_prune.errors import ArgumentError
 from lit_prune.graph import ChannelGroup
-from lit_prune.graph.recording import Slot
+from lit_prune.plan import Slot
 
 
 class Magnitude(Criterion):
@@ -21,7 +22,7 @@ class Magnitude(Criterion):
         p: Order of the norm, positive; 2 is the Euclidean one.
 
     Raises:
-        ValueError: If ``p`` is not positive.
+        ArgumentError: If ``p`` is not positive.
 
     References:
         Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017, section 3.1 (norms of filters); Fang et al.,
@@ -30,7 +31,7 @@ class Magnitude(Criterion):
 
     def __init__(self, p: float = 2.0) -> None:
         if not p > 0:
-            raise ValueError(f"p must be positive, but got {p}.")
+            raise ArgumentError(f"p must be positive, but got {p}.")
         self.p = p
 
     def __call__(self, evidence: Evidence) -> dict[str, Tensor]:

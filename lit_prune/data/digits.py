@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lit_prune.errors import ArgumentError, MissingPackageError
+
 Split = Literal["train", "val"]
 
 _MAX_OBJECTS = 4
@@ -44,8 +46,8 @@ class DigitScenes(Dataset[dict[str, Tensor]]):
         seed: Which scenes; a non-negative integer.
 
     Raises:
-        ImportError: If scikit-learn is missing.
-        ValueError: If an argument is outside the range given above.
+        MissingPackageError: If scikit-learn is missing.
+        ArgumentError: If an argument is outside the range given above.
 
     Example:
         >>> scenes = DigitScenes("val", scenes=8, image_size=64)
@@ -65,7 +67,7 @@ class DigitScenes(Dataset[dict[str, Tensor]]):
 
     def __init__(self, split: Split = "train", scenes: int = 2000, image_size: int = 96, seed: int = 0) -> None:
         if split not in get_args(Split):
-            raise ValueError(f"split must be 'train' or 'val', but got {split!r}.")
+            raise ArgumentError(f"split must be 'train' or 'val', but got {split!r}.")
         check_scene_arguments(scenes=scenes, image_size=image_size, seed=seed)
         self.split = split
         self.image_size = image_size
@@ -103,7 +105,7 @@ def collate_detection(items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         `bboxes` (M, 4), where M is the number of objects of all images.
 
     Raises:
-        ValueError: If there are no items.
+        ArgumentError: If there are no items.
 
     Example:
         >>> scenes = DigitScenes(scenes=3, image_size=64)
@@ -112,7 +114,7 @@ def collate_detection(items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         (torch.Size([3, 3, 64, 64]), True)
     """
     if not items:
-        raise ValueError("collate_detection needs at least one item, but got none.")
+        raise ArgumentError("collate_detection needs at least one item, but got none.")
     counts = torch.tensor([len(item["cls"]) for item in items])
     return {
         "img": torch.stack([item["img"] for item in items]),
@@ -123,23 +125,23 @@ def collate_detection(items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def check_scene_arguments(*, scenes: int, image_size: int, seed: int) -> None:
-    """Raise a ValueError if `DigitScenes` cannot be drawn with these arguments."""
+    """Raise an ArgumentError if `DigitScenes` cannot be drawn with these arguments."""
     if scenes < 1:
-        raise ValueError(f"scenes must be at least 1, but got {scenes}.")
+        raise ArgumentError(f"scenes must be at least 1, but got {scenes}.")
     if image_size < 64 or image_size % 32:
-        raise ValueError(
+        raise ArgumentError(
             f"image_size must be a multiple of 32 (the coarsest stride of a YOLO network) and at least 64, "
             f"but got {image_size}; the nearest is {max(64, round(image_size / 32) * 32)}."
         )
     if seed < 0:
-        raise ValueError(f"seed must not be negative, but got {seed}.")
+        raise ArgumentError(f"seed must not be negative, but got {seed}.")
 
 
 def _sklearn_datasets() -> Any:
     try:
         import sklearn.datasets
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             "DigitScenes takes its digits and photographs from scikit-learn, which is not installed. "
             "Install it with: pip install scikit-learn"
         ) from error

@@ -5,8 +5,9 @@ from typing import Any, get_args
 
 from torch import Tensor
 
+from lit_prune.data.annotations import HEADERS, LABELS, picture_around
 from lit_prune.data.digits import DigitScenes, Split, check_scene_arguments
-from lit_prune.data.labels import HEADERS, LABELS, picture_around
+from lit_prune.errors import ArgumentError, ExistingFileError
 
 _TASKS = (*LABELS, "classify")
 
@@ -45,9 +46,9 @@ def write_digits(
         The path of `data.yaml`; of the folder itself, which Ultralytics asks for, to classify.
 
     Raises:
-        FileExistsError: If the folder holds a data set already; nothing of it has changed.
+        ExistingFileError: If the folder holds a data set already; nothing of it has changed.
         ImportError: If OpenCV, which draws outlines and comes with Ultralytics, is needed and missing.
-        ValueError: If an argument is outside the range given above.
+        ArgumentError: If an argument is outside the range given above.
 
     Example:
         >>> import tempfile
@@ -58,14 +59,14 @@ def write_digits(
     """
     folder = Path(folder)
     if task not in _TASKS:
-        raise ValueError(f"task must be one of {', '.join(_TASKS)}, but got {task!r}.")
+        raise ArgumentError(f"task must be one of {', '.join(_TASKS)}, but got {task!r}.")
     counts: dict[Split, int] = {"train": scenes, "val": val_scenes}
     for count in counts.values():
         check_scene_arguments(scenes=count, image_size=image_size, seed=seed)
     content = get_args(Split) if task == "classify" else ("images", "labels", "data.yaml")
     present = [name for name in content if (folder / name).exists()]
     if present:
-        raise FileExistsError(
+        raise ExistingFileError(
             f"{str(folder)!r} holds {' and '.join(present)} already, which would be mixed up with the new scenes; "
             f"name another folder, or remove it first."
         )

@@ -9,30 +9,26 @@ from typing import Any
 
 from rich.console import Console
 
-from lit_prune.demo.comparison import compare, save_figures
-from lit_prune.demo.recipe import Recipe
-from lit_prune.demo.training import Run, train
-from lit_prune.report import save_json
-from lit_prune.yolo import LitYOLO
+from lit_prune.demo.outcome import compare, save_figures
+from lit_prune.demo.runs import train
+from lit_prune.demo.settings import Recipe
+from lit_prune.report.tables import save_json
 from lit_prune.yolo.comparison import comparison_table
 from lit_prune.yolo.export import export_detector
 
 
-def run_demo(
-    out: str | Path, recipe: Recipe | None = None, console: Console | None = None, *, twin: bool = False
-) -> dict[str, Any]:
-    """Train a network that is pruned meanwhile, compare what it was with what it became, and write what came out.
+def run_demo(out: str | Path, recipe: Recipe | None = None, console: Console | None = None) -> dict[str, Any]:
+    """Train a network that is pruned meanwhile, and a dense one as long; compare them, and write what came out.
+
+    Both are one network up to the first pruning, so these epochs are trained once.
 
     Written are ``report.json``, the figures ``detections.png``, ``channels.png`` and ``history.png``, ``pruned.ckpt``
-    (for Lightning) and ``pruned.pt`` (for Ultralytics, without lit_prune).
+    (for Lightning), and ``dense.pt`` and ``pruned.pt`` (for Ultralytics, without lit_prune).
 
     Args:
         out: The folder; it is made if need be.
         recipe: How to train and prune.
         console: Where to print.
-        twin: Whether to compare with a dense network that is trained as long, by the same schedule, and shares the
-            epochs before the first pruning; it takes as long again. If not, the dense network is the one right before
-            the first pruning.
 
     Returns:
         What ``report.json`` holds.
@@ -45,36 +41,28 @@ def run_demo(
     console = console or Console()
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
+    first = recipe.prune_at[0]
     console.rule("[bold]lit_prune demo")
     console.print(
         f"{recipe.model} learns from scratch to find handwritten digits: {recipe.scenes:,} scenes of "
         f"{recipe.image_size}×{recipe.image_size}, {recipe.epochs} epochs. Meanwhile it loses channels, "
-        f"{len(recipe.prune_at)} times.{' Its dense twin keeps all of them.' if twin else ''}\n"
+        f"{len(recipe.prune_at)} times. Then a dense network is trained as long, to compare with.\n"
     )
     with tempfile.TemporaryDirectory() as folder:
         before = Path(folder) / "before.ckpt"
         console.rule("a run with ChannelPruning", style="dim")
         pruned = train(recipe, prune=True, snapshot=before, console=console)
-        shared = pruned.epochs[: recipe.prune_at[0]]
-        if twin:
-            console.rule("its dense twin, from the first pruning on", style="dim")
-            dense = train(recipe, prune=False, start=before, console=console)
-            dense = replace(dense, epochs=shared + dense.epochs)
-        else:
-            dense = Run(LitYOLO.load_from_checkpoint(before, map_location="cpu"), shared)
+        console.rule(f"the dense network; its first {first} epochs are those above", style="dim")
+        rest = train(recipe, prune=False, start=before, console=console)
+    dense = replace(rest, epochs=pruned.epochs[:first] + rest.epochs)
     console.rule("what it costs now", style="dim")
     report = compare(recipe, {"dense": dense, "pruned": pruned})
     save_json(report, out / "report.json")
-    save_figures(out, recipe, dense, pruned)
+    save_figures(out, recipe, {"dense": dense, "pruned": pruned})
     pruned.detector.trainer.save_checkpoint(out / "pruned.ckpt")
-    export_detector(pruned.detector.model, out / "pruned.pt")
+    for name, run in (("dense", dense), ("pruned", pruned)):
+        export_detector(run.detector.model, out / f"{name}.pt")
     console.print(comparison_table(report))
-    if not twin:
-        console.print(
-            f"\nThe dense network is the one after epoch {len(shared)}, right before its first channel goes. What it "
-            f"comes to in all {recipe.epochs}: lit-prune demo --twin, or over seeds benchmarks/demo_baseline.py.",
-            highlight=False,
-        )
     console.print(_closing(out, recipe), highlight=False, soft_wrap=True)
     return report
 

@@ -39,7 +39,7 @@ def _settle(
     labels: Labels, fold: Fold, components: Components, keys: Keys, sizes: dict[int, int], partners: Partners
 ) -> bool:
     members = components.of[fold.labels]
-    if components.frozen[members].all() or (members == members[0]).all():
+    if components.unprunable[members].all() or (members == members[0]).all():
         return False
     single = (members == members[:, :1]).all(axis=1)
     if fold.may_be_whole and members.shape[1] > 1 and single.any():
@@ -57,10 +57,10 @@ def _settle(
     starts = [0, *(np.flatnonzero((kinds[:, 1:] != kinds[:, :-1]).any(axis=0)) + 1).tolist(), kinds.shape[1]]
     for start, end in pairwise(starts):
         part = members[:, start:end]
-        if components.frozen[part].all() or (part == part[0]).all():
+        if components.unprunable[part].all() or (part == part[0]).all():
             continue
         together = [int(key) for key in kinds[:, start]]
-        if components.frozen[part].any() or not _are_whole_groups(part, together, sizes):
+        if components.unprunable[part].any() or not _are_whole_groups(part, together, sizes):
             labels.tie(list(rows[:, start:end]))
             changed = True
         else:

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from lit_prune.common.deprecated import warn_renamed
+from lit_prune.common.names import modules_of, tensors_of
+from lit_prune.errors import ArgumentError, ArgumentTypeError, UnknownNameError
 from lit_prune.graph.groups import ChannelGroup, Grouping, plan_without
 from lit_prune.graph.labels import Row
 from lit_prune.graph.probe import examine, rehearse
 from lit_prune.graph.recording import Call, Recording
-from lit_prune.lookup import modules_of, tensors_of
 from lit_prune.plan import PruningPlan
 
 Removal = Mapping[str, "Sequence[int] | Tensor | Row"]
@@ -28,7 +30,7 @@ class ChannelGraph:
 
     Attributes:
         groups: The prunable groups, in forward order.
-        frozen: Layer name to the reason why some or all of its channels must stay.
+        unprunable: Layer name to the reason why some or all of its channels must stay.
         unsupported: aten operation to the number of times it met channels and had no rule.
         macs: Multiply-adds of one example.
 
@@ -36,7 +38,7 @@ class ChannelGraph:
         >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
         >>> graph = ChannelGraph.trace(net, torch.zeros(1, 3, 16, 16))
-        >>> [(group.name, group.size) for group in graph.groups], graph.frozen
+        >>> [(group.name, group.size) for group in graph.groups], graph.unprunable
         ([('0', 8)], {'3': "reaches the network's output"})
         >>> graph.plan({"0": [1, 5]}).kept["3.weight"][1]
         tensor([0, 2, 3, 4, 6, 7])
@@ -44,7 +46,7 @@ class ChannelGraph:
 
     def __init__(self, network: nn.Module, calls: Sequence[Call], recording: Recording, grouping: Grouping) -> None:
         self.groups: tuple[ChannelGroup, ...] = grouping.groups
-        self.frozen: dict[str, str] = {**grouping.frozen, **_idle(network, recording)}
+        self.unprunable: dict[str, str] = {**grouping.unprunable, **_idle(network, recording)}
         self.unsupported: dict[str, int] = dict(recording.unsupported)
         self._network = network
         self._calls = tuple(calls)
@@ -53,6 +55,24 @@ class ChannelGraph:
         self._by_name = {group.name: group for group in self.groups}
         self._batch = max(1, self._calls[0].batch_size) if self._calls else 1
         self.macs: int = self.macs_without({})
+
+    def __repr__(self) -> str:
+        channels, stay = sum(group.size for group in self.groups), len(self.unprunable)
+        return (
+            f"ChannelGraph({len(self.groups)} groups of {channels:,} channels, {stay} unprunable "
+            f"layer{'s' * (stay != 1)}, {self.macs:,} MACs)"
+        )
+
+    @property
+    def frozen(self) -> dict[str, str]:
+        """The old name of ``unprunable``."""
+        warn_renamed("ChannelGraph.frozen", "ChannelGraph.unprunable")
+        return self.unprunable
+
+    @property
+    def tensors(self) -> frozenset[str]:
+        """Names of the parameters and buffers that the forward has used."""
+        return frozenset(name for name, _ in self._recording.slots)
 
     @classmethod
     def trace(cls, model: nn.Module, *args: Any, **kwargs: Any) -> ChannelGraph:
@@ -89,13 +109,21 @@ class ChannelGraph:
         """The group of that name.
 
         Raises:
-            KeyError: If there is none; the message has the nearest names.
+            UnknownNameError: If there is none; the message has the nearest names.
         """
         if name not in self._by_name:
             near = difflib.get_close_matches(name, self._by_name, n=3, cutoff=0.5)
-            why = next((reason for layer, reason in self.frozen.items() if layer == name), None)
-            hint = f" It is frozen: {why}." if why else f" Nearest: {', '.join(near)}." if near else ""
-            raise KeyError(f"No prunable group is named {name!r}.{hint} `graph.groups` lists all {len(self.groups)}.")
+            mine = [group.name for group in self.groups if name in group.layers]
+            hint = ""
+            if mine:
+                hint = f" Its channels are coupled with others, as graph[{mine[0]!r}]."
+            elif name in self.unprunable:
+                hint = f" It is unprunable: {self.unprunable[name]}."
+            elif near:
+                hint = f" Nearest: {', '.join(near)}."
+            raise UnknownNameError(
+                f"No prunable group is named {name!r}.{hint} `graph.groups` lists all {len(self.groups)}."
+            )
         return self._by_name[name]
 
     def plan(self, remove: Removal) -> PruningPlan:
@@ -105,8 +133,9 @@ class ChannelGraph:
             remove: Group name to the channels to remove, as indices into the group.
 
         Raises:
-            KeyError: If a group is unknown.
-            ValueError: If a channel is out of range, none would be left, or groups that must stay equally wide lose
+            UnknownNameError: If a group is unknown.
+            ArgumentTypeError: If channels are no whole numbers; a mask is none.
+            ArgumentError: If a channel is out of range, none would be left, or groups that must stay equally wide lose
                 different numbers.
         """
         gone = {name: self._channels(name, channels) for name, channels in remove.items()}
@@ -143,14 +172,20 @@ class ChannelGraph:
 
     def _channels(self, name: str, channels: Sequence[int] | Tensor | Row) -> Row:
         group = self[name]
-        gone = np.unique(np.asarray(channels, dtype=np.int64).ravel())
+        given = np.asarray(channels)
+        if given.size and not np.issubdtype(given.dtype, np.integer):
+            raise ArgumentTypeError(
+                f"The channels of group {name!r} are named by their indices, but got {given.dtype} values. Of a mask "
+                "of what goes, give `mask.nonzero()`."
+            )
+        gone = np.unique(given.astype(np.int64).ravel())
         if len(gone) and (gone[0] < 0 or gone[-1] >= group.size):
             wrong = gone[0] if gone[0] < 0 else gone[-1]
-            raise ValueError(
+            raise ArgumentError(
                 f"Group {name!r} has channels 0 to {group.size - 1}; there is no channel {wrong} to remove."
             )
         if len(gone) == group.size:
-            raise ValueError(f"All {group.size} channels of group {name!r} would go: at least one must stay.")
+            raise ArgumentError(f"All {group.size} channels of group {name!r} would go: at least one must stay.")
         return gone
 
     def _check_balance(self, gone: Mapping[str, Row]) -> None:
@@ -158,7 +193,7 @@ class ChannelGraph:
             for partner in self[name].balanced:
                 other = len(gone.get(partner, ()))
                 if other != len(channels):
-                    raise ValueError(
+                    raise ArgumentError(
                         f"Groups {name!r} and {partner!r} are equal pieces of one split and must stay equally wide, "
                         f"but would lose {len(channels)} and {other} channels. Remove equally many of both."
                     )

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from lit_prune.graph.meta_kernels import empty_like
+from lit_prune.graph.memo import output_of
 from lit_prune.graph.operation import Operation
 from lit_prune.graph.tracer import Tracer
 
@@ -20,7 +20,7 @@ aten = torch.ops.aten
 class Composites(TorchFunctionMode):
     """Keeps whole what torch would take apart before the tracer sees it: the parts say less, and cost more.
 
-    The commonest functions are spared the way through torch's dispatcher too, which takes longer than their rules.
+    The commonest functions are spared the way through torch's dispatcher, which takes longer than their rules.
     """
 
     def __init__(self, tracer: Tracer, on_meta: bool) -> None:
@@ -32,10 +32,8 @@ class Composites(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        shortcut = _SHORTCUTS.get(func) if self._on_meta else None
-        if shortcut is not None and (call := shortcut(*args, **kwargs)) is not None:
-            with torch._C._DisableTorchDispatch():
-                output = self._tracer.foresee(*call)
+        if self._on_meta and func in _DIRECT:
+            output = self._directly(func, args, kwargs)
             return func(*args, **kwargs) if output is None else output
         known = _COMPOSITES.get(func)
         if known is None:
@@ -56,6 +54,17 @@ class Composites(TorchFunctionMode):
         self._tracer.apply(Operation(name, arguments, output), f"aten::{name}")
         return output
 
+    def _directly(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        plain, in_place = _DIRECT[func]
+        if func in _WEIGHTED and (len(args) < 2 or args[1].dim() != (2 if func is F.linear else args[0].dim())):
+            # Without a batch, or onto one row, torch reshapes.
+            return None
+        if "inplace" in kwargs:
+            plain = in_place if kwargs["inplace"] else plain
+            kwargs = {key: value for key, value in kwargs.items() if key != "inplace"}
+        with torch._C._DisableTorchDispatch():
+            return self._tracer.foresee(plain, args, kwargs)
+
 
 _COMPOSITES: dict[Any, tuple[str, tuple[str, ...]]] = {
     F.rms_norm: ("rms_norm", ("input", "normalized_shape", "weight", "eps")),
@@ -67,51 +76,21 @@ _COMPOSITES: dict[Any, tuple[str, tuple[str, ...]]] = {
     F.batch_norm: ("batch_norm", ("input", "running_mean", "running_var", "weight", "bias", "training")),
 }
 
-# The operation that a function comes to with its arguments; None where it is called in a rarer way.
-Shortcut = Callable[..., "tuple[Any, tuple[Any, ...]] | None"]
-
-
-def _convolution(*args: Any, **named: Any) -> tuple[Any, tuple[Any, ...]] | None:
-    if named or not 2 <= len(args) <= 7:
-        return None
-    defaults: tuple[Any, ...] = (None, (1,), (0,), (1,), 1)
-    *operands, stride, padding, dilation, groups = args + defaults[len(args) - 2 :]
-    window = (stride, padding, dilation)
-    fits = all(isinstance(given, tuple) for given in window)
-    return (aten.convolution.default, (*operands, *window, False, (0,), groups)) if fits else None
-
-
-def _activation(name: str) -> Shortcut:
-    plain, in_place = getattr(aten, name).default, getattr(aten, f"{name}_").default
-
-    def shortcut(*args: Any, inplace: bool = False, **named: Any) -> tuple[Any, tuple[Any, ...]] | None:
-        return None if named or len(args) != 1 else (in_place if inplace else plain, args)
-
-    return shortcut
-
-
-def _cat(*args: Any, dim: int | None = None, **named: Any) -> tuple[Any, tuple[Any, ...]] | None:
-    return None if named or not args else (aten.cat.default, args if dim is None else (*args, dim))
-
-
-def _positional(operation: Any) -> Shortcut:
-    def shortcut(*args: Any, **named: Any) -> tuple[Any, tuple[Any, ...]] | None:
-        return None if named else (operation, args)
-
-    return shortcut
-
-
-_SHORTCUTS: dict[Any, Shortcut] = {
-    **dict.fromkeys((torch.conv1d, torch.conv2d, torch.conv3d), _convolution),
-    F.silu: _activation("silu"),
-    F.relu: _activation("relu"),
-    F.hardswish: _activation("hardswish"),
-    F.gelu: _positional(aten.gelu.default),
-    torch.cat: _cat,
-    F.linear: _positional(aten.linear.default),
-    Tensor.add: _positional(aten.add.Tensor),
-    Tensor.mul: _positional(aten.mul.Tensor),
-    Tensor.add_: _positional(aten.add_.Tensor),
+_WEIGHTED = frozenset((F.linear, torch.conv1d, torch.conv2d, torch.conv3d))
+# The operation of the same arguments, and that which works in place.
+_DIRECT: dict[Any, tuple[Any, Any]] = {
+    F.linear: (aten.linear.default, None),
+    torch.conv1d: (aten.conv1d.default, None),
+    torch.conv2d: (aten.conv2d.default, None),
+    torch.conv3d: (aten.conv3d.default, None),
+    F.silu: (aten.silu.default, aten.silu_.default),
+    F.relu: (aten.relu.default, aten.relu_.default),
+    F.hardswish: (aten.hardswish.default, aten.hardswish_.default),
+    F.gelu: (aten.gelu.default, None),
+    torch.cat: (aten.cat.default, None),
+    Tensor.add: (aten.add.Tensor, None),
+    Tensor.mul: (aten.mul.Tensor, None),
+    Tensor.add_: (aten.add_.Tensor, None),
 }
 
 # As `with torch.device("meta")` has them, whose own mode would cost as much again as this one.
@@ -124,8 +103,7 @@ _FACTORIES = frozenset(
 
 
 def _same(source: Tensor) -> Tensor:
-    output = empty_like(source)
-    return torch.empty_like(source) if output is None else output
+    return cast(Tensor, output_of(aten.empty_like.default, (source,), {}))
 
 
 def _fits(name: str, arguments: Mapping[str, Any]) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lit_prune.lookup import modules_of
+from lit_prune.common.names import modules_of
 
 # Values of these types can't change, or mean the same wherever they are.
 _IMMUTABLE = frozenset(

@@ -13,8 +13,8 @@ import torch
 
 from lit_prune.graph.balance import settle
 from lit_prune.graph.labels import Components, Row
-from lit_prune.graph.recording import Recording, Slot
-from lit_prune.plan import PruningPlan
+from lit_prune.graph.recording import Recording
+from lit_prune.plan import PruningPlan, Slot
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,10 @@ class ChannelGroup:
 
 @dataclass(frozen=True)
 class Grouping:
-    """All groups of a recording, and why the other layers are frozen."""
+    """All groups of a recording, and why other layers are unprunable."""
 
     groups: tuple[ChannelGroup, ...]
-    frozen: Mapping[str, str]
+    unprunable: Mapping[str, str]
     components: Components
 
 
@@ -91,7 +91,7 @@ def build_groups(recording: Recording) -> Grouping:
         producing[owners[owners >= 0]] = True
 
     order = np.argsort(keys, kind="stable")
-    order = order[~components.frozen[order]]
+    order = order[~components.unprunable[order]]
     bounds = np.flatnonzero(np.diff(keys[order])) + 1
     starts = np.array([0, *bounds.tolist()] if len(order) else [], dtype=np.int64)
     holdings = _Holdings(index, components, order, starts)
@@ -118,7 +118,7 @@ def build_groups(recording: Recording) -> Grouping:
         )
         for (key, draft), name in zip(drafts, named, strict=True)
     )
-    return Grouping(groups, _frozen_layers(recording, components, index, producing, single), components)
+    return Grouping(groups, _unprunable_layers(recording, components, index, producing, single), components)
 
 
 class _SlotIndex:
@@ -218,27 +218,27 @@ def _draft(size: int, labels: Row, channel: Row, index: _SlotIndex, producing: n
     return _Draft(int(labels[first].min()), size, layers, members, labels)
 
 
-def _frozen_layers(
+def _unprunable_layers(
     recording: Recording,
     components: Components,
     index: _SlotIndex,
     producing: npt.NDArray[np.bool_],
     single: npt.NDArray[np.bool_],
 ) -> dict[str, str]:
-    frozen = {}
+    unprunable = {}
     for number in np.flatnonzero(producing):
         mine = components.of[index.rows[number]]
         reasons = components.reason[mine]
         if (reasons >= 0).any():
-            frozen[_layer(index.slots[number])] = recording.labels.reasons[int(reasons[reasons >= 0].min())]
+            unprunable[_layer(index.slots[number])] = recording.labels.reasons[int(reasons[reasons >= 0].min())]
         elif single[mine].any():
             # One component that holds all channels; or several, each the only one that is coupled in its way.
             alone = (mine == mine[0]).all()
             reason = (
                 "can only go all together, and one must stay" if alone else "no other channel could stay in its place"
             )
-            frozen[_layer(index.slots[number])] = reason
-    return frozen
+            unprunable[_layer(index.slots[number])] = reason
+    return unprunable
 
 
 def _name(drafts: list[_Draft]) -> list[str]:

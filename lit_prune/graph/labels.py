@@ -1,4 +1,4 @@
-"""Labels of channels, and what is known about them: joined, frozen, folded.
+"""Labels of channels, and what is known about them: joined, held, folded.
 
 A label is an integer that stands for one index of one dimension of one parameter. Labels travel with the values of a
 traced network. Rules only record pairs; everything is worked out at once at the end, in arrays.
@@ -24,14 +24,14 @@ class Components:
 
     Attributes:
         of: ``(labels,)`` the component of each label.
-        reason: ``(components,)`` index into :attr:`Labels.reasons` of why a component is frozen, -1 where it is not.
+        reason: ``(components,)`` index into :attr:`Labels.reasons` of why a component stays, -1 where it need not.
     """
 
     of: Row
     reason: Row
 
     @property
-    def frozen(self) -> npt.NDArray[np.bool_]:
+    def unprunable(self) -> npt.NDArray[np.bool_]:
         """``(components,)`` whether a component must stay."""
         return self.reason >= 0
 
@@ -63,8 +63,10 @@ class Labels:
         >>> labels.join(conv, norm)
         >>> labels.freeze(norm[:1], "reaches the output")
         >>> components = labels.components()
-        >>> bool((components.of[conv] == components.of[norm]).all()), components.frozen[components.of[conv]].tolist()
-        (True, [True, False, False, False])
+        >>> bool((components.of[conv] == components.of[norm]).all())
+        True
+        >>> components.unprunable[components.of[conv]].tolist()
+        [True, False, False, False]
     """
 
     def __init__(self) -> None:
@@ -73,7 +75,7 @@ class Labels:
         self.folds: list[Fold] = []
         self.pieces: list[Row] = []
         self._pairs: list[tuple[Row, Row]] = []
-        self._frozen: list[tuple[Row, int]] = []
+        self._held: list[tuple[Row, int]] = []
         self._known: Components | None = None
 
     def fresh(self, size: int) -> Row:
@@ -96,7 +98,7 @@ class Labels:
 
         The first reason given is the one reported, but for :data:`OUTPUT`, which goes before all others.
         """
-        self._frozen.append((row.ravel(), len(self.reasons)))
+        self._held.append((row.ravel(), len(self.reasons)))
         self.reasons.append(reason)
         self._known = None
 
@@ -141,10 +143,10 @@ class Labels:
         links = coo_array((np.ones(len(first), dtype=np.bool_), (first, second)), shape=(self.count, self.count))
         number, of = connected_components(links, directed=False)
         reason = np.full(number, -1, dtype=np.int64)
-        if self._frozen:
+        if self._held:
             # That a channel is the network's output says more than what it met on the way. The last one stays.
-            frozen = sorted(self._frozen, key=lambda item: (self.reasons[item[1]] == OUTPUT, -item[1]))
-            counts = [len(row) for row, _ in frozen]
-            labels = np.concatenate([row for row, _ in frozen])
-            reason[of[labels]] = np.repeat([index for _, index in frozen], counts)
+            held = sorted(self._held, key=lambda item: (self.reasons[item[1]] == OUTPUT, -item[1]))
+            counts = [len(row) for row, _ in held]
+            labels = np.concatenate([row for row, _ in held])
+            reason[of[labels]] = np.repeat([index for _, index in held], counts)
         return Components(of.astype(np.int64), reason)

@@ -47,12 +47,14 @@ class Signature:
         qualified_name: The name of the schema.
         defaults: Each argument's default, in the order of the schema; None where there is none.
         constants: The arguments that are numbers of the arithmetic.
+        written: The arguments that the operation writes into.
     """
 
     name: str
     qualified_name: str
     defaults: Mapping[str, Any]
     constants: tuple[str, ...]
+    written: tuple[str, ...] = ()
 
     def operation(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Operation:
         """A call with these arguments."""
@@ -75,7 +77,9 @@ def signature(func: Any) -> Signature:
     # An in-place operation has the rule of its twin.
     short = name.partition("::")[2].rstrip("_") if name.startswith("aten::") else name
     defaults = {argument.name: argument.default_value for argument in schema.arguments}
-    return Signature(short.lstrip("_"), name, defaults, tuple(key for key in _CONSTANTS if key in defaults))
+    constants = tuple(key for key in _CONSTANTS if key in defaults)
+    written = tuple(each.name for each in schema.arguments if each.alias_info is not None and each.alias_info.is_write)
+    return Signature(short.lstrip("_"), name, defaults, constants, written)
 
 
 def tensors_among(values: Any) -> list[Tensor]:

@@ -8,21 +8,15 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from lit_prune.attributes import qualified_names
-from lit_prune.lookup import modules_of
-
-# Outputs, by the class of a module inside the network, of which callers read nothing but the size. Ultralytics' heads
-# hand their input maps on under this key, and the losses take only height and width from them.
-_SIZE_ONLY_OUTPUTS = {
-    "ultralytics.nn.modules.head.Detect": frozenset({"feats"}),
-}
+from lit_prune.common.names import modules_of
+from lit_prune.modules.registry import SIZE_ONLY_OUTPUTS, qualified_names
 
 
 def used_outputs(module: nn.Module, output: Any) -> list[Tensor]:
     """The tensors of an output whose values a caller reads."""
     ignored: frozenset[str] = frozenset().union(
         *(
-            _SIZE_ONLY_OUTPUTS.get(name, frozenset())
+            SIZE_ONLY_OUTPUTS.get(name, frozenset())
             for cls in {type(child) for _, child in modules_of(module)}
             for name in qualified_names(cls)
         )

@@ -13,17 +13,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from lit_prune.graph.comparison import compare
+from lit_prune.common.names import modules_of
+from lit_prune.errors import TraceError
+from lit_prune.graph.agreement import compare
 from lit_prune.graph.groups import ChannelGroup, Grouping, build_groups, plan_without
 from lit_prune.graph.labels import Components, Row
-from lit_prune.graph.recording import Call, Recording, Slot, TraceError
+from lit_prune.graph.recording import Call, Recording
 from lit_prune.graph.rules import RULES
 from lit_prune.graph.skeleton import has_values, on_meta, replica, skeleton, twin
 from lit_prune.graph.ties import keep_whole, tie_widths
 from lit_prune.graph.trace import Reached, Until, record
-from lit_prune.lookup import modules_of
-from lit_prune.plan import PruningPlan
-from lit_prune.surgery import mask_
+from lit_prune.plan import PruningPlan, Slot
+from lit_prune.surgery.mask import mask_
 
 Examined = tuple[nn.Module, Sequence[Call], Recording, Grouping]
 

@@ -11,22 +11,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from lit_prune.graph.labels import Components, Labels, Row
+from lit_prune.plan import Slot
 
-Slot = tuple[str, int]
 # Operation, its numbers, and the layer.
 Constant = tuple[str, tuple[float, ...], str]
-
-
-class TraceError(RuntimeError):
-    """The network could not be run on the example inputs.
-
-    Attributes:
-        layer: Qualified name of the layer at work; empty where it is not known.
-    """
-
-    def __init__(self, message: str, layer: str = "") -> None:
-        super().__init__(message)
-        self.layer = layer
 
 
 @dataclass(frozen=True)
@@ -63,7 +51,7 @@ class Recording:
     """What a trace leaves behind.
 
     Attributes:
-        labels: Joined, frozen and folded labels.
+        labels: Joined, held and folded labels.
         slots: Row of labels of each traced (tensor name, dimension), in the order of the forward pass.
         produced: Rows that leave a layer: its output channels.
         products: What the cost is summed from.

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from lit_prune.attributes import update_attributes_
 from lit_prune.graph.copying import copy_module
 from lit_prune.graph.recording import Call
+from lit_prune.modules.registry import update_attributes_
 from lit_prune.plan import PruningPlan
-from lit_prune.surgery import select, shrink_, targets
+from lit_prune.surgery.shrink import select, shrink_, targets
 
 # A meta tensor carries under this attribute what it stands for, where that is a few numbers outside the weights.
 _VALUE = "_lit_prune_value"

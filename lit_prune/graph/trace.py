@@ -12,13 +12,15 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from lit_prune.eager import eagerly
+from lit_prune.common.running import eagerly
+from lit_prune.errors import TraceError
 from lit_prune.graph.composites import Composites
 from lit_prune.graph.labels import OUTPUT
 from lit_prune.graph.operation import Operation
 from lit_prune.graph.outputs import used_outputs
-from lit_prune.graph.recording import Call, Product, Recording, Slot, TraceError
+from lit_prune.graph.recording import Call, Product, Recording
 from lit_prune.graph.tracer import Rows, Rule, Tracer
+from lit_prune.plan import Slot
 
 __all__ = [
     "Call",
@@ -29,7 +31,6 @@ __all__ = [
     "Rows",
     "Rule",
     "Slot",
-    "TraceError",
     "Tracer",
     "Until",
     "record",

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lit_prune.common.names import modules_of
 from lit_prune.graph.labels import Row
-from lit_prune.graph.meta_kernels import meta_output
+from lit_prune.graph.memo import output_of
 from lit_prune.graph.operation import Operation, signature, tensors_among
 from lit_prune.graph.recording import Recording
 from lit_prune.graph.skeleton import is_remembered, remember, remembered
 from lit_prune.graph.values import Block
-from lit_prune.lookup import modules_of
 
 Rows = list[Row | None]
 Rule = Callable[["Tracer", Operation], None]
@@ -50,6 +50,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._rules = rules
         # The tensors are held so that their ids stay theirs until the end of the trace.
         self._values: dict[int, tuple[Tensor, list[Block]]] = {}
+        # Memory that something unknown was written into: numbers that were known of it are no longer.
+        self._overwritten: set[int] = set()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -62,26 +64,34 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Run the operation, then its rule."""
         kwargs = kwargs or {}
         tensors = tensors_among((*args, *kwargs.values()))
-        values = remembered((args, kwargs)) if tensors and all(map(is_remembered, tensors)) else None
+        values = remembered((args, kwargs)) if tensors and all(map(self._is_known, tensors)) else None
         if func is torch.ops.aten._local_scalar_dense.default and values is not None:
             return func(*values[0])
-        output = meta_output(func, args, kwargs)
-        if output is None:
-            output = func(*args, **kwargs)
+        output = output_of(func, args, kwargs)
+        if values is None and (written := signature(func).written):
+            arguments = signature(func).operation(args, kwargs, output).arguments
+            self._overwritten.update(_memory(tensor) for tensor in tensors_among([arguments[name] for name in written]))
         if values is not None and isinstance(output, Tensor):
             remember(output, func(*values[0], **values[1]))
         self._see(func, args, kwargs, tensors, output)
         return output
 
-    def foresee(self, func: Any, args: tuple[Any, ...]) -> Any:
-        """What an operation on tensors without values returns, its rule run; None where it has to be run itself."""
-        tensors = tensors_among(args)
-        if not tensors or all(map(is_remembered, tensors)):
+    def foresee(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """What an operation on tensors without values returns, its rule run; None where torch has to say what it is."""
+        tensors = tensors_among((*args, *kwargs.values()))
+        if not all(tensor.is_meta for tensor in tensors) or all(map(self._is_known, tensors)):
             return None
-        output = meta_output(func, args, {})
-        if output is not None:
-            self._see(func, args, {}, tensors, output)
+        try:
+            output = output_of(func, args, kwargs)
+        except Exception:
+            # The function takes what its operation does not (an alias, a word for a padding), or says what is wrong.
+            return None
+        self._see(func, args, kwargs, tensors, output)
         return output
+
+    def _is_known(self, tensor: Tensor) -> bool:
+        """Whether the numbers that a tensor stands for are known, and still hold."""
+        return is_remembered(tensor) and _memory(tensor) not in self._overwritten
 
     def _see(
         self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], tensors: Sequence[Tensor], output: Any
@@ -276,3 +286,8 @@ def _connected(spans: Sequence[tuple[int, ...]]) -> list[list[int]]:
             joined |= other
         found.append(joined)
     return sorted(sorted(dims) for dims in found)
+
+
+def _memory(tensor: Tensor) -> int:
+    """A number that a tensor and its views have in common."""
+    return int(tensor.untyped_storage()._cdata)

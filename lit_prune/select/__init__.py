@@ -1,7 +1,8 @@
 """From scores to channels: selections by name, and the base class for your own."""
 
-from lit_prune.select.base import Selection, SelectionError, Target, lowest, units
-from lit_prune.select.clusters import ClusterSelection
+from lit_prune.errors import SelectionError
+from lit_prune.select.base import Selection, Target, lowest, units
+from lit_prune.select.clustering.selection import ClusterSelection
 from lit_prune.select.spread import Global, MacsBudget, Spread, Uniform
 from lit_prune.select.weighted import Weighted
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lit_prune.common.deprecated import warn_renamed
 from lit_prune.criteria import Evidence
 from lit_prune.graph import ChannelGroup
 
@@ -20,35 +21,37 @@ Scores = Mapping[str, Tensor]
 Widths = dict[str, int]
 
 
-class SelectionError(ValueError):
-    """The wanted amount can't be removed from these groups."""
-
-
 @dataclass(frozen=True)
 class Target:
     """How far one event goes, in terms of the dense network, and which widths are allowed.
 
     Attributes:
-        share: What is to be gone after this event, in (0, 1); ``None`` where the selection finds it out itself.
+        ratio: What is to be gone after this event, in (0, 1); ``None`` where the selection finds it out itself.
         widths: Group name to its channels in the dense network.
         macs: Multiply-adds of the dense network, for one example.
-        round_to: Kept widths are multiples of it; ``None``: of 8, and narrower layers stay whole.
+        round_to: Kept widths are multiples of it; narrower layers stay whole.
         min_channels: The least that a group keeps.
     """
 
-    share: float | None
+    ratio: float | None
     widths: Mapping[str, int]
     macs: int
-    round_to: int | None = None
+    round_to: int = 8
     min_channels: int = 1
 
-    def keep(self, group: ChannelGroup, share: float) -> int:
-        """The width of ``group`` once ``share`` of its dense channels is gone: rounded, and never above the present."""
-        return self.allowed(group, self.widths.get(group.name, group.size) * (1 - share))
+    @property
+    def share(self) -> float | None:
+        """The old name of ``ratio``."""
+        warn_renamed("Target.share", "Target.ratio")
+        return self.ratio
+
+    def keep(self, group: ChannelGroup, ratio: float) -> int:
+        """The width of ``group`` once ``ratio`` of its dense channels is gone: rounded, and never above the present."""
+        return self.allowed(group, self.widths.get(group.name, group.size) * (1 - ratio))
 
     def allowed(self, group: ChannelGroup, wanted: float) -> int:
         """The allowed width nearest to ``wanted``."""
-        step = 8 if self.round_to is None else self.round_to
+        step = self.round_to
         # Half a step goes up: what is in doubt stays.
         width = step * int(wanted / step + 0.5)
         least = max(step * -(-self.min_channels // step), step)
@@ -68,7 +71,7 @@ class Selection(ABC):
 
     calibration: Calibration | None = None
     """How much data to look at, for :attr:`Evidence.moments`; ``None`` where activations are of no account."""
-    needs_share: bool = True
+    needs_amount: bool = True
     """Whether it needs to be told an amount."""
 
     @abstractmethod
@@ -87,6 +90,25 @@ class Selection(ABC):
             SelectionError: If the target is out of reach.
         """
 
+    def foretell(self, evidence: Evidence, scores: Scores, target: Target) -> Mapping[str, object]:
+        """What would be removed, as far as it can be known before activations are looked at.
+
+        With it a whole run is rehearsed on its first batch. A selection that needs activations says nothing unless
+        it has a method of its own.
+
+        Args:
+            evidence: As for a call, without moments.
+            scores: As for a call.
+            target: As for a call.
+
+        Returns:
+            As a call does; for most purposes only the numbers of channels count.
+
+        Raises:
+            SelectionError: If the target is out of reach, or the selection can't work on these groups.
+        """
+        return self(evidence, scores, target) if self.calibration is None else {}
+
 
 def units(groups: Iterable[ChannelGroup], scores: Scores) -> list[tuple[ChannelGroup, ...]]:
     """Groups that must lose equally many, together; units that are not fully scored are left out."""
@@ -97,6 +119,11 @@ def units(groups: Iterable[ChannelGroup], scores: Scores) -> list[tuple[ChannelG
         for names in found
         if all(name in scores and name in by_name for name in names)
     ]
+
+
+def flat(members: Iterable[tuple[ChannelGroup, ...]]) -> list[ChannelGroup]:
+    """All groups of some units."""
+    return [group for unit in members for group in unit]
 
 
 def lowest(groups: Sequence[ChannelGroup], scores: Scores, widths: Mapping[str, int]) -> dict[str, Tensor]:

@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from lit_prune.common.choices import resolve
 from lit_prune.criteria import Evidence
+from lit_prune.errors import SelectionError
 from lit_prune.graph import ChannelGroup
-from lit_prune.registry import resolve
-from lit_prune.select.base import Scores, Selection, SelectionError, Target, Widths, lowest, units
+from lit_prune.select.base import Scores, Selection, Target, Widths, flat, lowest, units
 
 Unit = tuple[ChannelGroup, ...]
 
@@ -28,9 +29,9 @@ class Uniform(Spread):
     """The same share of every layer; of each layer the channels with the lowest scores."""
 
     def __call__(self, evidence: Evidence, scores: Scores, target: Target) -> dict[str, Tensor]:
-        """Remove ``target.share`` of each group's dense channels."""
+        """Remove ``target.ratio`` of each group's dense channels."""
         members = units(evidence.groups, scores)
-        widths = self.widths(share_of(target, self), members, scores, target)
+        widths = self.widths(ratio_of(target, self), members, scores, target)
         return lowest(flat(members), scores, widths)
 
     def widths(self, level: float, members: Sequence[Unit], scores: Scores, target: Target) -> Widths:
@@ -46,12 +47,12 @@ class Global(Spread):
     """
 
     def __call__(self, evidence: Evidence, scores: Scores, target: Target) -> dict[str, Tensor]:
-        """Remove ``target.share`` of all dense channels of these groups."""
-        share = share_of(target, self)
+        """Remove ``target.ratio`` of all dense channels of these groups."""
+        ratio = ratio_of(target, self)
         members = units(evidence.groups, scores)
         groups = flat(members)
         dense = sum(target.widths.get(group.name, group.size) for group in groups)
-        widths = fit(self, members, scores, target, lambda kept: sum(kept.values()), (1 - share) * dense)
+        widths = fit(self, members, scores, target, lambda kept: sum(kept.values()), (1 - ratio) * dense)
         return lowest(groups, scores, widths)
 
     def widths(self, level: float, members: Sequence[Unit], scores: Scores, target: Target) -> Widths:
@@ -80,8 +81,8 @@ class MacsBudget(Selection):
         self.spread = resolve("spread", spread, Spread, {"uniform": Uniform, "global": Global})
 
     def __call__(self, evidence: Evidence, scores: Scores, target: Target) -> dict[str, Tensor]:
-        """Remove channels until at most ``1 - target.share`` of the dense MACs are left."""
-        share = share_of(target, self)
+        """Remove channels until at most ``1 - target.ratio`` of the dense MACs are left."""
+        ratio = ratio_of(target, self)
         members = units(evidence.groups, scores)
         groups = flat(members)
 
@@ -89,7 +90,7 @@ class MacsBudget(Selection):
             # Every channel of a group costs the same, so any of them will do.
             return evidence.graph.macs_without({group.name: range(kept[group.name], group.size) for group in groups})
 
-        budget = (1 - share) * target.macs
+        budget = (1 - ratio) * target.macs
         widths = fit(self.spread, members, scores, target, macs, budget, unit="MACs")
         return lowest(groups, scores, widths)
 
@@ -135,20 +136,15 @@ def fit(
     return narrow
 
 
-def flat(members: Sequence[Unit]) -> list[ChannelGroup]:
-    """All groups of some units."""
-    return [group for unit in members for group in unit]
-
-
-def share_of(target: Target, selection: Selection) -> float:
-    """The target's share, for selections that can't do without.
+def ratio_of(target: Target, selection: Selection) -> float:
+    """The target's ratio, for selections that can't do without.
 
     Raises:
         SelectionError: If there is none.
     """
-    if target.share is None:
+    if target.ratio is None:
         raise SelectionError(f"{type(selection).__name__} needs an amount in (0, 1), but got None.")
-    return target.share
+    return target.ratio
 
 
 def _curve(unit: Unit, scores: Scores) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
+from lit_prune.common.arguments import check_number
+from lit_prune.errors import ArgumentError
 from lit_prune.graph import ChannelGroup
 from lit_prune.select.base import Scores, Target, Widths
 from lit_prune.select.spread import Uniform
@@ -22,22 +24,24 @@ class Weighted(Uniform):
         most: The largest share that a factor above 1 can lead to, in (0, 1).
 
     Raises:
-        ValueError: If a factor is negative, or ``most`` is out of range.
+        ArgumentError: If a factor is negative, or ``most`` is out of range.
 
     Example:
         >>> from lit_prune.select import MacsBudget
         >>> selection = MacsBudget(spread=Weighted({"model.model.22.*": 4.0}))
         >>> Weighted({"head.*": -1.0})
         Traceback (most recent call last):
-        ValueError: the factor of 'head.*' must be 0 or more, but is -1.0.
+        lit_prune.errors.ArgumentError: the factor of 'head.*' must be 0 or more, but is -1.0.
     """
 
     def __init__(self, factors: Mapping[str, float], most: float = 0.65) -> None:
         for pattern, factor in factors.items():
+            check_number(f"the factor of {pattern!r}", factor)
             if factor < 0:
-                raise ValueError(f"the factor of {pattern!r} must be 0 or more, but is {factor}.")
+                raise ArgumentError(f"the factor of {pattern!r} must be 0 or more, but is {factor}.")
+        check_number("most", most)
         if not 0 < most < 1:
-            raise ValueError(f"most must be in (0, 1), but is {most}.")
+            raise ArgumentError(f"most must be in (0, 1), but is {most}.")
         self.factors = dict(factors)
         self.most = most
 

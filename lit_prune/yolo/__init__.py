@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
-from lit_prune.yolo.data import YOLODataModule
-from lit_prune.yolo.figures import draw_detections
-from lit_prune.yolo.module import LitYOLO
+from lit_prune.yolo.datamodule import YOLODataModule
+from lit_prune.yolo.drawing import draw_detections
+from lit_prune.yolo.lit_yolo import LitYOLO
 from lit_prune.yolo.networks import build_detector
 from lit_prune.yolo.pictures import DrawPredictions
 from lit_prune.yolo.pruning import UltralyticsPruning
@@ -38,7 +38,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # A subclass of one of Ultralytics' trainers can't be had without importing Ultralytics.
     if name in __all__ and name.endswith("Trainer"):
-        from lit_prune.yolo.networks import require_ultralytics
+        from lit_prune.yolo.package import require_ultralytics
 
         require_ultralytics()
         from lit_prune.yolo import trainers

@@ -6,6 +6,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from lit_prune.errors import ArgumentError
+
 Detections: TypeAlias = list[dict[str, Tensor]]
 """One dict an image: `boxes` (n, 4; x0, y0, x1, y1 in pixels), `labels` (n,) and, if predicted, `scores` (n,).
 
@@ -14,14 +16,14 @@ What a task finds beside boxes comes with it: `masks` (n, H, W), `keypoints` (n,
 
 
 def check_images(images: Tensor, stride: int) -> None:
-    """Raise a ValueError unless `images` are floating point (B, 3, H, W), H and W multiples of `stride`."""
+    """Raise an ArgumentError unless `images` are floating point (B, 3, H, W), H and W multiples of `stride`."""
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-        raise ValueError(
+        raise ArgumentError(
             f"images must be floating point (B, 3, H, W) in 0..1, but got {images.dtype} "
             f"{tuple(images.shape)}; divide bytes by 255, and add the batch dimension to a single image."
         )
     if images.shape[2] % stride or images.shape[3] % stride:
-        raise ValueError(
+        raise ArgumentError(
             f"the height and width of images must be multiples of the network's stride, {stride}, but are "
             f"{images.shape[2]} and {images.shape[3]}; resize or pad them."
         )
@@ -30,22 +32,22 @@ def check_images(images: Tensor, stride: int) -> None:
 def check_batch(
     batch: Any, stride: int, num_classes: int, fields: Sequence[str] = ("img", "batch_idx", "cls", "bboxes")
 ) -> None:
-    """Raise a ValueError unless `batch` is one that a network of this stride and number of classes can train on."""
+    """Raise an ArgumentError unless `batch` is one that a network of this stride and number of classes can train on."""
     if not isinstance(batch, dict):
-        raise ValueError(
+        raise ArgumentError(
             f"a batch must be a dict of {_listed(fields)}, but is a {type(batch).__name__}; see "
             f"lit_prune.data.collate_detection, or use YOLODataModule."
         )
     missing = set(fields) - set(batch)
     if missing:
-        raise ValueError(
+        raise ArgumentError(
             f"a batch must have {_listed(fields)}, but lacks {', '.join(sorted(missing))}; see "
             f"lit_prune.data.collate_detection, or use YOLODataModule."
         )
     check_images(batch["img"], stride)
     labels = batch["cls"]
     if len(labels) and not (labels.min() >= 0 and labels.max() < num_classes):
-        raise ValueError(
+        raise ArgumentError(
             f"classes must be in 0..{num_classes - 1}, as the network has {num_classes} classes, but the "
             f"batch has {float(labels.min()):.0f}..{float(labels.max()):.0f}; pass num_classes to LitYOLO."
         )

@@ -1,4 +1,4 @@
-"""A dense and a pruned network side by side, on the user's own validation pictures: table, report and figure."""
+"""A dense and a pruned network side by side, on the user's own validation images: table, report and figure."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from lightning.pytorch import Trainer
 from rich.table import Table
 from torch import Tensor
 
-from lit_prune.cost import measure_side_by_side
-from lit_prune.report import human, save_json
+from lit_prune.cost.side_by_side import measure_side_by_side
+from lit_prune.errors import ArgumentError
+from lit_prune.report.tables import human, relative_change, save_json, score_change, speedup
 from lit_prune.yolo.batches import Detections, box_targets
-from lit_prune.yolo.data import YOLODataModule
-from lit_prune.yolo.figures import draw_detections
-from lit_prune.yolo.module import LitYOLO
+from lit_prune.yolo.datamodule import YOLODataModule
+from lit_prune.yolo.drawing import draw_detections
+from lit_prune.yolo.lit_yolo import LitYOLO
 
 _CONFIDENCE = 0.25
 _SHOWN = 6  # pictures in the figure
@@ -43,7 +44,8 @@ def compare_networks(
     Args:
         dense: A file of Ultralytics (`.pt`) or of a Trainer with `LitYOLO` (`.ckpt`).
         pruned: Another one, of the same task and classes.
-        data: The data; its validation pictures are taken.
+        data: The data; its validation images are taken, letterboxed to squares of its image size (to be stretched for
+            RT-DETR, cropped for classification), which is also the size at which all else is measured.
         out: The folder; it is made if need be.
         batches: Batch sizes at which latency is measured, on the CPU.
 
@@ -52,25 +54,32 @@ def compare_networks(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the networks are of different tasks, or can't work on the data.
+        ArgumentError: If the networks are of different tasks, or can't work on the data.
     """
     out = Path(out)
+    # What is measured has one size: images padded to rectangles have others.
+    data = YOLODataModule(**{**data.hparams, "rectangular": False})
     modules = {"dense": LitYOLO(str(dense)), "pruned": LitYOLO(str(pruned))}
     tasks = {name: module.task.name for name, module in modules.items()}
     if len(set(tasks.values())) > 1:
-        raise ValueError(f"Only networks of one task can be compared, but these are of {' and '.join(tasks.values())}.")
+        raise ArgumentError(
+            f"Only networks of one task can be compared, but these are of {' and '.join(tasks.values())}."
+        )
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
     scores: dict[str, Mapping[str, float]] = {}
     for name, module in modules.items():
-        (scores[name],) = Trainer(**quiet).validate(module, data, verbose=False)
+        # More devices would be processes that compare all over again.
+        (scores[name],) = Trainer(devices=1, **quiet).validate(module, data, verbose=False)
         module.cpu().eval()
     batch = _most_to_see(data)
+    side = data.image_size
     networks = {name: module.model for name, module in modules.items()}
+    channels = batch["img"].shape[1]
     report: dict[str, Any] = {
         name: {**costs, **{key.removeprefix("val/"): value for key, value in scores[name].items()}}
-        for name, costs in measure_side_by_side(networks, batch["img"].shape[1:], batches).items()
+        for name, costs in measure_side_by_side(networks, (channels, side, side), batches).items()
     }
-    report |= {"data": str(data.data), "task": tasks["dense"], "torch": torch.__version__}
+    report |= {"data": str(data.data), "task": tasks["dense"], "image_size": side, "torch": torch.__version__}
     out.mkdir(parents=True, exist_ok=True)
     save_json(report, out / "report.json")
     rows = {
@@ -92,18 +101,19 @@ def comparison_table(report: Mapping[str, Any]) -> Table:
         table.add_column(f"{name}{after}", justify="right")
     table.add_column("change", justify="right")
     for title, key in (("parameters", "params"), ("multiply-adds", "macs")):
-        table.add_row(title, human(dense[key]), human(pruned[key]), f"{pruned[key] / dense[key] - 1:+.0%}")
+        table.add_row(title, human(dense[key]), human(pruned[key]), relative_change(dense[key], pruned[key]))
     for key, title in _SCORES.items():
         if key in dense:
-            table.add_row(title, f"{dense[key]:.3f}", f"{pruned[key]:.3f}", f"{pruned[key] - dense[key]:+.3f}")
+            table.add_row(title, f"{dense[key]:.3f}", f"{pruned[key]:.3f}", score_change(dense[key], pruned[key]))
     for before, after in zip(dense["latency"], pruned["latency"], strict=True):
         old, new = before["median_ms"], after["median_ms"]
         title = f"latency, batch {before['batch_size']}"
-        table.add_row(title, f"{old:.1f} ms", f"{new:.1f} ms", f"{old / new:.2f}× faster")
+        table.add_row(title, f"{old:.1f} ms", f"{new:.1f} ms", speedup(old, new))
     first = dense["latency"][0]
-    threads = f", {first['threads']} threads" if first["device"] == "cpu" else ""
+    threads = f", {first['threads']} thread{'s' * (first['threads'] != 1)}" if first["device"] == "cpu" else ""
     height, width = first["image_size"]
-    table.caption = f"latency: {height}×{width}, {first['device']}{threads}, median of {first['repeats']}, side by side"
+    where = f"{first['device']}{threads}, median of {first['repeats']}, side by side"
+    table.caption = f"all at {height}×{width} pixels; latency: {where}"
     return table
 
 

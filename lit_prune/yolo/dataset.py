@@ -15,7 +15,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.data import Dataset, DistributedSampler
 
-from lit_prune.yolo.networks import quiet_ultralytics
+from lit_prune.errors import ArgumentError, MissingFileError
+from lit_prune.yolo.package import quiet_ultralytics
 
 Split = Literal["train", "val", "test"]
 
@@ -33,8 +34,8 @@ def read_hyperparameters(given: Mapping[str, Any] | str | Path | None, **changes
         **changes: Further settings; `None` leaves one as it is.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If a name is not one of Ultralytics', or a value is out of range.
+        MissingFileError: If there is no such file.
+        ArgumentError: If a name is not one of Ultralytics', or a value is out of range.
 
     Example:
         >>> read_hyperparameters({"mosaic": 0.5}, imgsz=320).mosaic
@@ -46,7 +47,7 @@ def read_hyperparameters(given: Mapping[str, Any] | str | Path | None, **changes
     values: dict[str, Any] = {}
     if isinstance(given, (str, Path)):
         if not Path(given).is_file():
-            raise FileNotFoundError(f"There is no file {str(given)!r} with hyperparameters.")
+            raise MissingFileError(f"There is no file {str(given)!r} with hyperparameters.")
         values = YAML.load(given)
     elif given is not None:
         values = dict(given)
@@ -57,7 +58,7 @@ def read_hyperparameters(given: Mapping[str, Any] | str | Path | None, **changes
         with quiet_ultralytics():
             return get_cfg(overrides=values)
     except (SyntaxError, TypeError, ValueError) as error:
-        raise ValueError(f"hyperparameters={given!r} can't be used: {_plain(error)}") from error
+        raise ArgumentError(f"hyperparameters={given!r} can't be used: {_plain(error)}") from error
 
 
 def read_data(data: str | Path, split: str = "", task: str = "detect") -> dict[str, Any]:
@@ -73,8 +74,8 @@ def read_data(data: str | Path, split: str = "", task: str = "detect") -> dict[s
         `names` (class to name), `nc`, `channels`, `path`, and an absolute path for each split.
 
     Raises:
-        FileNotFoundError: If the file or its validation pictures are not there.
-        ValueError: If a key is missing or wrong.
+        MissingFileError: If the file or its validation pictures are not there.
+        ArgumentError: If a key is missing or wrong.
     """
     from ultralytics.data.utils import check_cls_dataset, check_det_dataset
 
@@ -85,9 +86,9 @@ def read_data(data: str | Path, split: str = "", task: str = "detect") -> dict[s
             return {**found, "val": found["val"] or found["test"]}
         return dict(check_det_dataset(str(data), split=split))
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"data={str(data)!r} can't be used: {_plain(error)}") from error
+        raise MissingFileError(f"data={str(data)!r} can't be used: {_plain(error)}") from error
     except (AssertionError, OSError, RuntimeError, SyntaxError, TypeError, ValueError) as error:
-        raise ValueError(f"data={str(data)!r} can't be used: {_plain(error)}") from error
+        raise ArgumentError(f"data={str(data)!r} can't be used: {_plain(error)}") from error
 
 
 def build_dataset(
@@ -114,8 +115,8 @@ def build_dataset(
         stretched: Whether pictures are stretched to a square instead, as RT-DETR's are.
 
     Raises:
-        FileNotFoundError: If there are no pictures.
-        ValueError: If no picture can be used, or no training picture has a label.
+        MissingFileError: If there are no pictures.
+        ArgumentError: If no picture can be used, or no training picture has a label.
     """
     from ultralytics.data import ClassificationDataset, build_yolo_dataset
     from ultralytics.models.rtdetr.val import RTDETRDataset
@@ -126,7 +127,7 @@ def build_dataset(
             if settings.task == "classify":
                 dataset = ClassificationDataset(where, settings, augment=augment, prefix=split, names=data["names"])
                 if not dataset.samples:
-                    raise FileNotFoundError(f"no picture of these classes is in {str(where)!r}")
+                    raise MissingFileError(f"no picture of these classes is in {str(where)!r}")
             elif stretched:
                 dataset = RTDETRDataset(
                     img_path=where,
@@ -145,12 +146,12 @@ def build_dataset(
                     copy(settings), where, batch_size, dict(data), mode=mode, rect=rect, stride=_STRIDE
                 )
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"The {split} split has no pictures: {_plain(error.__cause__ or error)}") from error
+            raise MissingFileError(f"The {split} split has no pictures: {_plain(error.__cause__ or error)}") from error
         except (RuntimeError, ValueError) as error:
             told = _plain(error)
             # Not every release says why no picture is left.
             why = _listed([note for note in notes if note not in told])
-            raise ValueError(f"The {split} split of {str(where)!r} can't be used: {told}{why}") from error
+            raise ArgumentError(f"The {split} split of {str(where)!r} can't be used: {told}{why}") from error
     if notes:
         rank_zero_warn(f"Left out of the {split} split: {len(notes)} pictures.{_listed(notes)}")
     return dataset
@@ -168,6 +169,9 @@ class WholeBatches(DistributedSampler[Any]):
         rank: This one.
         batch_size: Pictures of a batch of a data set that is not rectangular.
 
+    Attributes:
+        batches: Number of batches of all ranks.
+
     Example:
         >>> from types import SimpleNamespace
         >>> dataset = SimpleNamespace(batch=[0, 0, 1, 1, 2])
@@ -182,6 +186,7 @@ class WholeBatches(DistributedSampler[Any]):
         self.rank = rank
         self.epoch = 0
         whole = dataset.batch if hasattr(dataset, "batch") else np.arange(len(dataset)) // batch_size
+        self.batches = int(max(whole, default=-1)) + 1
         self.indices = [index for index, batch in enumerate(whole) if batch % num_replicas == rank]
 
     def __iter__(self) -> Iterator[int]:

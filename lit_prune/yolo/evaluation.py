@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_prune.modes import evaluating
+from lit_prune.common.running import evaluating
 from lit_prune.yolo.batches import Detections, check_images
 from lit_prune.yolo.decode import Thresholds
 from lit_prune.yolo.tasks import task_of

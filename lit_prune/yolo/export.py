@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
+from lit_prune.errors import ArgumentError, MissingFileError, MissingPackageError
 from lit_prune.yolo.evaluation import forget_anchors_
-from lit_prune.yolo.networks import build_detector, quiet_ultralytics
+from lit_prune.yolo.networks import build_detector
+from lit_prune.yolo.package import quiet_ultralytics
 from lit_prune.yolo.tasks import task_of
 
 # Format to what its exporter imports, with the name to install where that differs. Checked beforehand: Ultralytics
@@ -35,18 +37,21 @@ def export_detector(network: Any, path: str | Path, format: str = "pt", image_si
 
     Args:
         network: As `build_detector` builds it; it stays as it is.
-        path: The file, or for some formats the folder, to write; what is there is replaced.
+        path: The file, or for some formats the folder, to write; what is there is replaced. A name that does not end
+            as Ultralytics wants that of the format (`.onnx`, `_openvino_model`) gets that end.
         format: `"pt"` (opens with `ultralytics.YOLO`, needs no lit_prune; pickled, so open it only if you trust its
             source), or a format of Ultralytics' exporter: `"onnx"`, `"torchscript"`, `"openvino"`, ...
-        image_size: Height and width in pixels that the exported network takes; `"pt"` takes any.
+        image_size: Height and width in pixels that the exported network takes, a multiple of its stride; `"pt"` takes
+            any.
         **options: Further arguments of Ultralytics' exporter, such as `dynamic=True`.
 
     Returns:
         The path written.
 
     Raises:
-        ImportError: If the format needs a package that is missing.
-        ValueError: If there is no such format.
+        MissingPackageError: If the format needs a package that is missing.
+        ArgumentError: If there is no such format, the path is named as another one, or the network can't take images of
+            that size.
 
     Example:
         >>> from lit_prune.yolo import build_detector
@@ -55,8 +60,9 @@ def export_detector(network: Any, path: str | Path, format: str = "pt", image_si
         ...     export_detector(network, f"{folder}/net.pt").name
         'net.pt'
     """
-    path = Path(path)
     _check_format(format)
+    path = named_for(Path(path), format)
+    check_image_size(image_size, network)
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = _plain_copy(network)
     if format == "pt":
@@ -67,14 +73,14 @@ def export_detector(network: Any, path: str | Path, format: str = "pt", image_si
     # Smaller graphs need onnxslim; the unsimplified graph computes the same.
     extra = {"simplify": importlib.util.find_spec("onnxslim") is not None} if format == "onnx" else {}
     with tempfile.TemporaryDirectory() as folder, quiet_ultralytics():
-        plain.pt_path = str(Path(folder) / path.with_suffix(".pt").name)
+        plain.pt_path = str(Path(folder) / f"{path.name.removesuffix(_ends()[format])}.pt")
         settings = {"format": format, "imgsz": image_size, "device": "cpu", "batch": 1, **extra, **options}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch's own, about what Ultralytics calls
             try:
                 written = Path(Exporter(overrides=settings)(model=plain))
             except ModuleNotFoundError as error:
-                raise ImportError(
+                raise MissingPackageError(
                     f"Export to {format} needs a package that is not installed. Install it with: pip install "
                     f"{error.name}"
                 ) from error
@@ -88,13 +94,49 @@ def load_detector(path: str | Path) -> Any:
     """Load the network of a checkpoint: of a `.ckpt` that a Trainer with LitYOLO saved, or of a `.pt` file.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no checkpoint of a LitYOLO.
+        MissingFileError: If there is no such file.
+        ArgumentError: If it is no checkpoint of a LitYOLO.
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"There is no file {str(path)!r}.")
+        raise MissingFileError(f"There is no file {str(path)!r}.")
     return build_detector(str(path)).eval()
+
+
+def check_image_size(image_size: int, network: Any) -> None:
+    """Raise an ArgumentError unless a network of Ultralytics takes images of this height and width."""
+    stride = int(network.stride.max())
+    if image_size < stride or image_size % stride:
+        raise ArgumentError(f"image_size must be a multiple of {stride}, the network's stride, but got {image_size}.")
+
+
+def named_for(path: Path, format: str) -> Path:
+    """The path with the end that Ultralytics knows a format by.
+
+    Raises:
+        ArgumentError: If the path ends as that of another format.
+
+    Example:
+        >>> named_for(Path("pruned"), "openvino").name, named_for(Path("pruned.onnx"), "onnx").name
+        ('pruned_openvino_model', 'pruned.onnx')
+    """
+    ends = _ends()
+    if path.name.endswith(ends[format]):
+        return path
+    for other, end in ends.items():
+        if path.name.endswith(end):
+            right = path.name.removesuffix(end) + ends[format]
+            raise ArgumentError(
+                f"{str(path)!r} is named as a file of format {other}, but the format is {format}: give --format "
+                f"{other}, or name it {right}."
+            )
+    return path.with_name(path.name + ends[format])
+
+
+def _ends() -> dict[str, str]:
+    from ultralytics.engine.exporter import export_formats as known
+
+    return dict(zip(export_formats(), (end for end in known()["Suffix"]), strict=True))
 
 
 def export_formats() -> tuple[str, ...]:
@@ -107,10 +149,10 @@ def export_formats() -> tuple[str, ...]:
 def _check_format(format: str) -> None:
     formats = export_formats()
     if format not in formats:
-        raise ValueError(f"format must be one of {', '.join(formats)}, but got {format!r}.")
+        raise ArgumentError(f"format must be one of {', '.join(formats)}, but got {format!r}.")
     missing = [wheel for name, wheel in _NEEDS.get(format, {}).items() if importlib.util.find_spec(name) is None]
     if missing:
-        raise ImportError(
+        raise MissingPackageError(
             f"Export to {format} needs a package that is not installed. Install it with: pip install "
             f"{' '.join(missing)}"
         )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lit_prune.errors import MissingPackageError
 from lit_prune.yolo.batches import Detections, box_targets
 from lit_prune.yolo.gathering import GathersUnevenly
 
@@ -23,7 +24,7 @@ def mean_average_precision() -> Any:
     try:
         metric = GatheredMeanAveragePrecision(backend="faster_coco_eval")
     except ModuleNotFoundError as error:
-        raise ImportError(
+        raise MissingPackageError(
             f"Validation needs faster-coco-eval. Install it with: pip install 'lit-prune[yolo]' ({error})"
         ) from error
     metric.warn_on_many_detections = False
@@ -138,7 +139,7 @@ class Accuracy(Metric):
 def _build_validator(network: Any, name: str) -> Any:
     import ultralytics.models.yolo as tasks
 
-    from lit_prune.yolo.networks import quiet_ultralytics
+    from lit_prune.yolo.package import quiet_ultralytics
 
     module, _, validator = name.partition(".")
     # It makes a folder for its plots, of which there are none here.

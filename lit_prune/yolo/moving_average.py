@@ -8,10 +8,12 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from lit_prune.errors import MissingPackageError
+
 try:
     from lightning.pytorch.callbacks import WeightAveraging
 except ImportError as error:
-    raise ImportError(
+    raise MissingPackageError(
         "LitYOLO(hyperparameters=...) keeps a moving average of the weights by a callback of Lightning 2.6, but "
         f"Lightning {lightning.__version__} is installed. Upgrade it with: pip install --upgrade 'lit-prune[yolo]'"
     ) from error

@@ -1,20 +1,20 @@
 """Ultralytics' networks of any task, from a configuration or from weights, dense or pruned."""
 
-import difflib
-import logging
 import math
-import pickle
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
-from lit_prune.surgery import adopt_shapes_
+from lit_prune.errors import ArgumentError, MissingFileError
+from lit_prune.surgery.adoption import adopt_shapes_
+from lit_prune.yolo.package import quiet_ultralytics, require_ultralytics
+from lit_prune.yolo.reading import load_weights, near, read_lit_checkpoint
 from lit_prune.yolo.tasks import HEADS, TASK_NAMES, task_of, task_of_head
 
 # Layers of heads whose outputs are the data's: one a class, or one a number of each keypoint. Of a sequence, the last.
@@ -40,17 +40,18 @@ def build_detector(
             are drawn anew.
 
     Raises:
-        ImportError: If Ultralytics is missing.
-        FileNotFoundError: If there is no such configuration or file; near names are listed.
-        ValueError: If `model` is no network of a task that is known, `num_classes` is below 1, or `kpt_shape` is wrong.
+        MissingPackageError: If Ultralytics is missing.
+        MissingFileError: If there is no such configuration or file; near names are listed.
+        ArgumentError: If `model` is no network of a task that is known, `num_classes` is below 1, or `kpt_shape` is
+            wrong.
     """
     require_ultralytics()
     from ultralytics.cfg import get_cfg
 
     if num_classes is not None and num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1, but got {num_classes}.")
+        raise ArgumentError(f"num_classes must be at least 1, but got {num_classes}.")
     if kpt_shape is not None and not (len(kpt_shape) == 2 and kpt_shape[0] >= 1 and kpt_shape[1] in {2, 3}):
-        raise ValueError(
+        raise ArgumentError(
             f"kpt_shape must be the number of keypoints, and 2 (x, y) or 3 (x, y, visible), but got {kpt_shape!r}."
         )
     if isinstance(model, str) and Path(model).suffix == ".pt":
@@ -73,30 +74,45 @@ def build_network(model: str) -> Any:
         model: A configuration that Ultralytics knows (`"yolov8n-seg.yaml"`), or a `.pt` file.
 
     Raises:
-        ImportError: If Ultralytics is missing.
-        FileNotFoundError: If there is no such configuration or file; near names are listed.
-        ValueError: If the file cannot be read.
+        MissingPackageError: If Ultralytics is missing.
+        MissingFileError: If there is no such configuration or file; near names are listed.
+        ArgumentError: If the file cannot be read.
     """
     require_ultralytics()
     from ultralytics import RTDETR, YOLO
 
     with quiet_ultralytics():
         if Path(model).suffix == ".pt":
-            network = _load_weights(model)
+            network = load_weights(model)
         else:
             _configuration(model)
             network = (RTDETR if "rtdetr" in Path(model).stem else YOLO)(model).model
     return network.eval()
 
 
+def configured_task(model: str) -> str:
+    """Ultralytics' name of the task that a configuration's file is for; `"detect"` for heads that are not known.
+
+    Raises:
+        MissingFileError: If there is no such configuration; near names are listed.
+
+    Example:
+        >>> configured_task("yolov8n-seg.yaml")
+        'segment'
+    """
+    task = task_of_head(_configuration(model)["head"][-1][2])
+    return "detect" if task is None else task.name
+
+
 def _configuration(model: str) -> dict[str, Any]:
+    require_ultralytics()
     from ultralytics.nn.tasks import yaml_model_load
 
     try:
         config: dict[str, Any] = yaml_model_load(model)
     except FileNotFoundError:
-        raise FileNotFoundError(
-            f"Ultralytics has no configuration {model!r}, and there is no such file.{_near(model)}"
+        raise MissingFileError(
+            f"Ultralytics has no configuration {model!r}, and there is no such file.{near(model)}"
         ) from None
     return config
 
@@ -111,29 +127,29 @@ def _from_configuration(
             config = deepcopy(model)
         else:
             if Path(model).suffix not in {".yaml", ".yml"}:
-                raise ValueError(f"model must end in .yaml, .pt or .ckpt, but got {model!r}.{_near(model)}")
+                raise ArgumentError(f"model must end in .yaml, .pt or .ckpt, but got {model!r}.{near(model)}")
             config = _configuration(model)
         head = config["head"][-1][2]
         task = task_of_head(head)
         name = repr(model) if isinstance(model, str) else "this configuration"
         if task is None:
-            raise ValueError(
+            raise ArgumentError(
                 f"LitYOLO trains networks of the tasks {', '.join(TASK_NAMES)} (their head is one of "
                 f"{', '.join(HEADS)}), but the head of {name} is {head}."
             )
         options = {}
         if kpt_shape is not None:
             if "kpt_shape" not in config:
-                raise ValueError(f"kpt_shape is for pose networks, but {name} has a {head} head; leave it out.")
+                raise ArgumentError(f"kpt_shape is for pose networks, but {name} has a {head} head; leave it out.")
             options["data_kpt_shape"] = list(kpt_shape)
         return getattr(tasks, task.network)(config, nc=num_classes, verbose=False, **options)
 
 
 def _from_weights(path: str, num_classes: int | None, kpt_shape: Sequence[int] | None) -> Any:
-    source = _load_weights(path)
+    source = load_weights(path)
     config = getattr(source, "yaml", None)
     if not isinstance(config, dict) or source.is_fused():
-        raise ValueError(
+        raise ArgumentError(
             f"{path!r} holds no network that can be trained (its normalization is fused into its convolutions, or "
             f"it was not written by Ultralytics' trainer or `lit-prune export`); use the file from before export."
         )
@@ -141,23 +157,11 @@ def _from_weights(path: str, num_classes: int | None, kpt_shape: Sequence[int] |
 
 
 def _from_checkpoint(path: str, num_classes: int | None, kpt_shape: Sequence[int] | None) -> Any:
-    if not Path(path).exists():
-        raise FileNotFoundError(f"There is no file {path!r}.")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        config = checkpoint["hyper_parameters"]["model"]
-        state = checkpoint["state_dict"]
-    except (KeyError, RuntimeError, TypeError, pickle.UnpicklingError, EOFError) as error:
-        # What follows in torch's message is advice to load files of unknown origin without its safeguards.
-        reason = str(error).partition(". ")[0]
-        raise ValueError(
-            f"{path!r} is no checkpoint that a Trainer saved of a LitYOLO ({type(error).__name__}: {reason})."
-        ) from error
+    config, weights, names = read_lit_checkpoint(path)
     source = _from_configuration(config, None)
-    weights = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
     adopt_shapes_(source, weights)
     source.load_state_dict(weights)
-    source.names = checkpoint.get("class_names", source.names)
+    source.names = names or source.names
     return _with_weights(source, num_classes, kpt_shape)
 
 
@@ -174,7 +178,30 @@ def _with_weights(source: Any, num_classes: int | None, kpt_shape: Sequence[int]
             network.load(source, verbose=False)
     if num_classes in {None, classes}:
         network.names = source.names
+    else:
+        _say_redrawn("num_classes", num_classes, f"{classes} classes ({listed_names(source.names)})", "class")
+    ours, theirs = (list(getattr(each.model[-1], "kpt_shape", [])) for each in (network, source))
+    if ours != theirs:
+        _say_redrawn("kpt_shape", ours, f"kpt_shape {theirs}", "keypoint")
     return network
+
+
+def _say_redrawn(argument: str, value: Any, known: str, branch: str) -> None:
+    rank_zero_info(
+        f"{argument}={value} was asked for, but the weights are for {known}: the last layers of the {branch} branch "
+        f"start at random and have to be trained. Leave {argument} out to keep them."
+    )
+
+
+def listed_names(names: Mapping[int, str], most: int = 5) -> str:
+    """The names of some classes, for a message.
+
+    Example:
+        >>> listed_names({0: "cat", 1: "dog", 2: "cow"}, most=2)
+        'cat, dog and 1 more'
+    """
+    shown = ", ".join(str(name) for name in list(names.values())[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def count_classes(network: Any) -> int:
@@ -182,6 +209,23 @@ def count_classes(network: Any) -> int:
     # Not of the configuration, which Ultralytics changes in place, and may share with another network.
     head = network.model[-1]
     return int(head.nc if hasattr(head, "nc") else head.linear.out_features)
+
+
+def is_pruned(network: Any) -> bool:
+    """Whether a network of Ultralytics has other widths than its configuration builds.
+
+    Example:
+        >>> network = build_detector("yolov8n.yaml", num_classes=2)
+        >>> is_pruned(network)
+        False
+    """
+    config = getattr(network, "yaml", None)
+    if not isinstance(config, dict) or task_of_head(config["head"][-1][2]) is None:
+        return False
+    with torch.random.fork_rng(devices=[]):
+        # Where nothing was pruned, a run draws what it would have drawn.
+        dense = _from_configuration(config, count_classes(network)).state_dict()
+    return any(name in dense and dense[name].shape != value.shape for name, value in network.state_dict().items())
 
 
 def adopt_widths_(network: Any, source: Any) -> None:
@@ -195,7 +239,7 @@ def adopt_widths_(network: Any, source: Any) -> None:
         source: The network to be like, pruned or not.
 
     Raises:
-        ValueError: If it is of another architecture.
+        ArgumentError: If it is of another architecture.
 
     Example:
         >>> network, source = (build_detector("yolov8n.yaml", num_classes=classes) for classes in (2, 3))
@@ -240,70 +284,3 @@ def _last_layers(network: Any, pattern: re.Pattern[str]) -> Iterator[tuple[str, 
             layer = module[-1] if sequence else module
             if isinstance(layer, (nn.Conv2d, nn.Linear, nn.Embedding)):
                 yield f"model.{number}.{name}" + (f".{len(module) - 1}" if sequence else ""), layer
-
-
-def _load_weights(path: str) -> Any:
-    from ultralytics.nn.tasks import load_checkpoint
-    from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
-
-    offered = Path(path).name == path and (path in GITHUB_ASSETS_NAMES or f"{path[:-3]}u.pt" in GITHUB_ASSETS_NAMES)
-    if not Path(path).exists() and not offered:
-        raise FileNotFoundError(f"There is no file {path!r}, and Ultralytics offers none of this name.{_near(path)}")
-    try:
-        return load_checkpoint(path)[0]
-    except (OSError, RuntimeError, TypeError) as error:
-        if Path(path).exists():
-            raise ValueError(f"{path!r} cannot be read as weights by Ultralytics: {error}") from error
-        raise FileNotFoundError(
-            f"{path!r} is not here, and Ultralytics could not download it ({error}). Put the file into the working "
-            f"directory, or start from {Path(path).stem + '.yaml'!r} without weights."
-        ) from error
-
-
-def _near(name: str) -> str:
-    """End of an error message: the known names that resemble this one."""
-    import ultralytics
-    from ultralytics.utils import YAML
-    from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
-
-    stem, suffix = Path(name).stem, Path(name).suffix
-    if suffix == ".pt":
-        known = {
-            asset
-            for asset in GITHUB_ASSETS_NAMES
-            if re.fullmatch(r"(yolo[^-]*(-(seg|pose|obb|cls))?|rtdetr-\w+)\.pt", asset)
-        }
-    else:
-        suffix = ".yaml"
-        known = set()
-        for path in (Path(ultralytics.__file__).parent / "cfg" / "models").rglob("*.yaml"):
-            config = YAML.load(path)
-            if config["head"][-1][2] in HEADS:
-                scales = (not path.stem.startswith("rtdetr") and config.get("scales")) or [""]
-                known |= {re.sub(r"(\d+)(?=$|-)", rf"\g<1>{scale}", path.stem, count=1) + suffix for scale in scales}
-    near = difflib.get_close_matches(stem + suffix, sorted(known), n=4, cutoff=0.4)
-    return f" Did you mean {', '.join(near)}?" if near else f" Known are {', '.join(sorted(known))}."
-
-
-def require_ultralytics() -> None:
-    """Raise an ImportError that says what to install, if Ultralytics can't be imported."""
-    try:
-        import ultralytics  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            f"LitYOLO builds its networks with Ultralytics, which cannot be imported ({error}). Install it with: "
-            f"pip install 'lit-prune[yolo]'. Mind that Ultralytics is licensed under AGPL-3.0."
-        ) from error
-
-
-@contextmanager
-def quiet_ultralytics() -> Iterator[None]:
-    """Keep Ultralytics' notes about building a network from the console."""
-    from ultralytics.utils import LOGGER
-
-    level = LOGGER.level
-    LOGGER.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        LOGGER.setLevel(level)

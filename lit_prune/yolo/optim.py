@@ -10,6 +10,8 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from lit_prune.errors import ArgumentError
+
 OptimizerName = Literal["adamw", "sgd"]
 ScheduleName = Literal["cosine", "linear", "constant"]
 DEFAULT_LR: dict[OptimizerName, float] = {"adamw": 2e-3, "sgd": 1e-2}
@@ -43,11 +45,11 @@ def build_scheduler(
     """Build the scheduler of a run, which steps with the optimizer.
 
     Raises:
-        ValueError: If the learning rate is to fall until an end that the Trainer does not have.
+        ArgumentError: If the learning rate is to fall until an end that the Trainer does not have.
     """
     total = trainer.estimated_stepping_batches
     if math.isinf(total) and schedule != "constant":
-        raise ValueError(
+        raise ArgumentError(
             f"schedule={schedule!r} needs to know where the run ends, but the Trainer has no end. "
             f"Set max_epochs or max_steps, or use schedule='constant'."
         )

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lit_prune.yolo.networks import quiet_ultralytics
+from lit_prune.errors import ArgumentTypeError
+from lit_prune.yolo.package import quiet_ultralytics
 
 _SIDE = 640  # pixels; smaller pictures are enlarged, or labels would hide them
 
@@ -38,12 +39,14 @@ class DrawPredictions(Callback):
         """Make the folder.
 
         Raises:
-            TypeError: If the module is no `LitYOLO`.
+            ArgumentTypeError: If the module is no `LitYOLO`.
         """
-        from lit_prune.yolo.module import LitYOLO
+        from lit_prune.yolo.lit_yolo import LitYOLO
 
         if not isinstance(pl_module, LitYOLO):
-            raise TypeError(f"DrawPredictions draws what a LitYOLO finds, but this is a {type(pl_module).__name__}.")
+            raise ArgumentTypeError(
+                f"DrawPredictions draws what a LitYOLO finds, but this is a {type(pl_module).__name__}."
+            )
         self.folder = self.folder or Path(trainer.log_dir or trainer.default_root_dir) / "predictions"
         self.folder.mkdir(parents=True, exist_ok=True)
         self._written = 0
@@ -71,8 +74,10 @@ class DrawPredictions(Callback):
         """Say where the files are."""
         from rich.console import Console
 
+        written = torch.tensor(self._written, device=pl_module.device)
+        written = trainer.strategy.reduce(written, reduce_op="sum")
         if trainer.is_global_zero:
-            Console().print(f"Written: {self._written} pictures in {self.folder}", highlight=False, soft_wrap=True)
+            Console().print(f"Written: {int(written)} pictures in {self.folder}", highlight=False, soft_wrap=True)
 
 
 def draw_picture(image: Tensor, found: Mapping[str, Tensor] | Tensor, names: Mapping[int, str]) -> Any:

@@ -1,28 +1,26 @@
 """UltralyticsPruning: channel pruning as callbacks of Ultralytics' own trainer."""
 
 from collections.abc import Callable
-from copy import copy
+from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from rich.console import Console
 
-from lit_prune.cost import count_parameters
+from lit_prune.common.choices import resolve
 from lit_prune.criteria import CRITERIA, Criterion
-from lit_prune.event import PruningPolicy
-from lit_prune.graph import Call, ChannelGraph
-from lit_prune.pruner import PruningError
-from lit_prune.record import Dense, Record
-from lit_prune.registry import resolve
-from lit_prune.report import event_table
-from lit_prune.schedule import AtEpochs, Schedule
-from lit_prune.scope import Scope
+from lit_prune.errors import ArgumentError, PruningError
+from lit_prune.policy.history import Record
+from lit_prune.policy.policy import PruningPolicy
+from lit_prune.policy.scope import Scope
+from lit_prune.report.tables import event_table
+from lit_prune.schedule import Schedule
 from lit_prune.select import SELECTIONS, Selection
-from lit_prune.trainer import check_optimizer, prune_
-from lit_prune.yolo.evaluation import forget_anchors_
-
-STATE = "lit_prune_state"
-"""The attribute of a network under which Ultralytics' checkpoints carry the record of what was pruned."""
+from lit_prune.surgery.optimizers import check_optimizer
+from lit_prune.training.agenda import Agenda, OnError
+from lit_prune.training.pruner import Pruner
+from lit_prune.training.recovery import Recovery
+from lit_prune.yolo.package import STATE
+from lit_prune.yolo.trainer_host import UltralyticsHost
 
 YoloT = TypeVar("YoloT")
 
@@ -34,9 +32,10 @@ class UltralyticsPruning:
     start anew with each event, so that `best.pt` is the best of the pruned network. `last.pt` and `best.pt` are pruned
     and open in plain Ultralytics.
 
-    Nothing of Ultralytics is patched: all is done through two of its callbacks. They work on one device; on several,
-    train `LitYOLO` under Lightning's `strategy="ddp"`. To resume an interrupted run, attach a new object with the same
-    arguments and give `trainer=PrunedDetectionTrainer`, `resume=True`.
+    Nothing of Ultralytics is patched: all is done through its callbacks. They work on one device; on several,
+    train `LitYOLO` under Lightning's `strategy="ddp"`. A file that is pruned already keeps its widths, and what goes is
+    counted against them. To resume an interrupted run, attach a new object with the same arguments and give
+    `resume=True`.
 
     Args:
         amount: The share that is gone after the last event, in (0, 1), as for `ChannelPruning`.
@@ -45,18 +44,21 @@ class UltralyticsPruning:
         criterion: How important a channel is, by its weights: `"magnitude"`, `"batchnorm"`, `"random"`, a `Criterion`.
         selection: Which channels go: `"uniform"`, `"global"`, `"macs"` or a `Selection` that needs no activations.
         exclude: Patterns of layers that must stay as they are.
-        round_to: Kept widths are multiples of it; by default of 8, and narrower layers stay whole.
+        round_to: Kept widths are multiples of it; layers that have no more channels than that stay whole.
 
-    Attributes:
-        record: What was pruned so far.
+        min_channels: The least that a layer keeps.
+        layers_per_event: Only so many layers an event, as for `ChannelPruning`.
+        recovery: What follows an event, as for `ChannelPruning`; `monitor` names one of Ultralytics' metrics
+            (`"metrics/mAP50-95(B)"`) or `"fitness"`. A run that is resumed takes nothing back of what came before.
+        on_error: `"raise"`, or `"continue"` with the network as it was when an event fails.
 
     Raises:
-        ValueError: If an argument is out of range, or needs activations.
+        ArgumentError: If an argument is out of range, or needs activations.
 
     Example:
         >>> pruning = UltralyticsPruning(amount=0.4, epochs=[2, 4])
-        >>> sorted(pruning.callbacks)
-        ['on_pretrain_routine_end', 'on_train_epoch_start']
+        >>> pruning.record.done
+        []
 
         ```
         yolo = pruning.attach(YOLO("yolov8s.pt"))
@@ -68,35 +70,52 @@ class UltralyticsPruning:
         self,
         amount: float,
         epochs: Schedule | list[int] | int,
+        *,
         blocks: list[int | str] | None = None,
         criterion: Criterion | str = "magnitude",
         selection: Selection | str = "uniform",
         exclude: list[str] | None = None,
-        round_to: int | None = None,
+        round_to: int = 8,
+        min_channels: int = 1,
+        layers_per_event: int | None = None,
+        recovery: Recovery | None = None,
+        on_error: OnError = "raise",
     ) -> None:
-        if isinstance(amount, bool) or not 0 < amount < 1:
-            raise ValueError(f"amount must be a share in (0, 1), such as 0.5, but got {amount!r}.")
-        self.amount = float(amount)
-        self.schedule = epochs if isinstance(epochs, Schedule) else AtEpochs(epochs)
-        if self.schedule.unit != "epochs":
-            raise ValueError("Ultralytics' trainer is pruned at the start of epochs: give a schedule of epochs.")
-        self.policy = PruningPolicy(
+        policy = PruningPolicy(
             scope=Scope(blocks, exclude or []),
             criterion=resolve("criterion", criterion, Criterion, CRITERIA),
             selection=resolve("selection", selection, Selection, SELECTIONS),
             round_to=round_to,
+            min_channels=min_channels,
+            layers_per_event=layers_per_event,
         )
-        if self.policy.calibration is not None:
-            raise ValueError(
+        if policy.calibration is not None:
+            raise ArgumentError(
                 "Under Ultralytics' trainer channels are chosen by weights alone; for a criterion or selection that "
                 "looks at activations, train LitYOLO with ChannelPruning on a YOLODataModule."
             )
-        self.record = Record()
+        self.pruner = Pruner(policy, recovery or Recovery(), amount)
+        self.agenda = Agenda(self.pruner, epochs, on_error)
+        self._ended = False
+        if self.agenda.schedule.unit != "epochs":
+            raise ArgumentError("Ultralytics' trainer is pruned at the start of epochs: give a schedule of epochs.")
+
+    @property
+    def record(self) -> Record:
+        """What was pruned so far."""
+        return self.pruner.record
 
     @property
     def callbacks(self) -> dict[str, Callable[[Any], None]]:
         """Ultralytics' name of an event to what is done there, for `model.add_callback` or `trainer.add_callback`."""
-        return {"on_pretrain_routine_end": self.check, "on_train_epoch_start": self.prune_if_due}
+        return {
+            "on_pretrain_routine_start": self.keep_widths,
+            "on_pretrain_routine_end": self.check,
+            "on_train_epoch_start": self.prune_if_due,
+            "on_train_batch_end": self.check_optimizer_state,
+            "on_fit_epoch_end": self.note_score,
+            "on_train_end": self.end,
+        }
 
     def attach(self, yolo: YoloT) -> YoloT:
         """Add the callbacks to an `ultralytics.YOLO`, which is returned."""
@@ -104,11 +123,18 @@ class UltralyticsPruning:
             yolo.add_callback(event, callback)  # type: ignore[attr-defined]
         return yolo
 
+    def keep_widths(self, trainer: Any) -> None:
+        """Before the network is built: a pruned one keeps its widths, where Ultralytics would build the dense one."""
+        from lit_prune.yolo.trainers import keep_widths_
+
+        keep_widths_(trainer)
+
     def check(self, trainer: Any) -> None:
         """Before the first epoch: refuse what can't be done, and take up the record of a run that is resumed.
 
         Raises:
-            PruningError: If the trainer has something that can't follow when the network shrinks.
+            PruningError: If the trainer has something that can't follow when the network shrinks, or has built a dense
+                network from pruned weights.
             ValueError: If nothing can be pruned in this way, or an event lies beyond the run.
         """
         reasons = {
@@ -123,79 +149,79 @@ class UltralyticsPruning:
                 f"UltralyticsPruning can't prune a run with {' and '.join(wrong)}. Leave that out, or train LitYOLO "
                 "with ChannelPruning in a Lightning Trainer."
             )
-        self.schedule.events(trainer.epochs)
+        _check_widths(trainer)
+        self.agenda.plan(trainer.epochs)
         check_optimizer(trainer.optimizer)
-        state = getattr(trainer.model, STATE, None)
+        self.pruner.forget()
+        self._ended = False
+        host, state = UltralyticsHost(trainer), getattr(trainer.model, STATE, None)
         if trainer.resume and state is not None:
-            self.record = Record.from_state_dict(state)
-            return
-        self.record = Record()
-        graph = ChannelGraph.trace_calls(trainer.model, self._calls(trainer))
-        self.policy.check(trainer.model, graph)
-        self.record.dense = Dense.of(trainer.model, graph)
+            self.pruner.load_state_dict(state)
+        self.pruner.see(trainer.model, host.calls())
+        # In place of the record of an earlier run, which the network may carry.
+        self._write(trainer)
+        self.agenda.rehearse(host)
+        self.pruner.rewarm_again(host)
 
     def prune_if_due(self, trainer: Any) -> None:
         """At the start of an epoch: prune where an event is due, whole or not at all.
 
         Raises:
             PruningError: If the event can't be carried out; the network is as it was.
+            HalfPrunedError: If it broke off; training can't go on.
         """
-        events = self.schedule.events(trainer.epochs)
-        due = [epoch for epoch in events if epoch <= trainer.epoch and epoch not in self.record.done]
-        if not due:
+        host = UltralyticsHost(trainer)
+        if trainer.epoch > trainer.start_epoch:
+            self.agenda.check_monitor(host)
+        event = self.agenda.prune_if_due(host)
+        self._write(trainer)
+        if event is not None:
+            Console().print(event_table(event))
+
+    def check_optimizer_state(self, trainer: Any) -> None:
+        """After a step: see whether the optimizer's state can follow when the network shrinks."""
+        self.agenda.rehearse_optimizers(UltralyticsHost(trainer))
+
+    def note_score(self, trainer: Any) -> None:
+        """After a validation: note the monitored metric, and judge the last event where the run ends."""
+        host = UltralyticsHost(trainer)
+        self.pruner.note_score(host, validated=True)
+        self._write(trainer)
+        if self._ended or not (trainer.stop or trainer.epoch + 1 >= trainer.epochs):
             return
-        try:
-            event = self._prune(trainer, events[due[-1]])
-        except Exception as error:
-            raise PruningError(
-                f"Pruning at epoch {trainer.epoch} failed, and the network is as it was. {error}"
-            ) from error
-        self.record.done.extend(due)
+        self._ended = True
+        self.agenda.end(host)
+        if self.record.events and self.record.events[-1].get("taken_back"):
+            # The files of this epoch hold the network that was taken back.
+            self._write(trainer)
+            trainer.best_fitness = trainer.fitness
+            trainer.save_model()
+
+    def end(self, trainer: Any) -> None:
+        """At the end of the run: leave it alone."""
+        self.pruner.close()
+
+    def _write(self, trainer: Any) -> None:
+        # Without the network before the last event, which a file for predictions should not carry.
+        state = {**self.pruner.state_dict(), "trial": None}
         for network in (trainer.model, trainer.ema.ema):
-            setattr(network, STATE, self.record.state_dict())
-        Console().print(event_table(event))
-
-    def _prune(self, trainer: Any, part: float) -> dict[str, Any]:
-        network, average = trainer.model, trainer.ema.ema
-        share = self.amount * part
-        decision = self.policy.decide(network, self._calls(trainer), share, self.record)
-        params = count_parameters(network)
-        prune_(network, decision.plan, [trainer.optimizer], [average])
-        for module in (network, average):
-            forget_anchors_(module)
-        torch.clear_autocast_cache()
-        _renew_average(trainer)
-        _forget_scores(trainer)
-        self.record.plan = self.record.plan.then(decision.plan)
-        self.record.pruned.extend(group.name for group in decision.groups)
-        event = decision.record(
-            epoch=trainer.epoch,
-            step=trainer.ema.updates,
-            share=share,
-            params=[params, count_parameters(network)],
-            seconds=0.0,
-        )
-        self.record.events.append(event)
-        return event
-
-    @staticmethod
-    def _calls(trainer: Any) -> list[Call]:
-        channels, side = trainer.data.get("channels", 3), trainer.args.imgsz
-        device = next(trainer.model.parameters()).device
-        return [Call("", (torch.zeros(1, channels, side, side, device=device),), {})]
+            setattr(network, STATE, state)
 
 
-def _renew_average(trainer: Any) -> None:
-    """A new moving average around the old one's network: the old one holds on to the tensors of the old shapes."""
-    old = trainer.ema
-    renewed = type(old)(trainer.model, updates=old.updates)
-    renewed.ema, renewed.decay, renewed.enabled = old.ema, old.decay, old.enabled
-    trainer.ema = renewed
+def _check_widths(trainer: Any) -> None:
+    """Raise a PruningError if the network is dense where the weights that it started from are pruned."""
+    from lit_prune.yolo.networks import is_pruned
+    from lit_prune.yolo.reading import load_weights
+    from lit_prune.yolo.trainers import KeepsWidths, keeping
 
-
-def _forget_scores(trainer: Any) -> None:
-    """The dense network's scores are no measure of the pruned one, and its `best.pt` must not stay."""
-    trainer.best_fitness = trainer.fitness = None
-    stopper = copy(trainer.stopper)
-    stopper.best_fitness, stopper.best_epoch = 0.0, trainer.epoch
-    trainer.stopper = stopper
+    if isinstance(trainer, KeepsWidths):
+        return
+    for source in (trainer.args.pretrained, trainer.args.model):
+        path = str(source)
+        if path.endswith(".pt") and Path(path).exists() and is_pruned(load_weights(path)):
+            if is_pruned(trainer.model):
+                return
+            raise PruningError(
+                f"{path} is pruned, but this {type(trainer).__name__} has built the dense network. Train by "
+                f"UltralyticsPruning(...).attach(YOLO({path!r})).train(...), or make a {keeping(trainer)} instead."
+            )

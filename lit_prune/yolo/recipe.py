@@ -11,6 +11,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from lit_prune.errors import ArgumentError
+
 
 class Recipe:
     """What Ultralytics' trainer does between the loss and the next batch, by its settings.
@@ -19,14 +21,14 @@ class Recipe:
         settings: As `read_hyperparameters` returns them.
 
     Raises:
-        ValueError: If a setting asks for what only Ultralytics' own trainer does.
+        ArgumentError: If a setting asks for what only Ultralytics' own trainer does.
     """
 
     def __init__(self, settings: Any) -> None:
         wrong = [name for name in ("cls_pw", "distill_model") if getattr(settings, name, None)]
         wrong += ["quantize"] if getattr(settings, "quantize", None) == 8 else []
         if wrong:
-            raise ValueError(
+            raise ArgumentError(
                 f"LitYOLO does not train with the hyperparameters {', '.join(wrong)}. Leave them out, or train with "
                 "Ultralytics' own trainer and UltralyticsPruning."
             )
@@ -38,12 +40,12 @@ class Recipe:
         """Freeze the layers that `freeze` names, and let all others learn.
 
         Raises:
-            ValueError: If nothing is left to learn.
+            ArgumentError: If nothing is left to learn.
         """
         for name, parameter in network.named_parameters():
             parameter.requires_grad = not self._is_frozen(name)
         if not any(parameter.requires_grad for parameter in network.parameters()):
-            raise ValueError(f"freeze={self.settings.freeze!r} leaves no layer that learns; freeze fewer layers.")
+            raise ArgumentError(f"freeze={self.settings.freeze!r} leaves no layer that learns; freeze fewer layers.")
 
     def train_(self, network: nn.Module) -> None:
         """Set the network to training, but the batch norms of frozen layers to what they know."""
@@ -56,12 +58,13 @@ class Recipe:
         """Build the optimizer as Ultralytics does, `auto` included, and the scheduler that steps once an epoch.
 
         Raises:
-            ValueError: If the Trainer has no `max_epochs`, accumulates by itself, or the batch size is unknown.
+            ArgumentError: If the Trainer has no `max_epochs`, accumulates by itself, or the batch size is unknown.
         """
         from ultralytics.engine.trainer import BaseTrainer
         from ultralytics.utils.torch_utils import one_cycle
 
-        from lit_prune.yolo.networks import count_classes, quiet_ultralytics
+        from lit_prune.yolo.networks import count_classes
+        from lit_prune.yolo.package import quiet_ultralytics
 
         # Lightning does this later; until then the number of batches is infinite.
         trainer.fit_loop.setup_data()
@@ -134,9 +137,9 @@ class Recipe:
 
 
 def check_trainer(trainer: Trainer) -> None:
-    """Raise a ValueError for a Trainer whose own accumulation would be on top of the nominal batch."""
+    """Raise an ArgumentError for a Trainer whose own accumulation would be on top of the nominal batch."""
     if trainer.accumulate_grad_batches != 1:
-        raise ValueError(
+        raise ArgumentError(
             f"With hyperparameters of Ultralytics, gradients add up to a nominal batch of `nbs` pictures, but the "
             f"Trainer has accumulate_grad_batches={trainer.accumulate_grad_batches}. Leave that out, and set `nbs`."
         )
@@ -148,7 +151,7 @@ def _between(start: float, end: float, share: float) -> float:
 
 def _epochs(trainer: Trainer) -> int:
     if not trainer.max_epochs or trainer.max_epochs < 1 or math.isinf(trainer.num_training_batches):
-        raise ValueError(
+        raise ArgumentError(
             "Ultralytics' learning rate falls over the epochs of the run: give the Trainer max_epochs, and data whose "
             "length is known."
         )
@@ -160,7 +163,7 @@ def _sizes(trainer: Trainer) -> tuple[int, int]:
     loader: Any = trainer.train_dataloader
     size = getattr(loader, "batch_size", None)
     if not size:
-        raise ValueError(
+        raise ArgumentError(
             f"Training with hyperparameters of Ultralytics needs a DataLoader with a batch_size, but got "
             f"{type(loader).__name__} of batch_size={size}."
         )

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lit_prune.errors import ArgumentError
 from lit_prune.yolo.decode import (
     Thresholds,
     decode_boxes,
@@ -147,12 +148,12 @@ def task_of(network: Any) -> Task:
     """The row of a network that `build_detector` built.
 
     Raises:
-        ValueError: If its head is one that LitYOLO does not know.
+        ArgumentError: If its head is one that LitYOLO does not know.
     """
     head = type(network.model[-1]).__name__
     task = task_of_head(head)
     if task is None:
-        raise ValueError(f"LitYOLO knows the heads {', '.join(HEADS)}, but the network ends with {head}.")
+        raise ArgumentError(f"LitYOLO knows the heads {', '.join(HEADS)}, but the network ends with {head}.")
     return task
 
 
@@ -160,8 +161,8 @@ def task_named(name: str) -> Task:
     """The first row of a name of Ultralytics'.
 
     Raises:
-        ValueError: If there is no such task.
+        ArgumentError: If there is no such task.
     """
     if name not in TASK_NAMES:
-        raise ValueError(f"task must be one of {', '.join(TASK_NAMES)}, but got {name!r}.")
+        raise ArgumentError(f"task must be one of {', '.join(TASK_NAMES)}, but got {name!r}.")
     return next(task for task in TASKS if task.name == name)

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from lit_prune.activations import Calibration, CalibrationError, ClassMoments, collect_moments, read_batch
+from lit_prune.activations import Calibration, ClassMoments, collect_moments, read_batch
+from lit_prune.errors import CalibrationError
 
 
 class Detector(nn.Module):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lit_prune.activations import ActivationExtractor, ClassMoments, collect_moments, read_batch
-from lit_prune.activations.untouched import untouched
+from lit_prune.common.running import untouched
 
 pytestmark = [
     pytest.mark.gpu,

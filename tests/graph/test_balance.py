@@ -50,7 +50,7 @@ def test_a_partly_frozen_fold_is_tied_and_so_frozen() -> None:
     _, changed = settle(labels, labels.components(), _keys(labels, [1, 1, 2, 2]))
     components = labels.components()
     assert changed
-    assert components.frozen[components.of[row]].tolist() == [True, False, True, False]
+    assert components.unprunable[components.of[row]].tolist() == [True, False, True, False]
 
 
 def test_heads_of_which_one_must_go_whole_all_go_whole() -> None:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from lit_prune import ChannelGraph, shrink_
-from lit_prune.graph.recording import TraceError
-from tests.networks import check_invariant, random_removal
+from lit_prune.errors import TraceError
+from testing.invariant import check_invariant, random_removal
+from tests.toys import network
 
 IMAGES = torch.zeros(1, 3, 8, 8)
 
@@ -42,7 +43,7 @@ def test_an_unknown_group_is_told_its_neighbours() -> None:
 
 def test_a_frozen_group_is_told_why() -> None:
     graph = ChannelGraph.trace(_chain(), IMAGES)
-    with pytest.raises(KeyError, match="It is frozen: reaches the network's output"):
+    with pytest.raises(KeyError, match="It is unprunable: reaches the network's output"):
         graph["5"]
 
 
@@ -50,7 +51,7 @@ def test_a_layer_that_does_not_run_is_frozen_and_says_so() -> None:
     net = _chain()
     net[0].register_module("spare", nn.Conv2d(3, 8, 1))
     graph = ChannelGraph.trace(net, IMAGES)
-    assert graph.frozen == {
+    assert graph.unprunable == {
         "5": "reaches the network's output",
         "0.spare": "takes no part in the forward of these inputs",
     }
@@ -61,7 +62,7 @@ def test_a_layer_whose_weight_is_computed_is_frozen_and_says_so(normalise: Any) 
     net = _chain()
     normalise(net[2])
     graph = ChannelGraph.trace(net, IMAGES)
-    assert "each forward computes it" in graph.frozen["2"]
+    assert "each forward computes it" in graph.unprunable["2"]
     assert check_invariant(net, torch.randn(1, 3, 8, 8)).worst < 1e-4
 
 
@@ -181,3 +182,31 @@ def test_the_garbage_collector_is_left_as_it_was(enabled):
         (gc.enable if before else gc.disable)()
     assert seen
     assert not any(seen)
+
+
+def test_a_coupled_layer_is_told_under_which_group_it_is():
+    graph = ChannelGraph.trace(network(), torch.zeros(1, 3, 8, 8))
+    with pytest.raises(
+        KeyError, match=r"No prunable group is named '1\.conv'.*coupled with others, as graph\['0\.0'\]"
+    ):
+        graph["1.conv"]
+    with pytest.raises(KeyError, match=r"'3\.2'.*It is unprunable: reaches the network's output"):
+        graph["3.2"]
+
+
+def test_a_graph_says_in_one_line_what_it_holds():
+    graph = ChannelGraph.trace(network(), torch.zeros(1, 3, 8, 8))
+    assert repr(graph) == f"ChannelGraph(2 groups of 48 channels, 1 unprunable layer, {graph.macs:,} MACs)"
+
+
+@pytest.mark.parametrize("mask", [torch.zeros(16).bool(), [True, False], torch.tensor([1.0])])
+def test_masks_are_no_indices(mask):
+    graph = ChannelGraph.trace(network(), torch.zeros(1, 3, 8, 8))
+    with pytest.raises(TypeError, match=r"channels of group '0\.0' are named by their indices"):
+        graph.plan({"0.0": mask})
+
+
+def test_the_names_of_all_that_was_used():
+    module = network()
+    graph = ChannelGraph.trace(module, torch.zeros(1, 3, 8, 8))
+    assert graph.tensors >= {name for name, _ in module.named_parameters()}

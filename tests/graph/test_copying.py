@@ -48,7 +48,7 @@ def test_a_trace_leaves_counters_and_caches_as_they_were() -> None:
     assert int(net.calls) == 1
     assert torch.equal(net.seen, seen)
     assert net.cache["sizes"] == [(1, 3, 4, 4)]
-    assert "conv" in graph.frozen or [group.name for group in graph.groups] == ["conv"]
+    assert "conv" in graph.unprunable or [group.name for group in graph.groups] == ["conv"]
 
 
 def test_a_replica_has_the_values_and_shares_no_storage() -> None:

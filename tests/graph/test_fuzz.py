@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lit_prune import ChannelGraph, mask_, shrink_
-from lit_prune.surgery import adopt_shapes_
-from tests.networks import difference, randomise_
-from tests.strategies import SPACE, Program, programs
+from lit_prune.surgery.adoption import adopt_shapes_
+from testing.invariant import difference, randomise_
+from tests.graph.strategies import SPACE, Program, programs
 
 TOLERANCE = 1e-4
 QUICK, MANY = 200, 5000

@@ -87,11 +87,11 @@ def test_an_only_channel_stays_and_the_reason_is_given() -> None:
 
     graph = ChannelGraph.trace(Whole(), torch.zeros(2, 6))
     assert graph.groups == ()
-    assert set(graph.frozen) == {"a", "b", "out"}
+    assert set(graph.unprunable) == {"a", "b", "out"}
 
 
 def test_every_layer_is_in_a_group_or_frozen() -> None:
     graph = ChannelGraph.trace(Residual(), IMAGES)
-    named = {layer for group in graph.groups for layer in group.layers} | set(graph.frozen)
+    named = {layer for group in graph.groups for layer in group.layers} | set(graph.unprunable)
     assert named == {"stem", "inner.0", "inner.1", "head"}
-    assert all(graph.frozen.values())
+    assert all(graph.unprunable.values())

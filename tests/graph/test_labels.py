@@ -22,7 +22,7 @@ def test_components_are_those_of_a_plain_union(pairs: list[tuple[int, int]], fro
     components = labels.components()
     for a in range(20):
         assert {b for b in range(20) if components.of[a] == components.of[b]} == sets[a]
-        assert components.frozen[components.of[a]] == bool(sets[a] & frozen)
+        assert components.unprunable[components.of[a]] == bool(sets[a] & frozen)
 
 
 def test_the_first_reason_is_reported() -> None:

@@ -63,7 +63,7 @@ def test_channels_pass_through(name: str) -> None:
     (group,) = graph.groups
     assert group.name == "enter.0"
     assert set(group.slots) == {("enter.0.weight", 0), ("enter.0.bias", 0), ("leave.weight", 1)}
-    assert set(graph.frozen) == {"leave"}
+    assert set(graph.unprunable) == {"leave"}
 
 
 FREEZES = {
@@ -95,7 +95,7 @@ def test_what_cannot_be_followed_is_frozen_with_its_reason(name: str) -> None:
         assert sizes(graph) == {"enter.0": 12}
     else:
         assert graph.groups == ()
-        assert reason in graph.frozen["enter.0"]
+        assert reason in graph.unprunable["enter.0"]
     exact(Between(function, leaving))
 
 

@@ -39,7 +39,7 @@ def test_halves_that_are_added_are_one_group() -> None:
 def test_pieces_of_remembered_sizes_stay() -> None:
     graph = exact(Between(lambda x: torch.cat(x.split([4, 8], 1)[::-1], 1), 12))
     assert graph.groups == ()
-    assert "can't be narrowed" in graph.frozen["enter.0"]
+    assert "can't be narrowed" in graph.unprunable["enter.0"]
 
 
 def test_pieces_of_computed_sizes_lose_as_they_like() -> None:
@@ -258,4 +258,4 @@ def test_a_head_whose_width_sets_the_scale_goes_whole_or_stays() -> None:
     graph = exact(Attention(fused=True, scale=None), random_images((2, 5, 6)))
     # The number of heads is remembered here, and no table says how it follows.
     assert graph.groups == ()
-    assert "qkv" in graph.frozen
+    assert "qkv" in graph.unprunable

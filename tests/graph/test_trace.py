@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lit_prune import ChannelGraph
-from lit_prune.graph import Call, TraceError
+from lit_prune.errors import TraceError
+from lit_prune.graph import Call
 
 
 class Plain(nn.Module):
@@ -113,7 +114,7 @@ def test_a_network_entered_at_several_doors() -> None:
     graph = ChannelGraph.trace_calls(TwoDoors(), calls)
     assert [group.name for group in graph.groups] == ["encoder.0", "decoder.0"]
     # What leaves one door and enters the other is not seen to be the same: it stays.
-    assert set(graph.frozen) == {"encoder.1", "decoder.1"}
+    assert set(graph.unprunable) == {"encoder.1", "decoder.1"}
 
 
 def test_without_layers_there_are_no_groups() -> None:
@@ -130,7 +131,7 @@ def test_an_operation_without_a_rule_freezes_what_enters_it_and_is_reported() ->
     graph = ChannelGraph.trace(Odd(), torch.zeros(1, 3, 4, 4))
     assert graph.groups == ()
     assert graph.unsupported == {"aten::cummax": 1}
-    assert graph.frozen["stem.0"] == "aten::cummax is not understood"
+    assert graph.unprunable["stem.0"] == "aten::cummax is not understood"
 
 
 def test_what_only_training_runs_is_traced_too() -> None:
@@ -226,4 +227,4 @@ def test_channels_that_no_region_reaches_stay() -> None:
             return [place.mean() for place in self.closer(x[places])]
 
     graph = ChannelGraph.trace(Regions(), torch.zeros(2, 3, 4, 4))
-    assert graph.frozen["closer"] == "is run on nothing for these inputs, in closer"
+    assert graph.unprunable["closer"] == "is run on nothing for these inputs, in closer"

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lit_prune import ChannelGraph, shrink_
-from tests.zoo import LESS, TOLERANCE, build, check, names, shares, trains
+from testing.zoo import LESS, TOLERANCE, build, check, names, shares, trains
 
 pytest.importorskip("ultralytics")
 pytest.importorskip("torchvision")
@@ -55,8 +55,8 @@ def test_of_a_detector_all_but_the_outputs_can_go() -> None:
     network = build("ultralytics/yolov8n.yaml").network
     graph = ChannelGraph.trace(network, torch.zeros(1, 3, 64, 64))
     # The last convolution of each branch of the head: its width is the number of outputs. (DFL has one channel.)
-    assert set(graph.frozen) == {f"model.22.cv{branch}.{level}.2" for branch in (2, 3) for level in range(3)}
-    assert set(graph.frozen.values()) == {"reaches the network's output"}
+    assert set(graph.unprunable) == {f"model.22.cv{branch}.{level}.2" for branch in (2, 3) for level in range(3)}
+    assert set(graph.unprunable.values()) == {"reaches the network's output"}
     assert shares(graph, network).channels == 1.0
 
 
@@ -66,5 +66,5 @@ def test_a_network_that_ran_before_is_as_prunable() -> None:
     # The head now holds anchors of the shapes that it saw.
     network(torch.zeros(1, 3, 64, 64))
     after = ChannelGraph.trace(network, torch.zeros(1, 3, 64, 64))
-    assert after.frozen == before.frozen
+    assert after.unprunable == before.unprunable
     assert [(group.name, group.size) for group in after.groups] == [(g.name, g.size) for g in before.groups]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_prune import ChannelGraph
-from tests.networks import check_invariant
+from testing.invariant import check_invariant
 
 
 class Between(nn.Module):

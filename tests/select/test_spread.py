@@ -4,7 +4,8 @@ from torch import nn
 
 from lit_prune import ChannelGraph, shrink_
 from lit_prune.criteria import Evidence, Magnitude, Random
-from lit_prune.select import Global, MacsBudget, SelectionError, Target, Uniform, lowest
+from lit_prune.errors import SelectionError
+from lit_prune.select import Global, MacsBudget, Target, Uniform, lowest
 
 
 class Halves(nn.Module):
@@ -40,7 +41,7 @@ def case(net, criterion=None, **options):
     evidence = Evidence(net, graph, graph.groups)
     target = Target(
         **{
-            "share": 0.5,
+            "ratio": 0.5,
             "widths": {group.name: group.size for group in graph.groups},
             "macs": graph.macs,
             "round_to": 1,
@@ -56,23 +57,23 @@ def kept(evidence, gone):
 
 @pytest.mark.parametrize("net", NETS.values(), ids=NETS)
 @pytest.mark.parametrize("selection", [Uniform(), Global(), MacsBudget(), MacsBudget("global")])
-@pytest.mark.parametrize("round_to", [1, 4, None])
+@pytest.mark.parametrize("round_to", [1, 4, 8])
 def test_every_selection_makes_a_plan_that_runs_and_keeps_its_limits(net, selection, round_to):
-    evidence, scores, target = case(net(), Random(0), share=0.4, round_to=round_to, min_channels=3)
+    evidence, scores, target = case(net(), Random(0), ratio=0.4, round_to=round_to, min_channels=3)
     gone = selection(evidence, scores, target)
     plan = evidence.graph.plan(gone)
     evidence.graph.rehearse(plan)
     for name, width in kept(evidence, gone).items():
         size = evidence.graph[name].size
         assert 3 <= width <= size
-        assert width == size or width % (round_to or 8) == 0
+        assert width == size or width % round_to == 0
     again = selection(evidence, scores, target)
     assert gone.keys() == again.keys()
     assert all(torch.equal(gone[name], again[name]) for name in gone)
 
 
 def test_uniform_takes_the_share_of_each_layer_and_the_lowest_scores():
-    evidence, scores, target = case(chain(), share=0.25)
+    evidence, scores, target = case(chain(), ratio=0.25)
     gone = Uniform()(evidence, scores, target)
     assert kept(evidence, gone) == {"0": 12, "2": 48, "4": 24}
     for name, channels in gone.items():
@@ -81,15 +82,15 @@ def test_uniform_takes_the_share_of_each_layer_and_the_lowest_scores():
 
 def test_shares_count_against_the_dense_network():
     net = chain()
-    evidence, scores, target = case(net, share=0.25)
+    evidence, scores, target = case(net, ratio=0.25)
     shrink_(net, evidence.graph.plan(Uniform()(evidence, scores, target)))
-    evidence, scores, second = case(net, share=0.5, widths=target.widths, macs=target.macs)
+    evidence, scores, second = case(net, ratio=0.5, widths=target.widths, macs=target.macs)
     assert kept(evidence, Uniform()(evidence, scores, second)) == {"0": 8, "2": 32, "4": 16}
 
 
 def test_global_takes_the_share_of_all_and_spares_layers_that_matter():
     net = chain()
-    evidence, scores, target = case(net, share=0.5)
+    evidence, scores, target = case(net, ratio=0.5)
     scores = {
         "0": torch.ones(16),
         "2": torch.cat([torch.full((50,), 0.01), torch.full((14,), 10.0)]),
@@ -106,7 +107,7 @@ def test_global_takes_the_share_of_all_and_spares_layers_that_matter():
 @pytest.mark.parametrize("round_to", [1, 8])
 def test_macs_meet_the_budget_as_a_fresh_trace_counts_them(share, spread, round_to):
     net = chain()
-    evidence, scores, target = case(net, share=share, round_to=round_to)
+    evidence, scores, target = case(net, ratio=share, round_to=round_to)
     shrink_(net, evidence.graph.plan(MacsBudget(spread)(evidence, scores, target)))
     macs = ChannelGraph.trace(net, torch.zeros(1, 3, 8, 8)).macs
     budget = (1 - share) * target.macs
@@ -117,14 +118,14 @@ def test_macs_meet_the_budget_as_a_fresh_trace_counts_them(share, spread, round_
 
 
 def test_a_budget_out_of_reach_is_refused():
-    evidence, scores, target = case(chain(), share=0.9, round_to=None, min_channels=16)
+    evidence, scores, target = case(chain(), ratio=0.9, round_to=8, min_channels=16)
     with pytest.raises(SelectionError, match="out of reach"):
         MacsBudget()(evidence, scores, target)
 
 
 def test_narrow_layers_stay_whole_by_default():
     net = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 32, 1), nn.Conv2d(32, 2, 1))
-    evidence, scores, target = case(net, round_to=None)
+    evidence, scores, target = case(net, round_to=8)
     assert kept(evidence, Uniform()(evidence, scores, target)) == {"0": 6, "1": 16}
 
 

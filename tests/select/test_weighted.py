@@ -7,7 +7,7 @@ from lit_prune.criteria import Evidence, Magnitude
 from lit_prune.select import MacsBudget, Target, Uniform, Weighted
 
 
-def _case(share=0.25, round_to=1):
+def _case(ratio=0.25, round_to=1):
     layers = [
         nn.Conv2d(3, 32, 3, padding=1),
         nn.Conv2d(32, 32, 3, padding=1),
@@ -18,7 +18,7 @@ def _case(share=0.25, round_to=1):
     graph = ChannelGraph.trace(net, torch.zeros(1, 3, 8, 8))
     evidence = Evidence(net, graph, graph.groups)
     widths = {group.name: group.size for group in graph.groups}
-    return evidence, Magnitude()(evidence), Target(share, widths, graph.macs, round_to)
+    return evidence, Magnitude()(evidence), Target(ratio, widths, graph.macs, round_to)
 
 
 def _gone(selection, **options):

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from lit_prune import ChannelGraph, shrink_
 from lit_prune.yolo import LitYOLO, build_detector
 from lit_prune.yolo.evaluation import find_objects
-from lit_prune.yolo.export import export_detector, export_formats, load_detector
+from lit_prune.yolo.export import export_detector, export_formats, load_detector, named_for
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +116,17 @@ def test_wrong_arguments(network, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="There is no file"):
         load_detector(tmp_path / "missing.ckpt")
     (tmp_path / "text.ckpt").write_text("not a checkpoint")
-    with pytest.raises(ValueError, match="is no checkpoint that a Trainer saved of a LitYOLO") as error:
+    with pytest.raises(
+        ValueError, match=r"text.ckpt can't be read as a checkpoint: it is cut short, damaged, or of another kind"
+    ) as error:
         load_detector(tmp_path / "text.ckpt")
     assert "weights_only" not in str(error.value)
+    for size in (100, 0, -32):
+        with pytest.raises(ValueError, match=rf"multiple of 32, the network's stride, but got {size}\."):
+            export_detector(network, tmp_path / "net.onnx", "onnx", image_size=size)
+    with pytest.raises(ValueError, match=r"named as a file of format onnx, but .* pt: give .* onnx, or name it net.pt"):
+        export_detector(network, tmp_path / "net.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["text.ckpt"]
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install onnx"):
         export_detector(network, tmp_path / "net.onnx", "onnx")
@@ -147,3 +156,32 @@ def test_a_package_that_the_exporter_misses_is_named(network, tmp_path, monkeypa
 def test_formats_begin_with_the_plain_file():
     assert export_formats()[0] == "pt"
     assert {"onnx", "torchscript"} <= set(export_formats())
+
+
+@pytest.mark.parametrize(
+    ("format", "given", "written"),
+    [
+        ("openvino", "net", "net_openvino_model"),
+        ("openvino", "net_openvino_model", "net_openvino_model"),
+        ("saved_model", "v1.2", "v1.2_saved_model"),
+        ("onnx", "net", "net.onnx"),
+        ("qnn", "net_qnn.onnx", "net_qnn.onnx"),
+    ],
+)
+def test_names_end_as_ultralytics_wants_them(format, given, written):
+    assert named_for(Path("deep", given), format) == Path("deep", written)
+
+
+def test_a_folder_is_written_under_its_name(network, tmp_path, monkeypatch):
+    from ultralytics.engine.exporter import Exporter
+
+    def write(exporter, model):
+        folder = Path(model.pt_path).with_name(f"{Path(model.pt_path).stem}_saved_model")
+        folder.mkdir()
+        (folder / "saved_model.pb").touch()
+        return str(folder)
+
+    monkeypatch.setattr(Exporter, "__call__", write)
+    path = export_detector(network, tmp_path / "net", "saved_model", image_size=64)
+    assert path == tmp_path / "net_saved_model"
+    assert [file.name for file in path.iterdir()] == ["saved_model.pb"]

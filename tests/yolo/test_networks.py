@@ -4,6 +4,7 @@ from lightning.pytorch import Trainer
 
 from lit_prune import ChannelGraph, shrink_
 from lit_prune.yolo import LitYOLO, build_detector
+from lit_prune.yolo.export import export_detector
 from lit_prune.yolo.networks import adopt_widths_
 
 
@@ -169,3 +170,16 @@ def test_a_fused_file(tmp_path):
 def test_wrong_number_of_classes():
     with pytest.raises(ValueError, match="num_classes must be at least 1, but got 0"):
         build_detector("yolov8n.yaml", num_classes=0)
+
+
+def test_what_is_drawn_again_of_weights_is_said(tmp_path, caplog):
+    network = build_detector("yolov8n-pose.yaml", num_classes=2, kpt_shape=[4, 3])
+    network.names = {0: "hand", 1: "foot"}
+    path = str(export_detector(network, tmp_path / "net.pt"))
+    with caplog.at_level("INFO"):
+        build_detector(path)
+        build_detector(path, num_classes=2, kpt_shape=[4, 3])
+        assert "was asked for" not in caplog.text
+        build_detector(path, num_classes=1, kpt_shape=[5, 2])
+    assert "num_classes=1 was asked for, but the weights are for 2 classes (hand, foot)" in caplog.text
+    assert "kpt_shape=[5, 2] was asked for, but the weights are for kpt_shape [4, 3]" in caplog.text

@@ -6,7 +6,7 @@ import torch
 from ultralytics import YOLO
 
 from lit_prune import ChannelGraph, shrink_
-from lit_prune.pruner import PruningError
+from lit_prune.errors import PruningError
 from lit_prune.schedule import AtSteps
 from lit_prune.yolo import PrunedDetectionTrainer, UltralyticsPruning, build_detector
 from lit_prune.yolo.export import export_detector
@@ -73,7 +73,8 @@ def test_training_on_keeps_a_pruned_network(digits, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_was_interrupted_goes_on(digits, tmp_path):
+@pytest.mark.parametrize("trainer", [None, PrunedDetectionTrainer])
+def test_a_run_that_was_interrupted_goes_on(trainer, digits, tmp_path):
     def interrupt(trainer):
         if trainer.epoch == 2:
             raise KeyboardInterrupt
@@ -87,7 +88,7 @@ def test_a_run_that_was_interrupted_goes_on(digits, tmp_path):
 
     pruning = UltralyticsPruning(0.4, [1, 2])
     again = pruning.attach(YOLO(str(last)))
-    again.train(trainer=PrunedDetectionTrainer, resume=True, **settings(digits, tmp_path))
+    again.train(trainer=trainer, resume=True, **settings(digits, tmp_path))
 
     assert pruning.record.done == [1, 2]
     assert pruning.record.dense.widths["model.1.conv"] == 32
@@ -109,7 +110,7 @@ def test_what_can_not_be_pruned_is_refused(digits, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"amount": 1.5}, "amount must be a share in"),
+        ({"amount": 1.5}, "amount must be a ratio in"),
         ({"epochs": AtSteps(4)}, "give a schedule of epochs"),
         ({"selection": "clusters"}, "looks at activations"),
         ({"criterion": "magnitud"}, "Did you mean 'magnitude'"),

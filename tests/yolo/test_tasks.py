@@ -9,7 +9,7 @@ from ultralytics import RTDETR, YOLO
 
 from lit_prune import ChannelPruning
 from lit_prune.activations import Calibration
-from lit_prune.cost import count_parameters
+from lit_prune.common.names import count_parameters
 from lit_prune.data import write_digits
 from lit_prune.select import ClusterSelection
 from lit_prune.yolo import LitYOLO, UltralyticsPruning, YOLODataModule, build_detector

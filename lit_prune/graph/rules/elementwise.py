@@ -59,8 +59,8 @@ def _prelu(trace: Tracer, op: Operation) -> None:
 def run_over(trace: Tracer, tensor: Tensor, dims: Collection[int], reason: str) -> list[Block]:
     """What is left of the blocks of a value for an operation that mixes the values along ``dims``.
 
-    A row along one of them is frozen. Where a block spans others too (the paths of a split attention), what lies along
-    ``dims`` lives and dies together, so that nothing of what is mixed is lost.
+    A row along one of them is unprunable. Where a block spans others too (the paths of a split attention), what lies
+    along ``dims`` is coupled, so that nothing of what is mixed is lost.
     """
     left = []
     for block in trace.blocks(tensor):

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from lit_prune.attributes import MULTIPLIER
 from lit_prune.graph.labels import Row
 from lit_prune.graph.rules.table import register_rule
 from lit_prune.graph.trace import Operation, Product, Rows, Tracer
 from lit_prune.graph.values import Block
+from lit_prune.modules.registry import MULTIPLIER
 
 
-@register_rule("convolution", "cudnn_convolution", "mkldnn_convolution")
+@register_rule("convolution", "conv1d", "conv2d", "conv3d", "cudnn_convolution", "mkldnn_convolution")
 def _convolution(trace: Tracer, op: Operation) -> None:
     image, weight, bias = op["input"], op["weight"], op.get("bias")
     transposed, groups = bool(op.get("transposed", False)), int(op.get("groups", 1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from lit_prune.errors import ArgumentError, ArgumentTypeError
 from lit_prune.graph.trace import Rule
 
 RULES: dict[str, Rule] = {}
@@ -17,8 +18,8 @@ def register_rule(*operations: str) -> Callable[[Rule], Rule]:
             as well), qualified ones for others (``"mylib::scale"``). Overloads share a rule.
 
     Raises:
-        TypeError: If it is given anything but names, or decorates what can't be called.
-        ValueError: If no operation can have such a name.
+        ArgumentTypeError: If it is given anything but names, or decorates what can't be called.
+        ArgumentError: If no operation can have such a name.
 
     Example:
         >>> from lit_prune.graph.rules import RULES, register_rule
@@ -30,13 +31,15 @@ def register_rule(*operations: str) -> Callable[[Rule], Rule]:
     """
     if not operations or not all(isinstance(name, str) for name in operations):
         given = ", ".join(map(repr, operations)) or "nothing"
-        raise TypeError(f'register_rule takes names of operations, as @register_rule("mylib::scale"). It got {given}.')
+        raise ArgumentTypeError(
+            f'register_rule takes names of operations, as @register_rule("mylib::scale"). It got {given}.'
+        )
     for name in operations:
         _check(name)
 
     def register(rule: Rule) -> Rule:
         if not callable(rule):
-            raise TypeError(f"A rule is a function of the tracer and the operation. It got {rule!r}.")
+            raise ArgumentTypeError(f"A rule is a function of the tracer and the operation. It got {rule!r}.")
         for name in operations:
             RULES[name] = rule
         return rule
@@ -50,6 +53,6 @@ def _check(name: str) -> None:
     # Names of aten alone lose their namespace and underscores.
     wanted = short.strip("_") if namespace in ("", "aten") else f"{namespace}::{short}"
     if name != wanted:
-        raise ValueError(f"Rules are not found by the name {name!r}: every overload has the rule of {wanted!r}.")
+        raise ArgumentError(f"Rules are not found by the name {name!r}: every overload has the rule of {wanted!r}.")
     if not all(part.isidentifier() for part in wanted.split("::")):
-        raise ValueError(f'{name!r} is no name of an operation. Expected one such as "add" or "mylib::scale".')
+        raise ArgumentError(f'{name!r} is no name of an operation. Expected one such as "add" or "mylib::scale".')

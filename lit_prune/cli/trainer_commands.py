@@ -1,0 +1,89 @@
+"""`lit-prune fit`, `validate`, `test` and `predict`: Lightning's command line, for networks that may be pruned."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+TRAINER_COMMANDS = {
+    "fit": "train a model; add ChannelPruning to --trainer.callbacks and it shrinks meanwhile",
+    "validate": "measure a checkpoint on the validation data",
+    "test": "measure a checkpoint on the test data",
+    "predict": "run a checkpoint on data, and draw what it finds",
+}
+ENVIRONMENT = "LIT_PRUNE"
+"""Variables that begin so are read as arguments of the Trainer's commands."""
+
+
+def run_trainer(arguments: Sequence[str] | None = None) -> Any:
+    """Hand `fit`, `validate`, `test` or `predict` to Lightning's command line.
+
+    The model is `LitYOLO` and the data `DigitScenes` unless `--model` and `--data` name other classes. Checkpoints of
+    pruned networks load into any model.
+
+    Args:
+        arguments: Those of the command line, without the program's name; by default this process's.
+
+    Returns:
+        The `LightningCLI`, after it has run.
+    """
+    from lightning.pytorch import LightningDataModule, LightningModule
+    from lightning.pytorch.cli import LightningCLI
+
+    from lit_prune.cli.ckpt_path import KeptRecord, read_hyperparameters, take_up
+    from lit_prune.cli.num_classes import set_classes
+
+    # What is imported is known to the command line by its short name.
+    from lit_prune.yolo import DrawPredictions, LitYOLO
+
+    class PruneCLI(LightningCLI):
+        def add_arguments_to_parser(self, parser: Any) -> None:
+            parser.set_defaults(
+                {
+                    "model": {"class_path": "lit_prune.yolo.LitYOLO"},
+                    "data": {"class_path": "lit_prune.data.DigitScenesDataModule"},
+                }
+            )
+
+        def parse_arguments(self, parser: Any, args: Any) -> None:
+            # Theirs warns that this process has arguments of its own; who calls us from Python means what it gives.
+            self.config = parser.parse_args(args)
+
+        def _parse_ckpt_path(self) -> None:
+            command = self.config.subcommand
+            found = read_hyperparameters(self.config[command])
+            if found:
+                before = self.config[command].model
+                self.config = self.parser.parse_object({command: {"model": found}}, self.config)
+                take_up(self.config[command], before)
+
+        def before_instantiate_classes(self) -> None:
+            set_classes(self.config[self.subcommand])
+
+        def instantiate_trainer(self, **options: Any) -> Any:
+            trainer: Any = super().instantiate_trainer(**options)
+            draws = any(isinstance(callback, DrawPredictions) for callback in trainer.callbacks)
+            if self.subcommand == "predict" and isinstance(self.model, LitYOLO) and not draws:
+                trainer.callbacks.append(DrawPredictions())
+            KeptRecord.add_to(trainer)
+            return trainer
+
+    _look_in_the_working_folder()
+    return PruneCLI(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_kwargs={"overwrite": True},
+        parser_kwargs={"prog": "lit-prune", "default_env": True, "env_prefix": ENVIRONMENT},
+        args=None if arguments is None else list(arguments),
+    )
+
+
+def _look_in_the_working_folder() -> None:
+    """Let class paths name modules of the working folder, as `python -m lit_prune` does by itself."""
+    folder = os.getcwd()
+    if not {"", folder} & set(sys.path) and not getattr(sys.flags, "safe_path", False):
+        sys.path.append(folder)

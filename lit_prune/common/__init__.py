@@ -1,0 +1,1 @@
+"""What every room needs: names, numbers, ranks, ways to run a network."""

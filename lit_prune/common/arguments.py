@@ -1,0 +1,73 @@
+"""Numbers that a user gives: of the right kind and within bounds, or refused in one sentence."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+
+from lit_prune.errors import ArgumentError, ArgumentTypeError
+
+
+def check_whole(name: str, value: object, least: int = 1) -> None:
+    """Raise unless ``value`` is a whole number of at least ``least``.
+
+    Args:
+        name: The user's argument, for the message.
+        value: What was given.
+        least: The smallest that is allowed.
+
+    Raises:
+        ArgumentTypeError: If it is no whole number.
+        ArgumentError: If it is too small.
+
+    Example:
+        >>> check_whole("round_to", 8.0)
+        Traceback (most recent call last):
+        lit_prune.errors.ArgumentTypeError: round_to must be a whole number, but got 8.0.
+        >>> check_whole("round_to", 0)
+        Traceback (most recent call last):
+        lit_prune.errors.ArgumentError: round_to must be at least 1, but got 0.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ArgumentTypeError(f"{name} must be a whole number, but got {value!r}.")
+    if value < least:
+        raise ArgumentError(f"{name} must be {f'at least {least}' if least else '0 or more'}, but got {value!r}.")
+
+
+def check_number(name: str, value: object) -> None:
+    """Raise unless ``value`` is a number; the caller knows its bounds.
+
+    Args:
+        name: The user's argument, for the message.
+        value: What was given.
+
+    Raises:
+        ArgumentTypeError: If it is none.
+
+    Example:
+        >>> check_number("amount", "0.5")
+        Traceback (most recent call last):
+        lit_prune.errors.ArgumentTypeError: amount must be a number, but got '0.5', a str.
+    """
+    if not isinstance(value, Real):
+        raise ArgumentTypeError(f"{name} must be a number, but got {value!r}, a {type(value).__name__}.")
+
+
+def check_ratio(name: str, value: object) -> None:
+    """Raise unless ``value`` is a number between 0 and 1, neither of them.
+
+    Args:
+        name: The user's argument, for the message.
+        value: What was given.
+
+    Raises:
+        ArgumentTypeError: If it is no number.
+        ArgumentError: If it is out of range.
+
+    Example:
+        >>> check_ratio("amount", 50)
+        Traceback (most recent call last):
+        lit_prune.errors.ArgumentError: amount must be a ratio in (0, 1), such as 0.5, but got 50.
+    """
+    check_number(name, value)
+    if isinstance(value, bool) or not 0 < float(value) < 1:  # type: ignore[arg-type]
+        raise ArgumentError(f"{name} must be a ratio in (0, 1), such as 0.5, but got {value!r}.")

@@ -1,0 +1,101 @@
+"""Modules and tensors by their qualified names, and values by the names of their classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+
+def find_module(network: nn.Module, path: str) -> nn.Module | None:
+    """The submodule of that name, found without a walk over all of the network; None where there is none.
+
+    Example:
+        >>> net = nn.Sequential(nn.Sequential(nn.ReLU()))
+        >>> find_module(net, "0.0"), find_module(net, "0.1"), find_module(net, "") is net
+        (ReLU(), None, True)
+    """
+    found: nn.Module | None = network
+    for part in path.split(".") if path else ():
+        if found is None:
+            return None
+        found = found._modules.get(part)
+    return found
+
+
+def modules_of(network: nn.Module) -> list[tuple[str, nn.Module]]:
+    """What ``network.named_modules()`` yields, in a fraction of its time: that takes a generator for every level.
+
+    Example:
+        >>> [name for name, _ in modules_of(nn.Sequential(nn.Sequential(nn.ReLU()), nn.ReLU()))]
+        ['', '0', '0.0', '1']
+    """
+    seen = set()
+    found: list[tuple[str, nn.Module]] = []
+    waiting: list[tuple[str, nn.Module]] = [("", network)]
+    while waiting:
+        entry = path, module = waiting.pop()
+        if id(module) not in seen:
+            seen.add(id(module))
+            found.append(entry)
+            if children := module._modules:
+                prefix = f"{path}." if path else ""
+                below = [(prefix + name, child) for name, child in children.items() if child is not None]
+                waiting.extend(reversed(below))
+    return found
+
+
+def find_tensor(network: nn.Module, name: str) -> Tensor | None:
+    """The parameter or buffer of that name; None where there is none.
+
+    Example:
+        >>> net = nn.Sequential(nn.BatchNorm1d(3))
+        >>> find_tensor(net, "0.running_mean"), find_tensor(net, "0.momentum")
+        (tensor([0., 0., 0.]), None)
+    """
+    path, _, own = name.rpartition(".")
+    module = find_module(network, path)
+    if module is None:
+        return None
+    tensor = module._parameters.get(own)
+    return module._buffers.get(own) if tensor is None else tensor
+
+
+def tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers by name; of one that has several names, the first.
+
+    Example:
+        >>> [name for name, _ in tensors_of(nn.BatchNorm1d(3))]
+        ['weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked']
+    """
+    modules = modules_of(module)
+    for kind in ("_parameters", "_buffers"):
+        seen = set()
+        for path, owner in modules:
+            prefix = f"{path}." if path else ""
+            for name, tensor in vars(owner)[kind].items():
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    yield prefix + name, tensor
+
+
+def class_names(value: object) -> tuple[str, ...]:
+    """The names of a value's class and of its bases, the class first.
+
+    By them a callback, a logger or a strategy is recognised whichever package it comes from, and none is imported.
+
+    Example:
+        >>> class_names(nn.ReLU())
+        ('ReLU', 'Module', 'object')
+    """
+    return tuple(base.__name__ for base in type(value).__mro__)
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of parameters, trained or not; shared ones count once.
+
+    Example:
+        >>> count_parameters(nn.Linear(3, 2))
+        8
+    """
+    return sum(parameter.numel() for parameter in module.parameters())

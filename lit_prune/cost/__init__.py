@@ -1,0 +1,7 @@
+"""What a network costs: parameters, multiply-adds, and latency that was measured."""
+
+from lit_prune.cost.counts import Cost
+from lit_prune.cost.latency import Latency, measure_latency
+from lit_prune.cost.side_by_side import measure_side_by_side
+
+__all__ = ["Cost", "Latency", "measure_latency", "measure_side_by_side"]

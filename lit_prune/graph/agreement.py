@@ -1,0 +1,85 @@
+"""Two recordings side by side: does a narrower network couple and compute what the one before foretells?"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lit_prune.errors import TraceError
+from lit_prune.graph.labels import Row
+from lit_prune.graph.recording import Constant, Recording
+from lit_prune.plan import PruningPlan
+
+
+def compare(recording: Recording, again: Recording, plan: PruningPlan) -> None:
+    """Hold the recording of a narrower network against the one that its plan was made by.
+
+    Args:
+        recording: Of the network before.
+        again: Of the network once it was cut.
+        plan: What was kept of it.
+
+    Raises:
+        TraceError: If it does not couple exactly what is left of the couplings before; the message names the layer.
+    """
+    _compare_constants(recording, again)
+    old, new = recording.raw, again.raw
+    owners: list[str] = []
+    before: list[Row] = []
+    after: list[Row] = []
+    alone = np.zeros(len(old.reason), dtype=np.bool_)
+    for slot, row in recording.slots.items():
+        kept = plan.kept.get(slot[0], {}).get(slot[1])
+        left = row if kept is None else row[kept.numpy()]
+        if slot in again.slots:
+            before.append(old.of[left])
+            after.append(new.of[again.slots[slot]])
+            owners.append(slot[0])
+        elif len(left) == 1:
+            # A dimension of one is not tracked, so nothing is said of what it is coupled with.
+            alone[old.of[left]] = True
+    missing = again.slots.keys() - recording.slots.keys()
+    if missing:
+        name = min(missing)[0]
+        raise TraceError(f"{name} is used only once the network is narrower", name.rpartition(".")[0])
+    if not before:
+        return
+    old_of, new_of = np.concatenate(before), np.concatenate(after)
+    layer = np.repeat(np.arange(len(owners)), [len(row) for row in before])
+    compared = ~alone[old_of]
+    old_of, new_of, layer = old_of[compared], new_of[compared], layer[compared]
+    for ours, theirs in ((old_of, new_of), (new_of, old_of)):
+        wrong = _ambiguous(ours, theirs)
+        if wrong.any():
+            name = owners[int(layer[wrong].min())].rpartition(".")[0]
+            raise TraceError(f"the narrower network couples other channels, of {name}", name)
+    colder = new.unprunable[new_of] & ~old.unprunable[old_of]
+    if colder.any():
+        name = owners[int(layer[colder].min())].rpartition(".")[0]
+        raise TraceError(f"the narrower network freezes channels of {name} that were free", name)
+
+
+def _ambiguous(ours: Row, theirs: Row) -> np.ndarray:
+    """Where an element of ``ours`` stands beside several different ones of ``theirs``."""
+    first = np.zeros(int(ours.max(initial=0)) + 1, dtype=np.int64)
+    first[ours] = theirs
+    return np.asarray(first[ours] != theirs)
+
+
+def _compare_constants(recording: Recording, again: Recording) -> None:
+    if recording.constants == again.constants:
+        return
+    before, after = _by_layer(recording), _by_layer(again)
+    for layer in before.keys() | after.keys():
+        (numbers, fills), (numbers_now, fills_now) = before.get(layer, ([], [])), after.get(layer, ([], []))
+        # A cache that was filled when the network ran before (anchors) is filled anew where it is keyed by a shape.
+        if numbers != numbers_now or (fills and fills != fills_now):
+            raise TraceError(f"{layer or 'it'} computes with a number that depends on a width", layer)
+
+
+def _by_layer(recording: Recording) -> dict[str, tuple[list[Constant], list[Constant]]]:
+    """For each layer the constants of its arithmetic, and those that it fills new tensors with."""
+    found: dict[str, tuple[list[Constant], list[Constant]]] = {}
+    for constant in recording.constants:
+        name, _, layer = constant
+        found.setdefault(layer, ([], []))["full" in name].append(constant)
+    return found

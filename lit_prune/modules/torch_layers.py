@@ -1,0 +1,95 @@
+"""What torch's own layers remember of their widths, and what they insist on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from lit_prune.modules.registry import (
+    MULTIPLIER,
+    register_attributes,
+    register_fixed,
+)
+from lit_prune.plan import Slot
+
+
+def _remember(module: Any, **values: int) -> None:
+    """Set what differs: most modules of a network are as they were, and setting an attribute of one is slow."""
+    for name, value in values.items():
+        if getattr(module, name, None) != value:
+            setattr(module, name, value)
+
+
+@register_attributes(_ConvNd)
+def _convolution(module: Any) -> None:
+    first, second = module.weight.shape[:2]
+    transposed = isinstance(module, _ConvTransposeNd)
+    if module.groups > 1 and not hasattr(module, MULTIPLIER):
+        # Noted once: of one group left, a depthwise one looks like any; of one input a group, a grouped one like it.
+        depthwise = module.groups == module.in_channels
+        setattr(module, MULTIPLIER, module.out_channels // module.groups if depthwise else 0)
+    if multiplier := getattr(module, MULTIPLIER, 0):
+        # The groups go with the channels. Otherwise their number stays.
+        _remember(module, groups=first if transposed else first // multiplier)
+    if transposed:
+        _remember(module, in_channels=first, out_channels=second * module.groups)
+    else:
+        _remember(module, in_channels=second * module.groups, out_channels=first)
+
+
+@register_attributes(nn.Linear)
+def _linear(module: Any) -> None:
+    outputs, inputs = module.weight.shape
+    _remember(module, out_features=outputs, in_features=inputs)
+
+
+@register_attributes(_NormBase)
+def _batch_norm(module: Any) -> None:
+    for tensor in (module.weight, module.running_mean):
+        if tensor is not None:
+            _remember(module, num_features=tensor.shape[0])
+
+
+for _name in (nn.LayerNorm, "torch.nn.modules.normalization.RMSNorm", "timm.layers.norm.RmsNorm"):
+
+    @register_attributes(_name)
+    def _layer_norm(module: Any) -> None:
+        if module.weight is not None:
+            module.normalized_shape = tuple(module.weight.shape)
+
+
+@register_attributes(nn.GroupNorm)
+def _group_norm(module: Any) -> None:
+    if module.weight is not None:
+        module.num_channels = len(module.weight)
+
+
+@register_attributes(nn.PReLU)
+def _prelu(module: Any) -> None:
+    module.num_parameters = len(module.weight)
+
+
+@register_attributes(nn.Embedding)
+def _embedding(module: Any) -> None:
+    module.num_embeddings, module.embedding_dim = module.weight.shape
+
+
+@register_fixed(nn.MultiheadAttention)
+def _multihead_attention(module: Any) -> Iterable[tuple[Slot, str]]:
+    # Its forward asserts that queries are `embed_dim` wide, and views their projections as that.
+    reason = "is the embed_dim of a MultiheadAttention, which its forward insists on"
+    for weight in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
+        yield (weight, 0), reason
+        yield (weight, 1), reason
+    yield ("out_proj.weight", 1), reason
+
+
+@register_fixed(nn.RNNBase)
+def _recurrent(module: Any) -> Iterable[tuple[Slot, str]]:
+    for name, parameter in module.named_parameters():
+        for dim in range(parameter.dim()):
+            yield (name, dim), f"is a width of a recurrent {type(module).__name__}, which checks it"

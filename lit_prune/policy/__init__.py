@@ -1,0 +1,1 @@
+"""One decision: which groups may lose channels, and which of them do."""

@@ -1,0 +1,139 @@
+"""What criteria, selections and schedules answer, held against what they promise before anything rests on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lit_prune.common.choices import nearest
+from lit_prune.criteria import Criterion, Evidence
+from lit_prune.errors import ArgumentError, ArgumentTypeError
+from lit_prune.graph import ChannelGroup
+from lit_prune.schedule import Schedule
+from lit_prune.select import Selection
+
+
+def checked_scores(criterion: Criterion, evidence: Evidence) -> dict[str, Tensor]:
+    """What ``criterion`` says of the groups that take part.
+
+    Raises:
+        ArgumentTypeError: If it is no mapping from names to tensors.
+        ArgumentError: If a name is unknown, or scores have another shape than ``(size,)`` or are not finite; the
+            message
+            names the criterion and the group.
+    """
+    who = type(criterion).__name__
+    scores = _mapping(f"{who} must return a dict from group names to scores", criterion(evidence))
+    _check_names(f"{who} scores", scores, (group.name for group in evidence.graph.groups))
+    return {
+        group.name: _checked_score(who, group, scores[group.name]) for group in evidence.groups if group.name in scores
+    }
+
+
+def checked_removal(selection: Selection, removal: Any, groups: Iterable[ChannelGroup]) -> dict[str, Tensor]:
+    """Which channels ``selection`` removes.
+
+    Args:
+        selection: Whose answer it is, for the messages.
+        removal: The answer: group name to the channels that go.
+        groups: Those that take part.
+
+    Raises:
+        ArgumentTypeError: If it is no mapping from names to whole numbers; a mask is none.
+        ArgumentError: If a name is unknown or takes no part, or channels are out of range, repeated, or all of a group.
+    """
+    who = type(selection).__name__
+    by_name = {group.name: group for group in groups}
+    removal = _mapping(f"{who} must return a dict from group names to the channels that go", removal)
+    _check_names(f"{who} removes channels of", removal, by_name)
+    return {name: _checked_channels(who, by_name[name], channels) for name, channels in removal.items()}
+
+
+def checked_events(schedule: Schedule, length: int | None) -> dict[int, float]:
+    """The events of a schedule, in rising order.
+
+    Args:
+        schedule: The user's.
+        length: As for :meth:`Schedule.events`.
+
+    Raises:
+        ArgumentTypeError: If it is no mapping from whole numbers to numbers.
+        ArgumentError: If there is no event, one is negative, or the parts do not rise within (0, 1].
+    """
+    who = type(schedule).__name__
+    given = _mapping(
+        f"{who}.events must return a dict from {schedule.unit} to the part that is gone", schedule.events(length)
+    )
+    events = {moment: given[moment] for moment in sorted(given)}
+    if not events:
+        raise ArgumentError(f"{who} has no event, so nothing would be pruned.")
+    before = 0.0
+    for moment, part in events.items():
+        if not isinstance(moment, int) or isinstance(moment, bool) or moment < 0:
+            raise ArgumentError(f"{who}: events come at whole {schedule.unit} from 0 on, but one is at {moment!r}.")
+        if not isinstance(part, (int, float)) or not before <= part <= 1 or part == 0:
+            raise ArgumentError(
+                f"{who}: the part that is gone after each event rises within (0, 1], but at {moment} it is {part!r}"
+                f"{f', after {before:g}' if before else ''}."
+            )
+        before = part
+    return events
+
+
+def _mapping(promise: str, answer: Any) -> Mapping[Any, Any]:
+    if not isinstance(answer, Mapping):
+        raise ArgumentTypeError(f"{promise}, but returned a {type(answer).__name__}.")
+    return answer
+
+
+def _check_names(what: str, answer: Mapping[Any, Any], known: Iterable[str]) -> None:
+    names = list(known)
+    for name in answer:
+        if name not in names:
+            raise ArgumentError(f"{what} {name!r}, which is no group that takes part. {nearest(str(name), names)}")
+
+
+def _checked_score(who: str, group: ChannelGroup, score: Any) -> Tensor:
+    if not isinstance(score, Tensor) or score.is_complex():
+        raise ArgumentTypeError(
+            f"{who} must score group {group.name!r} by a real tensor of shape ({group.size},), but returned a "
+            f"{type(score).__name__}."
+        )
+    if score.shape != (group.size,):
+        raise ArgumentError(
+            f"{who} must return one score for each of the {group.size} channels of group {group.name!r}, a tensor of "
+            f"shape ({group.size},), but returned shape {tuple(score.shape)}."
+        )
+    wrong = int((~torch.isfinite(score)).sum())
+    if wrong:
+        raise ArgumentError(
+            f"{who} scores {wrong} of the {group.size} channels of group {group.name!r} with NaN or infinity, which "
+            "rank nothing. Look whether the weights are finite; a group that can't be judged is left out of the dict."
+        )
+    return score.detach()
+
+
+def _checked_channels(who: str, group: ChannelGroup, channels: Any) -> Tensor:
+    given = channels.detach().cpu() if isinstance(channels, Tensor) else np.asarray(channels)
+    indices = torch.as_tensor(given)
+    if indices.numel() and (indices.dtype == torch.bool or indices.is_floating_point() or indices.is_complex()):
+        raise ArgumentTypeError(
+            f"{who} must name the channels of group {group.name!r} that go by their indices, but returned "
+            f"{str(indices.dtype).removeprefix('torch.')} values. Of a mask of what goes, return "
+            "`mask.nonzero().flatten()`."
+        )
+    indices = indices.long().flatten()
+    if len(set(indices.tolist())) < indices.numel():
+        raise ArgumentError(f"{who} removes a channel of group {group.name!r} twice.")
+    if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < group.size:
+        raise ArgumentError(
+            f"{who} removes channels {int(indices.min())} to {int(indices.max())} of group {group.name!r}, which has "
+            f"channels 0 to {group.size - 1}."
+        )
+    if indices.numel() == group.size:
+        raise ArgumentError(f"{who} removes all {group.size} channels of group {group.name!r}: at least one must stay.")
+    return indices

@@ -1,0 +1,76 @@
+"""One pruning in one call, for a loop of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from lit_prune.common.arguments import check_ratio
+from lit_prune.common.choices import resolve
+from lit_prune.criteria import CRITERIA, Criterion
+from lit_prune.errors import ArgumentError
+from lit_prune.graph import Call, ChannelGraph
+from lit_prune.plan import PruningPlan
+from lit_prune.policy.history import Record
+from lit_prune.policy.policy import PruningPolicy
+from lit_prune.policy.scope import Scope
+from lit_prune.select import SELECTIONS, Selection
+
+
+def plan_pruning(
+    network: nn.Module,
+    *inputs: Any,
+    amount: float,
+    selection: Selection | str = "macs",
+    criterion: Criterion | str = "magnitude",
+    blocks: Sequence[int | str] | None = None,
+    exclude: Sequence[str] = (),
+    round_to: int = 8,
+    min_channels: int = 1,
+) -> PruningPlan:
+    """The plan of one pruning, tried out on a copy, for :func:`lit_prune.prune_` in a loop of one's own.
+
+    Nothing is changed. On several ranks of ``torch.distributed`` all have the plan of rank 0.
+
+    Args:
+        network: The network, on any device.
+        *inputs: Example inputs of its forward; a batch of any size.
+        amount: The ratio that goes, in (0, 1), of what the selection counts: by default multiply-adds.
+        selection: As for :class:`lit_prune.ChannelPruning`; one that needs no activations.
+        criterion: Likewise.
+        blocks: As for :class:`lit_prune.ChannelPruning`.
+        exclude: Likewise.
+        round_to: Likewise.
+        min_channels: Likewise.
+
+    Raises:
+        ArgumentError: If an argument is out of range, the selection needs activations, or nothing can be pruned.
+        SelectionError: If the amount is out of reach.
+        TraceError: If the network can't be run on these inputs.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 4, 3))
+        >>> plan = plan_pruning(net, torch.zeros(1, 3, 16, 16), amount=0.5)
+        >>> {name: {dim: len(kept) for dim, kept in dims.items()} for name, dims in plan.kept.items()}
+        {'0.bias': {0: 16}, '0.weight': {0: 16}, '2.weight': {1: 16}}
+    """
+    check_ratio("amount", amount)
+    policy = PruningPolicy(
+        Scope(blocks, exclude),
+        resolve("criterion", criterion, Criterion, CRITERIA),
+        resolve("selection", selection, Selection, SELECTIONS),
+        round_to,
+        min_channels,
+    )
+    if policy.calibration is not None:
+        raise ArgumentError(
+            f"{type(policy.selection).__name__} by {type(policy.criterion).__name__} goes by activations, and there is "
+            "no data here: take a criterion and selection that go by weights, or train with ChannelPruning."
+        )
+    calls = [Call("", inputs)]
+    policy.scope.check(network)
+    policy.check(network, ChannelGraph.trace_calls(network, calls))
+    return policy.decide(network, calls, amount, Record()).plan

@@ -1,0 +1,244 @@
+"""One pruning, decided and tried out before anything is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+from torch import Tensor, nn
+
+from lit_prune.activations import Calibration, Moments
+from lit_prune.common.arguments import check_whole
+from lit_prune.common.ranks import check_same, from_rank_zero
+from lit_prune.criteria import Criterion, Evidence
+from lit_prune.errors import ArgumentError
+from lit_prune.graph import Call, ChannelGraph, ChannelGroup
+from lit_prune.plan import PruningPlan, extended
+from lit_prune.policy.contract import checked_removal, checked_scores
+from lit_prune.policy.history import Dense, Record
+from lit_prune.policy.scope import Scope, largest_independent
+from lit_prune.policy.steps import carry_out
+from lit_prune.select import MacsBudget, Selection, Target
+
+Measure = Callable[[list[str], Calibration], Mapping[str, Moments]]
+
+
+@dataclass(frozen=True)
+class PruningEvent:
+    """What one event does, tried out on a copy without weights.
+
+    Attributes:
+        plan: What stays.
+        before: Graph of the network as it is.
+        after: Graph of what will be left.
+        groups: The groups that took part.
+        skipped: Group name to the reason why it did not.
+    """
+
+    plan: PruningPlan
+    before: ChannelGraph
+    after: ChannelGraph
+    groups: tuple[ChannelGroup, ...]
+    skipped: Mapping[str, str]
+
+    def record(self, **known: Any) -> dict[str, Any]:
+        """The event as plain data, beside what else is ``known`` of it."""
+        return {
+            **known,
+            "channels": {group.name: [group.size, group.width_under(self.plan)] for group in self.groups},
+            "macs": [self.before.macs, self.after.macs],
+            "skipped": dict(self.skipped),
+        }
+
+
+@dataclass(frozen=True)
+class PruningPolicy:
+    """How channels are chosen: all that a decision needs beside the network.
+
+    Attributes:
+        scope: Which groups may lose channels.
+        criterion: What a channel is worth.
+        selection: Which go.
+        round_to: Kept widths are multiples of it; layers that have no more channels stay whole.
+        min_channels: The least that a group keeps.
+        layers_per_event: The number of groups that take part, the widest first; ``None`` is all.
+    """
+
+    scope: Scope
+    criterion: Criterion
+    selection: Selection
+    round_to: int = 8
+    min_channels: int = 1
+    layers_per_event: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("round_to", "min_channels", "layers_per_event"):
+            if (count := getattr(self, name)) is not None:
+                check_whole(name, count)
+        if self.layers_per_event is not None and isinstance(self.selection, MacsBudget):
+            raise ArgumentError(
+                "layers_per_event prunes each layer to the full amount, so it can't meet a MACs budget."
+            )
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """How much data a decision looks at; ``None`` where it goes by weights alone."""
+        return self.criterion.calibration or self.selection.calibration
+
+    def check(self, network: nn.Module, graph: ChannelGraph) -> None:
+        """Raise unless something of this network can be pruned in this way.
+
+        Raises:
+            ArgumentError: If no group takes part, or all are too narrow for ``round_to``.
+        """
+        groups, _ = self.scope.pick(network, graph)
+        if len(self._narrow(groups, Record())) == len(groups):
+            widest = max(groups, key=lambda group: group.size)
+            raise ArgumentError(
+                f"Nothing could be pruned: kept widths are multiples of round_to={self.round_to}, and the widest layer "
+                f"that takes part, {widest.name}, has {widest.size} channels. Lower `round_to`."
+            )
+
+    def decide(
+        self,
+        network: nn.Module,
+        calls: Sequence[Call],
+        share: float | None,
+        record: Record,
+        measure: Measure = lambda layers, calibration: {},
+        averages: Mapping[str, str] = MappingProxyType({}),
+    ) -> PruningEvent:
+        """Choose the channels of one event; on several ranks, those that rank 0 chooses.
+
+        Args:
+            network: The live network; it is not changed.
+            calls: How it is entered.
+            share: The share that is to be gone afterwards, of the dense network; ``None`` lets the selection decide.
+            record: What was pruned before, and what it may not be.
+            measure: Statistics of the activations of some layers, for a criterion or selection that asks for them.
+            averages: Prefix of an average inside of the network to that of what it is an average of.
+
+        Raises:
+            TraceError: If the network can't be run, before or after.
+            ArgumentError: If nothing can be pruned, or the share is out of reach.
+            RuntimeError: If another rank failed, or ranks disagree.
+        """
+
+        def look() -> tuple[ChannelGraph, tuple[ChannelGroup, ...], dict[str, str]]:
+            graph = ChannelGraph.trace_calls(network, calls)
+            return graph, *self.candidates(network, graph, record, averages)
+
+        graph, groups, skipped = carry_out("look", look)
+        moments: Mapping[str, Moments] = {}
+        if groups and self.calibration is not None:
+            layers = dict.fromkeys(layer for group in groups for layer in group.layers)
+            moments = carry_out("measure", partial(measure, list(layers), self.calibration))
+        evidence = Evidence(network, graph, groups, moments)
+        dense = record.dense or Dense.of(network, graph)
+        target = Target(share, dense.widths, dense.macs, self.round_to, self.min_channels)
+        plan = carry_out("choose", lambda: extended(self._choose(evidence, target, skipped), averages))
+        plan = from_rank_zero(plan)
+        after = carry_out("rehearse", lambda: graph.rehearse(plan))
+        check_same(plan.digest)
+        return PruningEvent(plan, graph, after, groups, skipped)
+
+    def candidates(
+        self,
+        network: nn.Module,
+        graph: ChannelGraph,
+        record: Record,
+        averages: Mapping[str, str] = MappingProxyType({}),
+        all_trained: bool = False,
+    ) -> tuple[tuple[ChannelGroup, ...], dict[str, str]]:
+        """The groups that take part in an event now, and why others do not.
+
+        Args:
+            network: The live network.
+            graph: Its graph.
+            record: What was pruned before.
+            averages: As for :meth:`decide`.
+            all_trained: Take layers that are not trained now as trained: they may be by then.
+        """
+        groups, skipped = self.scope.pick(network, graph)
+        skipped |= dict.fromkeys(record.barred, "was taken back before")
+        if not all_trained:
+            skipped |= _untrained(network, groups)
+        skipped |= _averaged(groups, averages)
+        # Pieces of one split stay equally wide: all of them or none.
+        groups = tuple(group for group in groups if not skipped.keys() & {group.name, *group.balanced})
+        if self.layers_per_event is not None:
+            waiting = [group for group in groups if group.name not in record.pruned]
+            groups = largest_independent(waiting, self.layers_per_event)
+        # They stay by their width, but count where all channels do.
+        return groups, skipped | self._narrow(groups, record)
+
+    def _narrow(self, groups: Sequence[ChannelGroup], record: Record) -> dict[str, str]:
+        """Groups that can't lose any channel, and never could."""
+        widths = record.dense.widths if record.dense is not None else {}
+        reason = f"has no more channels than round_to={self.round_to}"
+        return {group.name: reason for group in groups if widths.get(group.name, group.size) <= self.round_to}
+
+    def scores(self, evidence: Evidence) -> dict[str, Tensor]:
+        """What the criterion says of the groups that take part.
+
+        Raises:
+            TypeError: If it answers in another form than it must.
+            ArgumentError: If its scores are none, or it can judge no group.
+        """
+        scores = checked_scores(self.criterion, evidence)
+        if not scores and evidence.groups:
+            raise ArgumentError(f"{type(self.criterion).__name__} can judge none of the {len(evidence.groups)} groups.")
+        return scores
+
+    def _choose(self, evidence: Evidence, target: Target, skipped: dict[str, str]) -> PruningPlan:
+        scores = self.scores(evidence)
+        for group in evidence.groups:
+            if group.name not in scores:
+                skipped[group.name] = f"{type(self.criterion).__name__} can't judge it"
+        removal = self.selection(evidence, scores, target)
+        return evidence.graph.plan(checked_removal(self.selection, removal, evidence.groups))
+
+
+def _averaged(groups: Sequence[ChannelGroup], averages: Mapping[str, str]) -> dict[str, str]:
+    """Groups that nobody trains but that follow what they are averages of."""
+    return {
+        group.name: f"is an average of {source[:-1]}, and shrinks with it"
+        for group in groups
+        for prefix, source in averages.items()
+        if all(name.startswith(prefix) for name, _ in group.slots)
+    }
+
+
+def _untrained(network: nn.Module, groups: Sequence[ChannelGroup]) -> dict[str, str]:
+    """Groups of which a layer is not learning now: nothing would make up for what it loses."""
+    trained = {name for name, parameter in network.named_parameters(remove_duplicate=False) if parameter.requires_grad}
+    vectors = {name for name, parameter in network.named_parameters(remove_duplicate=False) if parameter.dim() <= 1}
+    reasons = {}
+    for group in groups:
+        still = [layer for layer, tensors in _makers(group, vectors).items() if not tensors & trained]
+        if still:
+            reasons[group.name] = (
+                "is not trained (requires_grad=False)"
+                if group.name in still or len(still) == len(group.layers)
+                else f"coupled with {still[0]}, which is not trained (requires_grad=False)"
+            )
+    return reasons
+
+
+def _makers(group: ChannelGroup, vectors: Container[str]) -> dict[str, set[str]]:
+    """Each layer that makes a group's channels, with the names of its tensors and of those of the norms behind it.
+
+    Slots come in the order of the forward: what lies between a layer and the next is the layer's, but for the weights
+    of those that read the channels.
+    """
+    found: dict[str, set[str]] = {layer: set() for layer in group.layers}
+    maker = group.layers[0]
+    for name, _ in group.slots:
+        layer = name.rpartition(".")[0]
+        maker = layer if layer in found else maker
+        if layer == maker or name in vectors:
+            found[maker].add(name)
+    return found

@@ -1,0 +1,171 @@
+"""What was pruned, as a table, as JSON and as figures; all from plain records."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from lit_prune.errors import ArgumentTypeError
+
+if TYPE_CHECKING:
+    pass
+
+Record = Mapping[str, Any]
+"""One pruning: ``epoch``, ``step``, ``ratio`` (aimed at so far; ``None`` where the selection decided), ``channels``
+(group name to [before, after]), ``params`` and ``macs`` ([before, after]), ``seconds``, ``skipped`` (group name to the
+reason)."""
+History = Mapping[str, Sequence[Mapping[str, float]]]
+"""Name of a run to its epochs: ``epoch``, ``map`` and ``macs`` of each."""
+
+_BAR = 12  # characters of a bar in a table
+
+
+def event_table(record: Record, max_rows: int | None = 24) -> Table:
+    """One pruning as a table: channels of every group before and after, then parameters and multiply-adds.
+
+    Args:
+        record: What :class:`lit_prune.ChannelPruning` keeps of an event.
+        max_rows: Where there are more groups, those of one block (a common beginning of their names) share a row;
+            ``None`` gives every group its own.
+
+    Example:
+        >>> record = {"epoch": 3, "step": 90, "ratio": 0.5, "channels": {"0": [8, 4]}, "params": [512, 256],
+        ...           "macs": [20000, 10000], "seconds": 0.1, "skipped": {}}
+        >>> event_table(record).row_count
+        3
+    """
+    rows = fold_groups(record["channels"], max_rows)
+    table = Table(
+        title=f"Pruned at epoch {record['epoch']}, {_aim(record)}",
+        title_style="bold",
+        caption=_caption(record),
+        caption_justify="left",
+        header_style="bold",
+    )
+    folded = len(rows) < len(record["channels"])
+    table.add_column("block (groups)" if folded else "group", no_wrap=True)
+    for heading in ("before", "after"):
+        table.add_column(heading, justify="right")
+    table.add_column("kept", no_wrap=True)
+    for name, (groups, before, after) in rows.items():
+        label = Text.assemble(name, (f" ({groups})", "dim")) if folded else Text(name)
+        table.add_row(label, f"{before:,}", f"{after:,}", share_bar(after, before))
+    table.add_section()
+    for title, key in (("parameters", "params"), ("multiply-adds", "macs")):
+        before, after = record[key]
+        table.add_row(title, human(before), human(after), share_bar(after, before), style="bold")
+    return table
+
+
+def fold_groups(channels: Mapping[str, Sequence[int]], max_rows: int | None) -> dict[str, tuple[int, int, int]]:
+    """Sum groups whose names begin alike, no more than needed: row name to (groups, channels before, after).
+
+    Example:
+        >>> fold_groups({"net.0.a": [8, 4], "net.0.b": [8, 6], "net.1": [4, 2]}, max_rows=2)
+        {'net.0': (2, 16, 10), 'net.1': (1, 4, 2)}
+    """
+    depth = max((name.count(".") + 1 for name in channels), default=1)
+    while True:
+        rows: dict[str, tuple[int, int, int]] = {}
+        for name, (before, after) in channels.items():
+            key = ".".join(name.split(".")[:depth])
+            groups, all_before, all_after = rows.get(key, (0, 0, 0))
+            rows[key] = groups + 1, all_before + before, all_after + after
+        if max_rows is None or len(rows) <= max_rows or depth == 1:
+            return rows
+        depth -= 1
+
+
+def share_bar(part: float, whole: float) -> Text:
+    """A bar and a percentage, for a table's cell."""
+    share = part / whole if whole else 0.0
+    full = round(_BAR * min(1.0, share))
+    return Text.assemble(("█" * full, "cyan"), ("░" * (_BAR - full), "bright_black"), f" {share:4.0%}")
+
+
+def human(number: float) -> str:
+    """A count with a unit: three digits are what a reader compares.
+
+    Example:
+        >>> human(812), human(3012798), human(96_400_000), human(4.1e9)
+        ('812', '3.01 M', '96.4 M', '4.10 G')
+    """
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            value = number / size
+            return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {unit}"
+    return f"{number:.0f}"
+
+
+def relative_change(before: float, after: float) -> str:
+    """How much more or less a cost is than it was, as a percentage of what it was.
+
+    Example:
+        >>> relative_change(200, 100), relative_change(1000, 998), relative_change(7, 7)
+        ('-50%', '-0.2%', 'no change')
+    """
+    change = after / before - 1 if before else 0.0
+    if after == before:
+        return "no change"
+    if abs(change) >= 0.005:
+        return f"{change:+.0%}"
+    return f"{change:+.1%}" if abs(change) >= 0.0005 else "under 0.1%"
+
+
+def score_change(before: float, after: float) -> str:
+    """How much better or worse a score is than it was.
+
+    Example:
+        >>> score_change(0.5, 0.25), score_change(0.5, 0.5001), score_change(0.5, 0.5)
+        ('-0.250', 'under 0.001', 'no change')
+    """
+    if after == before:
+        return "no change"
+    return f"{after - before:+.3f}" if abs(after - before) >= 0.0005 else "under 0.001"
+
+
+def speedup(before: float, after: float) -> str:
+    """How much faster or slower something is than it was, from the times that both take.
+
+    Example:
+        >>> speedup(3.0, 2.0), speedup(2.0, 3.0), speedup(2.0, 2.001)
+        ('1.50× faster', '1.50× slower', 'as fast')
+    """
+    ratio, word = (before / after, "faster") if before >= after else (after / before, "slower")
+    return "as fast" if f"{ratio:.2f}" == "1.00" else f"{ratio:.2f}× {word}"
+
+
+def save_json(report: Mapping[str, Any], path: str | Path) -> None:
+    """Write a report as indented JSON; numbers of torch and NumPy become plain ones."""
+    Path(path).write_text(json.dumps(report, indent=2, default=_plain) + "\n", encoding="utf-8")
+
+
+def _aim(record: Record) -> str:
+    """How far the event was to go; in records of older versions this is the share."""
+    ratio = record.get("ratio", record.get("share"))
+    if ratio is not None:
+        return f"target so far {float(ratio):.0%}"
+    before, after = (sum(widths[side] for widths in record["channels"].values()) for side in (0, 1))
+    return f"{before - after:,} of {before:,} channels by the selection's decision"
+
+
+def _caption(record: Record) -> str:
+    lines = [f"took {float(record['seconds']):.1f} s"]
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in record.get("skipped", {}).items():
+        by_reason.setdefault(reason, []).append(name)
+    for reason, names in by_reason.items():
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        lines.append(f"left as is: {', '.join(names[:3])}{more} ({reason})")
+    return "\n".join(lines)
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "item"):
+        return value.item()
+    raise ArgumentTypeError(f"A report holds plain data, but got {type(value).__name__}.")

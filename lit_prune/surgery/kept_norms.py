@@ -1,0 +1,165 @@
+"""Normalisation as if removed channels were not there: what a masked network needs to be a reference.
+
+A LayerNorm or GroupNorm takes its mean and variance over channels. In a shrunk network they are those of the channels
+that are left: that is what a norm of that width computes, and what fine-tuning continues from. Zeroed channels would
+pull the statistics toward zero, so a masked network leaves them out in the same way. A convolution that standardises
+its weight (Qiao et al., "Weight Standardization", 2019) takes them over its inputs: the same holds for these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.overrides import TorchFunctionMode
+
+from lit_prune.common.names import find_module
+from lit_prune.plan import PruningPlan
+
+
+class KeptStatistics:
+    """A forward hook pair that has a module's norm look at some of its channels only; the others come out as zero.
+
+    Args:
+        kept: Dimension of the norm's weight to the indices that count.
+    """
+
+    def __init__(self, kept: Mapping[int, Tensor]) -> None:
+        self.kept = dict(kept)
+        self._open: list[ExitStack] = []
+
+    def enter(self, module: nn.Module, _: Any) -> None:
+        """Before the forward."""
+        stack = ExitStack()
+        stack.enter_context(_KeptNorm(module.get_parameter("weight"), self.kept))
+        self._open.append(stack)
+
+    def leave(self, *_: Any) -> None:
+        """After the forward, also one that failed."""
+        self._open.pop().close()
+
+
+def keep_statistics_(module: nn.Module, plan: PruningPlan) -> None:
+    """Have every norm whose weight ``plan`` cuts take its statistics from what is kept."""
+    for child, dims in _norms(module, plan):
+        before = _release_(child)
+        _register_(child, {dim: _intersection(indices, before.get(dim)) for dim, indices in dims.items()})
+
+
+def shrink_statistics_(module: nn.Module, plan: PruningPlan) -> None:
+    """Bring what :func:`keep_statistics_` did in line with a cut: what is gone need not be left out any more."""
+    for child, dims in _norms(module, plan):
+        before = _release_(child)
+        left = {dim: torch.isin(dims[dim], kept).nonzero().flatten() for dim, kept in before.items() if dim in dims}
+        if any(len(indices) < len(dims[dim]) for dim, indices in left.items()):
+            _register_(child, left)
+
+
+def _norms(module: nn.Module, plan: PruningPlan) -> Iterator[tuple[nn.Module, Mapping[int, Tensor]]]:
+    """Whatever may normalise over channels by a weight that the plan cuts."""
+    for name, dims in plan.kept.items():
+        path, _, own = name.rpartition(".")
+        child = find_module(module, path) if own == "weight" else None
+        if child is None or isinstance(child, (_NormBase, nn.Linear, nn.Embedding)):
+            continue
+        if not isinstance(child, _ConvNd):
+            yield child, dims
+        elif 1 in dims and not type(child).forward.__module__.startswith("torch."):
+            # Outputs are standardised each by itself.
+            yield child, {1: dims[1]}
+
+
+def _register_(module: nn.Module, kept: Mapping[int, Tensor]) -> None:
+    statistics = KeptStatistics(kept)
+    module.register_forward_pre_hook(statistics.enter)
+    module.register_forward_hook(statistics.leave, always_call=True)
+
+
+def _release_(module: nn.Module) -> Mapping[int, Tensor]:
+    """Take the hooks off one module (not its children), and return what they kept."""
+    kept: Mapping[int, Tensor] = {}
+    for table in (module._forward_pre_hooks, module._forward_hooks):
+        for key, hook in list(table.items()):
+            owner = getattr(hook, "__self__", None)
+            if isinstance(owner, KeptStatistics):
+                kept = owner.kept
+                del table[key]
+                module._forward_hooks_always_called.pop(key, None)
+    return kept
+
+
+def _intersection(indices: Tensor, others: Tensor | None) -> Tensor:
+    return indices if others is None else indices[torch.isin(indices, others)]
+
+
+class _KeptNorm(TorchFunctionMode):
+    """While open, norms by one weight run over the kept indices."""
+
+    def __init__(self, weight: Tensor, kept: Mapping[int, Tensor]) -> None:
+        super().__init__()
+        self._weight = weight
+        self._kept = {dim: indices.to(weight.device) for dim, indices in kept.items()}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        places = _PLACES.get(func)
+        if func is F.batch_norm:
+            return self._standardised(dict(zip(_BATCH_NORM, args, strict=False)) | kwargs)
+        if places is None:
+            return func(*args, **kwargs)
+        arguments = {**dict(zip(places, args, strict=False)), **kwargs}
+        if arguments.get("weight") is not self._weight:
+            return func(*args, **kwargs)
+        source = arguments["input"]
+        first = 1 if "num_groups" in places else source.dim() - len(arguments["normalized_shape"])
+        over = {first + dim: indices for dim, indices in self._kept.items()}
+        arguments["input"] = _select(source, over)
+        for name in ("weight", "bias"):
+            if arguments.get(name) is not None:
+                arguments[name] = _select(arguments[name], self._kept)
+        if "normalized_shape" in arguments:
+            arguments["normalized_shape"] = tuple(arguments["weight"].shape)
+        return _spread(func(**arguments), over, source.shape)
+
+    def _standardised(self, arguments: dict[str, Any]) -> Tensor:
+        """A batch norm; of the weight itself, shaped ``(1, outputs, inputs and kernel)``, over the kept inputs."""
+        source, weight = arguments["input"], self._weight
+        own = source.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr()
+        if own and arguments.get("training") and source.shape == (1, len(weight), weight[0].numel()):
+            inside = torch.zeros_like(weight[0], dtype=torch.bool)
+            inside[self._kept[1]] = True
+            over = {2: inside.flatten().nonzero().flatten()}
+            return _spread(F.batch_norm(**arguments | {"input": _select(source, over)}), over, source.shape)
+        return F.batch_norm(**arguments)
+
+
+_BATCH_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+_PLACES: dict[Callable[..., Any], tuple[str, ...]] = {
+    F.layer_norm: ("input", "normalized_shape", "weight", "bias", "eps"),
+    F.rms_norm: ("input", "normalized_shape", "weight", "eps"),
+    F.group_norm: ("input", "num_groups", "weight", "bias", "eps"),
+    torch.layer_norm: ("input", "normalized_shape", "weight", "bias", "eps", "cudnn_enable"),
+    torch.rms_norm: ("input", "normalized_shape", "weight", "eps"),
+    torch.group_norm: ("input", "num_groups", "weight", "bias", "eps", "cudnn_enabled"),
+}
+
+
+def _select(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
+    for dim, indices in dims.items():
+        tensor = tensor.index_select(dim, indices)
+    return tensor
+
+
+def _spread(tensor: Tensor, dims: Mapping[int, Tensor], shape: torch.Size) -> Tensor:
+    for dim, indices in dims.items():
+        wide = [*tensor.shape[:dim], shape[dim], *tensor.shape[dim + 1 :]]
+        tensor = tensor.new_zeros(wide).index_copy(dim, indices, tensor)
+    return tensor

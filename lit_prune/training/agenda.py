@@ -1,0 +1,144 @@
+"""The events of one run: gone through at its start, carried out when they are due, and accounted for at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
+
+from lit_prune.common.ranks import warn_once
+from lit_prune.errors import ArgumentError, HalfPrunedError, PruningError, UnsupportedError
+from lit_prune.graph import Call
+from lit_prune.policy.contract import checked_events
+from lit_prune.schedule import AtEpochs, Schedule
+from lit_prune.training.host import Host
+from lit_prune.training.pruner import Pruner
+from lit_prune.training.rehearsal import Rehearsal
+
+OnError = Literal["raise", "continue"]
+
+
+class Agenda:
+    """What is to be done when, whatever the host.
+
+    Args:
+        pruner: Carries events out.
+        epochs: As for :class:`lit_prune.ChannelPruning`.
+        on_error: As for :class:`lit_prune.ChannelPruning`.
+
+    Attributes:
+        schedule: When events come.
+        events: Epoch or step to the part of the amount that is gone after it, once :meth:`plan` was called.
+
+    Raises:
+        ArgumentError: If an argument is out of range.
+    """
+
+    def __init__(self, pruner: Pruner, epochs: Schedule | list[int] | int, on_error: OnError = "raise") -> None:
+        if on_error not in get_args(OnError):
+            raise ArgumentError(f"on_error must be 'raise' or 'continue', but got {on_error!r}.")
+        self.pruner = pruner
+        self.schedule = self.schedule_of(epochs)
+        self.on_error = on_error
+        self.events: dict[int, float] = {}
+        self._rehearsal = Rehearsal(pruner)
+
+    @staticmethod
+    def schedule_of(epochs: Schedule | list[int] | int) -> Schedule:
+        """The schedule that an argument names."""
+        return epochs if isinstance(epochs, Schedule) else AtEpochs(epochs)
+
+    def plan(self, length: int | None) -> None:
+        """Ask the schedule, for a run of this length in its unit.
+
+        Raises:
+            ArgumentError: If an event would never come, or the schedule breaks its promise.
+        """
+        self.events = checked_events(self.schedule, length)
+
+    @property
+    def waits_for_data(self) -> bool:
+        """Whether events can be gone through only where there is calibration data."""
+        return self.pruner.policy.calibration is not None
+
+    def rehearse(self, host: Host) -> None:
+        """Go through what can be known of all events to come.
+
+        Raises:
+            RehearsalError: If one can't be carried out, and ``on_error`` is ``"raise"``.
+        """
+        self._heed(lambda: self._rehearsal.calibration(host))
+        self._heed(lambda: self._rehearsal.events(host, self._ahead()))
+        self.rehearse_optimizers(host)
+
+    def rehearse_on(self, host: Host, calls: Sequence[Call]) -> None:
+        """:meth:`rehearse` by the calls of a validation step, as far as they show what is trained."""
+        self._heed(lambda: self._rehearsal.by_validation(host, calls, self._ahead()))
+
+    def rehearse_optimizers(self, host: Host) -> None:
+        """Once optimizers have state: see whether it can follow."""
+        self._heed(lambda: self._rehearsal.optimizers(host))
+
+    def check_monitor(self, host: Host) -> None:
+        """Once metrics are logged: see whether the monitored one is among them."""
+        self._heed(lambda: self.pruner.check_monitor(host))
+
+    def prune_if_due(self, host: Host) -> dict[str, Any] | None:
+        """Carry out what is due; what a resumed run has missed is made up for at once.
+
+        Returns:
+            The event's record; ``None`` where none was carried out.
+
+        Raises:
+            PruningError: If it can't be carried out, and ``on_error`` is ``"raise"``; the network is as it was.
+            HalfPrunedError: If it broke off; training can't go on.
+        """
+        now, done = host.step if self.schedule.unit == "steps" else host.epoch, self.pruner.record.done
+        due = [moment for moment in self.events if moment <= now and moment not in done]
+        if not due or not self.pruner.sees:
+            return None
+        self.pruner.end_trial(host)
+        try:
+            event = self.pruner.prune(host, self.events[due[-1]], due)
+        except HalfPrunedError:
+            raise
+        except Exception as error:
+            message = f"Pruning at epoch {host.epoch} failed, and the network is as it was. {error}"
+            if self.on_error == "raise":
+                raise PruningError(message) from error
+            done.extend(due)
+            warn_once(message)
+            return None
+        if event["channels"] and event["params"][0] == event["params"][1]:
+            warn_once(
+                f"The pruning at epoch {host.epoch} removed nothing: no layer is wide enough to lose "
+                f"{self.pruner.policy.round_to} channels (`round_to`) yet. Raise `amount`, or lower `round_to`."
+            )
+        return event
+
+    def end(self, host: Host, cut_short: bool = False) -> None:
+        """Judge the last event, too, and say which never came, unless the run was ``cut_short`` on purpose."""
+        self.check_monitor(host)
+        self.pruner.end_trial(host)
+        missed = [moment for moment in self.events if moment not in self.pruner.record.done]
+        if missed and not cut_short:
+            warn_once(
+                f"Training has ended before the pruning at {self.schedule.unit} {missed}: the network has more "
+                "channels than was asked for."
+            )
+
+    def _ahead(self) -> dict[str, float]:
+        """The events that are to come, by what messages call them, with the part that is gone after each."""
+        unit = self.schedule.unit.removesuffix("s")
+        return {
+            f"Event {number} of {len(self.events)} ({unit} {moment})": part
+            for number, (moment, part) in enumerate(self.events.items(), 1)
+            if moment not in self.pruner.record.done
+        }
+
+    def _heed(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except (PruningError, UnsupportedError) as error:
+            if self.on_error == "raise":
+                raise
+            warn_once(str(error))

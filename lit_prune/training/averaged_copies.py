@@ -1,0 +1,187 @@
+"""Copies of a network's weights that a training keeps beside it (EMA, SWA, a mean teacher), wherever they are.
+
+Lightning's callbacks, torch's ``AveragedModel`` and timm's ``ModelEma`` are known by their kind; dicts, lists and other
+modules are found by the names of their tensors.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from lit_prune.common.names import class_names, tensors_of
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+_WRAPPERS = {"AveragedModel", "ModelEma", "ModelEmaV2", "ModelEmaV3"}
+_LIGHTNING = "_average_model"
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+@dataclass(frozen=True, eq=False)
+class Copy:
+    """Tensors that have the names of a network's, or of a part of it.
+
+    Attributes:
+        key: Where it is kept, for messages and checkpoints.
+        view: A module in which the tensors have the names that they have in the LightningModule.
+        module: What was found, where that is a module.
+        sure: Whether it is an average by its kind.
+    """
+
+    key: str
+    view: nn.Module
+    module: nn.Module | None
+    sure: bool
+
+    def fits(self, network: nn.Module) -> bool:
+        """Whether every tensor has the shape of the network's."""
+        shapes = {name: tensor.shape for name, tensor in tensors_of(network)}
+        return all(tensor.shape == shapes.get(name) for name, tensor in tensors_of(self.view))
+
+
+def copies_beside(trainer: Trainer) -> list[Copy]:
+    """All that callbacks, or plain attributes of the LightningModule, hold of the network's names."""
+    network = trainer.lightning_module
+    taken = {id(tensor) for _, tensor in tensors_of(network)}
+    copies: list[Copy] = []
+    keys: Counter[str] = Counter()
+    for owner in (*trainer.callbacks, network):  # type: ignore[attr-defined]
+        for key, value in _held(owner):
+            keys[key] += 1
+            # Two callbacks of one class have each its own.
+            copies += _copies(key if keys[key] == 1 else f"{key} ({keys[key]})", value, network)
+    found = []
+    # Several attributes may lead to the same tensors, and some to the network's own.
+    for copy in sorted(copies, key=lambda copy: not copy.sure):
+        tensors = {id(tensor) for _, tensor in tensors_of(copy.view)}
+        if not tensors & taken:
+            found.append(copy)
+            taken |= tensors
+    return found
+
+
+def wrapped_within(network: nn.Module) -> dict[str, str]:
+    """Prefix of each average that a wrapper holds inside of a module to that of what it is an average of."""
+    pairs = {}
+    for name, module in network.named_modules():
+        if _is_wrapper(module) and isinstance(module.module, nn.Module):
+            outside = [other for other, _ in network.named_modules() if not f"{other}.".startswith(f"{name}.")]
+            source = _place_of(module.module, network, outside, of_its_size=True)
+            if source:
+                pairs[f"{name}.module."] = f"{source}."
+    return pairs
+
+
+def twins_within(network: nn.Module) -> dict[str, str]:
+    """Each child that nobody trains to another one of the same layers that is trained."""
+    trained = {name for name, child in network.named_children() if any(p.requires_grad for p in child.parameters())}
+    others = {name: child for name, child in network.named_children() if name not in trained}
+    pairs = {name: _place_of(child, network, trained, of_its_size=True) for name, child in others.items()}
+    return {name: source for name, source in pairs.items() if source}
+
+
+def _held(owner: Any) -> Iterator[tuple[str, Any]]:
+    """What an object's attributes hold, and, one level further down, those of plain objects among them."""
+    for name, value in vars(owner).items():
+        if isinstance(owner, nn.Module) and name in _OF_EVERY_MODULE:
+            continue
+        key = f"{type(owner).__name__}.{name}"
+        if isinstance(value, (nn.Module, dict, list, tuple)):
+            yield key, value
+        elif hasattr(value, "__dict__") and not isinstance(value, (type, Tensor)) and _is_users(value):
+            for inner, held in vars(value).items():
+                if isinstance(held, (nn.Module, dict, list, tuple)):
+                    yield f"{key}.{inner}", held
+
+
+def _is_users(value: Any) -> bool:
+    return type(value).__module__.partition(".")[0] not in ("lightning", "pytorch_lightning", "torch", "builtins")
+
+
+def _copies(key: str, value: Any, network: nn.Module) -> list[Copy]:
+    if isinstance(value, nn.Module):
+        lightning = key.partition(" ")[0].endswith(f".{_LIGHTNING}")
+        sure = lightning or _is_wrapper(value)
+        module = value.module if _is_wrapper(value) and isinstance(value.module, nn.Module) else value
+        prefix = _place_of(module, network)
+        if prefix is None and lightning:
+            prefix = ""
+        return [] if prefix is None else [Copy(key, _placed(module, prefix), module, sure)]
+    tensors = _named(value, network)
+    return [Copy(key, _tree(tensors), None, sure=True)] if tensors else []
+
+
+def _is_wrapper(module: Any) -> bool:
+    return any(name in _WRAPPERS for name in class_names(module))
+
+
+def _place_of(
+    module: nn.Module, network: nn.Module, among: Iterable[str] | None = None, of_its_size: bool = False
+) -> str | None:
+    """The name of the submodule of ``network`` that ``module`` is a copy of, by class and tensors' names."""
+
+    def likeness(each: nn.Module) -> list[tuple[str, Any]]:
+        return [(name, tensor.shape if of_its_size else tensor.dim()) for name, tensor in each.named_parameters()]
+
+    if sum(parameter.dim() > 1 for parameter in module.parameters()) < 2:
+        # Of one layer alone, class and names tell nothing.
+        return None
+    mine = likeness(module)
+    parts: dict[str, nn.Module] = dict(network.named_modules())
+    for name in parts if among is None else among:
+        part = parts[name]
+        if part is not module and type(part) is type(module) and likeness(part) == mine:
+            return name
+    return None
+
+
+def _placed(module: nn.Module, prefix: str) -> nn.Module:
+    """A module that holds ``module`` under ``prefix``."""
+    for part in reversed(prefix.split(".") if prefix else []):
+        holder = nn.Module()
+        holder.add_module(part, module)
+        module = holder
+    return module
+
+
+def _named(value: Any, network: nn.Module) -> dict[str, Tensor]:
+    """Tensors of a dict or list by the names that they have in the network; none where they are others."""
+    # Others than built-in ones may load what they hold when it is looked at.
+    if not isinstance(value, (dict, list, tuple)) or len(value) < 2:
+        return {}
+    if not all(isinstance(each, Tensor) for each in (value.values() if isinstance(value, dict) else value)):
+        return {}
+    known = dict(tensors_of(network))
+    for prefix in ("", *(f"{name}." for name, _ in network.named_children())):
+        parameters = {name: each for name, each in network.named_parameters() if name.startswith(prefix)}
+        trained = [name for name, parameter in parameters.items() if parameter.requires_grad]
+        if isinstance(value, dict):
+            named = {f"{prefix}{name}": each for name, each in value.items()}
+            complete = bool(trained) and set(trained) <= named.keys() <= known.keys()
+            if complete and all(known[name].dim() == each.dim() for name, each in named.items()):
+                return named
+        else:
+            for names in (list(parameters), trained):
+                if [known[name].shape for name in names] == [each.shape for each in value]:
+                    return dict(zip(names, value, strict=True))
+    return {}
+
+
+def _tree(tensors: Mapping[str, Tensor]) -> nn.Module:
+    """A module with these tensors, under their names."""
+    root = nn.Module()
+    for name, tensor in tensors.items():
+        module = root
+        *path, last = name.split(".")
+        for part in path:
+            if part not in module._modules:
+                module.add_module(part, nn.Module())
+            module = module.get_submodule(part)
+        module.register_buffer(last, tensor)
+    return root

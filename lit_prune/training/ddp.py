@@ -1,0 +1,74 @@
+"""DDP's wrapper and its communication hooks, renewed when shapes change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_prune.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+
+# What PowerSGD's state remembers of DDP's buckets.
+_BUCKET_MEMORY = ("error_dict", "p_memory_dict", "q_memory_dict")
+
+
+def forget_shapes(trainer: Trainer) -> None:
+    """Drop what was made for the old shapes: compiled code, cast copies of weights, DDP's wrapper and its buckets."""
+    torch.compiler.reset()
+    torch.clear_autocast_cache()
+    strategy: Any = trainer.strategy
+    if isinstance(strategy.model, nn.parallel.DistributedDataParallel):
+        strategy._lit_prune_hooks = _comm_hooks(trainer)
+        for _, state in strategy._lit_prune_hooks:
+            _start_anew(state)
+        # The old wrapper's hooks must be gone before the new ones come.
+        strategy.model = strategy.lightning_module
+        strategy._pl_static_graph_delay_done = False
+
+
+def wrap_again(trainer: Trainer) -> None:
+    """Make DDP's wrapper for the new shapes where :func:`forget_shapes` has dropped one; ranks wait for each other."""
+    strategy: Any = trainer.strategy
+    hooks = vars(strategy).pop("_lit_prune_hooks", None)
+    if hooks is not None:
+        strategy.configure_ddp()
+        if not strategy.model._comm_hooks:
+            # Those that the strategy does not know of, for the user has registered them on the wrapper.
+            for hook, state in hooks:
+                strategy.model.register_comm_hook(state, hook)
+
+
+def check_comm_hooks(trainer: Trainer) -> None:
+    """Raise an UnsupportedError for a DDP communication hook that remembers tensors of the old buckets."""
+    for hook, state in _comm_hooks(trainer):
+        held = {name for name, value in getattr(state, "__dict__", {}).items() if _holds_tensors(value)}
+        if held - set(_BUCKET_MEMORY):
+            raise UnsupportedError(
+                f"The communication hook {getattr(hook, '__qualname__', hook)} keeps tensors in its "
+                f"{type(state).__name__} ({', '.join(sorted(held))}): it is not known how they follow when DDP is "
+                "wrapped again. Use a hook without such state, or PowerSGD."
+            )
+
+
+def _comm_hooks(trainer: Trainer) -> list[tuple[Any, Any]]:
+    return list(getattr(trainer.strategy.model, "_comm_hooks", ()))
+
+
+def _holds_tensors(value: Any) -> bool:
+    values = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else [value]
+    return any(isinstance(each, Tensor) for each in values)
+
+
+def _start_anew(state: Any) -> None:
+    """PowerSGD remembers errors by bucket, and has to wait again until the new wrapper's buckets are settled."""
+    for name in _BUCKET_MEMORY:
+        memory = getattr(state, name, None)
+        if isinstance(memory, dict):
+            memory.clear()
+            state.iter = 0

@@ -1,0 +1,73 @@
+"""What the pruner asks of whatever trains the network: Lightning's Trainer, Ultralytics' trainer, or another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from torch import nn
+from torch.optim import Optimizer
+
+from lit_prune.activations import Calibration, CalibrationBatch
+
+
+class Host(Protocol):
+    """A training run, as the pruner sees it.
+
+    Attributes:
+        network: The live network; the names of its tensors are those of the plan.
+        optimizers: Over its parameters.
+        epoch: That is about to begin or under way, from 0.
+        step: Optimizer steps so far.
+        ranks: Number of processes that train together.
+        validates: Whether the run has validations.
+    """
+
+    @property
+    def network(self) -> nn.Module: ...  # noqa: D102
+
+    @property
+    def optimizers(self) -> Sequence[Optimizer]: ...  # noqa: D102
+
+    @property
+    def epoch(self) -> int: ...  # noqa: D102
+
+    @property
+    def step(self) -> int: ...  # noqa: D102
+
+    @property
+    def ranks(self) -> int: ...  # noqa: D102
+
+    @property
+    def validates(self) -> bool: ...  # noqa: D102
+
+    def check(self) -> None:
+        """Raise an UnsupportedError for what can't follow when the network shrinks."""
+
+    def averages(self) -> Mapping[str, nn.Module]:
+        """Averaged copies beside the network: where each is kept, to a module with the network's names."""
+
+    def averages_within(self) -> Mapping[str, str]:
+        """Prefix of each average inside of the network to that of what it is an average of."""
+
+    def batches(self, calibration: Calibration) -> Iterator[CalibrationBatch]:
+        """This rank's part of the calibration data, on the network's device; training is none the wiser."""
+
+    def precision(self) -> AbstractContextManager[None]:
+        """Within, forwards run in the precision that the run trains in."""
+
+    def metrics(self) -> Mapping[str, float]:
+        """The latest value of each metric that is logged."""
+
+    def forget_scores(self) -> None:
+        """Let whatever watches a best score start again."""
+
+    def unwrap(self) -> None:
+        """Drop what was made for the old shapes (compiled code, buckets); no other rank is waited for."""
+
+    def wrap(self) -> None:
+        """Make what the new shapes need, all ranks together."""
+
+    def checkpoint(self) -> str | None:
+        """The newest checkpoint of this run; ``None`` where there is none."""

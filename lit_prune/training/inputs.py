@@ -1,0 +1,154 @@
+"""What enters the network: from the user's example, or from the first batch that passes through it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map_only
+
+from lit_prune.errors import ArgumentTypeError
+from lit_prune.graph import Call
+
+# A step that enters more submodules than this one by one calls layers, not networks.
+_MOST_CALLS = 64
+
+
+class CallRecorder:
+    """Records how a module, or its submodules, are entered from outside, until it is closed.
+
+    A step of a LightningModule may call the module itself (``self(x)``) or the networks that it holds
+    (``self.generator(z)``, ``self.encoder(x)``). Each call that is not inside of another one is recorded, once for
+    every combination of shapes; of each batch the first example counts, and of that only shapes and types are kept.
+
+    Args:
+        module: The module whose names the calls carry.
+
+    Example:
+        >>> net = nn.ModuleDict({"encoder": nn.Linear(4, 2), "head": nn.Linear(2, 1)})
+        >>> recorder = CallRecorder(net)
+        >>> _ = net["head"](net["encoder"](torch.rand(8, 4)))
+        >>> [(call.module, call.args[0].shape) for call in recorder.close()]
+        [('encoder', torch.Size([1, 4])), ('head', torch.Size([1, 2]))]
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._calls: dict[Any, Call] = {}
+        self._inside = 0
+        self._handles: list[Any] = []
+        for name, child in module.named_modules():
+            if any(True for _ in child.parameters()):
+                self._handles.append(child.register_forward_pre_hook(self._entering(name), with_kwargs=True))
+                self._handles.append(child.register_forward_hook(self._leaving, always_call=True))
+
+    def close(self) -> list[Call]:
+        """Remove all hooks; the calls, in the order in which they came."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        return list(self._calls.values())
+
+    def _entering(self, name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self._is_redirected(module):
+                return
+            self._inside += 1
+            if self._inside == 1 and len(self._calls) < _MOST_CALLS:
+                call = first_example(Call(name, args, kwargs))
+                self._calls.setdefault(_signature(call), call)
+
+        return hook
+
+    def _leaving(self, module: nn.Module, *_: Any) -> None:
+        self._inside = max(0, self._inside - 1)
+
+    @staticmethod
+    def _is_redirected(module: nn.Module) -> bool:
+        """Whether ``forward`` stands for something else now: strategies send a whole training step through it."""
+        own = vars(module).get("forward")
+        return own is not None and getattr(own, "__func__", own) is not type(module).forward
+
+
+def first_example(call: Call) -> Call:
+    """A call with one example of made-up values; of the whole batch where its tensors share no first size.
+
+    What channels are coupled does not depend on values, and made-up ones are the same in a resumed run.
+    """
+    leaves = [leaf for leaf in tree_flatten((call.args, dict(call.kwargs)))[0] if isinstance(leaf, Tensor)]
+    sizes = {leaf.shape[0] if leaf.dim() else None for leaf in leaves}
+    batched = len(sizes) == 1 and sizes != {None}
+
+    def stand_in(tensor: Tensor) -> Tensor:
+        shape = (1, *tensor.shape[1:]) if batched else tuple(tensor.shape)
+        return made_up(shape, tensor.dtype, tensor.device)
+
+    args, kwargs = tree_map_only(Tensor, stand_in, (tuple(call.args), dict(call.kwargs)))
+    return Call(call.module, args, kwargs)
+
+
+def made_up(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Values between 0 and 1; zeros where they are integers, which may be indices; true where they may be a mask."""
+    if dtype == torch.bool:
+        return torch.ones(tuple(shape), dtype=dtype, device=device)
+    if not dtype.is_floating_point:
+        return torch.zeros(tuple(shape), dtype=dtype, device=device)
+    return torch.linspace(0, 1, math.prod(shape)).reshape(tuple(shape)).to(device, dtype)
+
+
+def calls_to_state(calls: Sequence[Call]) -> list[dict[str, Any]] | None:
+    """Calls as plain data, tensors by shape and type; ``None`` where they hold something that is not plain.
+
+    Example:
+        >>> state = calls_to_state([Call("", (torch.zeros(1, 3),), {"scale": 2.0})])
+        >>> calls_from_state(state, torch.device("cpu"))[0].args[0].shape
+        torch.Size([1, 3])
+    """
+    try:
+        return [{"module": call.module, "args": _pack(call.args), "kwargs": _pack(dict(call.kwargs))} for call in calls]
+    except TypeError:
+        return None
+
+
+def calls_from_state(state: Sequence[Mapping[str, Any]], device: torch.device) -> list[Call]:
+    """The calls that :func:`calls_to_state` wrote, on a device."""
+    return [Call(each["module"], _unpack(each["args"], device), _unpack(each["kwargs"], device)) for each in state]
+
+
+def _pack(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return {"tensor": list(value.shape), "dtype": value.dtype}
+    if type(value) in (tuple, list):
+        return {type(value).__name__: [_pack(item) for item in value]}
+    if type(value) is dict:
+        return {"dict": {key: _pack(item) for key, item in value.items()}}
+    if value is None or type(value) in (bool, int, float, str):
+        return {"value": value}
+    raise ArgumentTypeError(f"{type(value).__name__} is not plain data")
+
+
+def _unpack(packed: Mapping[str, Any], device: torch.device) -> Any:
+    if "tensor" in packed:
+        return made_up(packed["tensor"], packed["dtype"], device)
+    if "dict" in packed:
+        return {key: _unpack(item, device) for key, item in packed["dict"].items()}
+    for kind in (tuple, list):
+        if kind.__name__ in packed:
+            return kind(_unpack(item, device) for item in packed[kind.__name__])
+    return packed["value"]
+
+
+def call_of_example(example: Any, device: torch.device) -> Call:
+    """How Lightning calls a module with its ``example_input_array``: a dict by keywords, a tuple by position."""
+    example = tree_map_only(Tensor, lambda tensor: tensor.to(device), example)
+    if isinstance(example, Mapping):
+        return first_example(Call("", (), dict(example)))
+    return first_example(Call("", example if isinstance(example, tuple) else (example,)))
+
+
+def _signature(call: Call) -> Any:
+    leaves, structure = tree_flatten((call.args, dict(call.kwargs)))
+    shapes = tuple((tuple(leaf.shape), leaf.dtype) if isinstance(leaf, Tensor) else repr(leaf)[:80] for leaf in leaves)
+    return call.module, str(structure), shapes

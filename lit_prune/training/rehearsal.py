@@ -1,0 +1,181 @@
+"""All events of a run, gone through on its first batch: what can be known at the start fails at the start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+
+from lit_prune.common.ranks import together, warn_once
+from lit_prune.common.running import untouched
+from lit_prune.criteria import Evidence
+from lit_prune.errors import NoObjectsError, RehearsalError, TraceError
+from lit_prune.graph import Call, ChannelGraph
+from lit_prune.plan import PruningPlan, extended
+from lit_prune.policy.contract import checked_removal
+from lit_prune.policy.history import Dense, Record
+from lit_prune.policy.policy import PruningPolicy
+from lit_prune.select import Target
+from lit_prune.surgery.optimizers import check_state
+from lit_prune.training.calibration_pass import calibrate
+from lit_prune.training.host import Host
+from lit_prune.training.pruner import Pruner
+
+
+class Rehearsal:
+    """Tries out at the start of a run what its events will ask for.
+
+    Args:
+        pruner: Whose events they are.
+    """
+
+    def __init__(self, pruner: Pruner) -> None:
+        self._pruner = pruner
+        # What the last event would leave of the network as it is, until optimizers have state to try it on.
+        self._foretold: tuple[ChannelGraph, PruningPlan] | None = None
+
+    def events(self, host: Host, events: Mapping[str, float]) -> None:
+        """Go through all events that are to come.
+
+        Args:
+            host: The run, whose network the pruner has seen.
+            events: For each event how a message names it, and the part of the amount that is gone after it.
+
+        Raises:
+            RehearsalError: If an event can't be carried out.
+        """
+        graph = self._pruner.graph
+        if graph is not None and events:
+            self._foretold = graph, self._run(host, graph, events)
+
+    def by_validation(self, host: Host, calls: Sequence[Call], events: Mapping[str, float]) -> None:
+        """:meth:`events` by the calls of a validation step, if these enter all that is trained.
+
+        Raises:
+            RehearsalError: If an event can't be carried out.
+        """
+        try:
+            graph = together(lambda: ChannelGraph.trace_calls(host.network, calls)) if calls and events else None
+        except TraceError:
+            # The training step has the last word.
+            return
+        trained = [name for name, parameter in host.network.named_parameters() if parameter.requires_grad]
+        if graph is not None and graph.tensors.issuperset(trained):
+            self._run(host, graph, events)
+
+    def calibration(self, host: Host) -> None:
+        """Read a calibration batch and run it, where a criterion or selection goes by activations.
+
+        Raises:
+            RehearsalError: If it can't be read or run.
+        """
+        policy, graph = self._pruner.policy, self._pruner.graph
+        if policy.calibration is None or graph is None:
+            return
+        groups, _ = policy.scope.pick(host.network, graph)
+        layers = dict.fromkeys(layer for group in groups for layer in group.layers)
+        one = replace(policy.calibration, batches=host.ranks)
+        try:
+            calibrate(host, list(layers), one, self._pruner.calls)
+        except NoObjectsError:
+            # So few images may show none, and a network that has learnt nothing yet finds none.
+            return
+        except Exception as error:
+            raise RehearsalError(f"The first batch of calibration data can't be used. {error}") from error
+
+    def optimizers(self, host: Host) -> None:
+        """Once optimizers have state: see whether it can follow.
+
+        Raises:
+            UnsupportedError: If it can't.
+        """
+        if self._foretold is None or not any(optimizer.state for optimizer in host.optimizers):
+            return
+        (graph, plan), self._foretold = self._foretold, None
+        if graph is self._pruner.graph:
+            together(lambda: check_state(host.network, plan, host.optimizers))
+
+    def _run(self, host: Host, graph: ChannelGraph, events: Mapping[str, float]) -> PruningPlan:
+        ratios = {name: self._pruner.ratio(part) for name, part in events.items()}
+        pruner, averages = self._pruner, host.averages_within()
+        rehearsal = partial(rehearse, pruner.policy, host.network, graph, ratios, pruner.record, averages)
+        try:
+            plan = rehearsal()
+        except RehearsalError as error:
+            if all(parameter.requires_grad for parameter in host.network.parameters()):
+                raise
+            plan = rehearsal(all_trained=True)
+            warn_once(f"{error} It can be, if all layers are trained by then that are not now.")
+        if not plan and self._pruner.amount is not None:
+            warn_once(
+                "The events of this run would remove nothing: no layer that is trained is wide enough to lose "
+                f"{self._pruner.policy.round_to} channels (`round_to`). Raise `amount`, or lower `round_to`."
+            )
+        return plan
+
+
+def rehearse(
+    policy: PruningPolicy,
+    network: nn.Module,
+    graph: ChannelGraph,
+    ratios: Mapping[str, float | None],
+    record: Record,
+    averages: Mapping[str, str] = MappingProxyType({}),
+    all_trained: bool = False,
+) -> PruningPlan:
+    """Decide on each event from the network as it is now, and run what the last would leave.
+
+    Nothing is changed. Channels are those that the weights speak for now, so only their numbers tell of the events;
+    where activations decide, a selection foretells what it can.
+
+    Args:
+        policy: How channels are chosen.
+        network: The live network.
+        graph: Its graph.
+        ratios: For each event how a message names it, and the ratio that is to be gone after it; in order.
+        record: What was pruned before.
+        averages: As for :meth:`PruningPolicy.decide`.
+        all_trained: As for :meth:`PruningPolicy.candidates`.
+
+    Returns:
+        What would stay after the last event, as far as it can be foretold.
+
+    Raises:
+        RehearsalError: Naming the first event that can't be carried out, and why.
+    """
+    dense = record.dense or Dense.of(network, graph)
+    ahead = replace(record, pruned=list(record.pruned))
+    removal: dict[str, Tensor] = {}
+
+    def choose(ratio: float | None) -> None:
+        groups, _ = policy.candidates(network, graph, ahead, averages, all_trained)
+        evidence = Evidence(network, graph, groups)
+        target = Target(ratio, dense.widths, dense.macs, policy.round_to, policy.min_channels)
+        with untouched(network):
+            told = policy.selection.foretell(evidence, _scores(policy, evidence), target)
+        removal.update(checked_removal(policy.selection, told, groups))
+        ahead.pruned.extend(group.name for group in groups)
+
+    def run() -> PruningPlan:
+        plan = extended(graph.plan(removal), averages)
+        graph.rehearse(plan)
+        return plan
+
+    name = ""
+    try:
+        for name in ratios:
+            together(partial(choose, ratios[name]))
+        return together(run)
+    except Exception as error:
+        raise RehearsalError(f"{name} can't be carried out, and the network is as it was. {error}") from error
+
+
+def _scores(policy: PruningPolicy, evidence: Evidence) -> dict[str, Tensor]:
+    if policy.criterion.calibration is None:
+        return policy.scores(evidence)
+    # Before activations are looked at any channels will do: only how many there are counts.
+    return {group.name: torch.arange(float(group.size)) for group in evidence.groups}

@@ -1,0 +1,114 @@
+"""The last good network, kept while a pruning is on trial, and put back where it was too much."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lit_prune.common.names import tensors_of
+from lit_prune.surgery.adoption import adopt_shapes_
+from lit_prune.training.averages import follow_shapes
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass
+class Trial:
+    """A network as it was before an event, and what it was worth.
+
+    Attributes:
+        score: The monitored metric before the event; ``None`` where it was not known.
+        groups: The groups that the event pruned.
+        plan: State of the plan before the event.
+        weights: Parameters and buffers by name, on the CPU.
+        states: For each optimizer, parameter name to its state.
+        copies: Where an averaged copy is kept, to its tensors.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Linear(4, 4)
+        >>> trial = Trial.begin(0.9, [], {}, net, [], {})
+        >>> before = net.weight.clone()
+        >>> _ = net.weight.data.zero_()
+        >>> trial.roll_back_(net, [], {})
+        >>> torch.equal(net.weight, before)
+        True
+    """
+
+    score: float | None
+    groups: list[str]
+    plan: dict[str, Any]
+    weights: Tensors
+    states: list[dict[str, dict[str, Any]]] = field(default_factory=list)
+    copies: dict[str, Tensors] = field(default_factory=dict)
+
+    @classmethod
+    def begin(
+        cls,
+        score: float | None,
+        groups: Sequence[str],
+        plan: Mapping[str, Any],
+        module: nn.Module,
+        optimizers: Sequence[Optimizer],
+        copies: Mapping[str, nn.Module],
+    ) -> Trial:
+        """Keep all that an event changes."""
+        names: dict[Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
+        states = [
+            {names[parameter]: _kept(state) for parameter, state in optimizer.state.items() if parameter in names}
+            for optimizer in optimizers
+        ]
+        tensors = {key: _kept(dict(tensors_of(copy))) for key, copy in copies.items()}
+        return cls(score, list(groups), dict(plan), _kept(dict(tensors_of(module))), states, tensors)
+
+    def roll_back_(self, module: nn.Module, optimizers: Sequence[Optimizer], copies: Mapping[str, nn.Module]) -> None:
+        """Put back weights, optimizer state and averaged copies, in place; the tensors stay the same objects."""
+        kept = [(copies[key], tensors) for key, tensors in self.copies.items() if key in copies]
+        for network, tensors in ((module, self.weights), *kept):
+            adopt_shapes_(network, tensors)
+            for name, tensor in tensors_of(network):
+                tensor.grad = None
+                tensor.data.copy_(tensors[name])
+        # An average that was begun since then begins anew.
+        follow_shapes(module, [copy for key, copy in copies.items() if key not in self.copies])
+        parameters = dict(module.named_parameters())
+        for optimizer, state in zip(optimizers, self.states, strict=True):
+            for name, parameter in parameters.items():
+                optimizer.state.pop(parameter, None)
+                if name in state:
+                    optimizer.state[parameter] = {
+                        key: value.to(parameter.device if value.dim() else value.device).clone()
+                        if isinstance(value, Tensor)
+                        else value
+                        for key, value in state[name].items()
+                    }
+
+    def has_failed(self, score: float | None, mode: str, max_drop: float) -> bool:
+        """Whether the metric has fallen by more than ``max_drop``; never where it is not known.
+
+        Example:
+            >>> trial = Trial(0.8, [], {}, {})
+            >>> [trial.has_failed(score, "max", max_drop=0.05) for score in (0.7, 0.78)]
+            [True, False]
+        """
+        if self.score is None or score is None:
+            return False
+        drop = self.score - score if mode == "max" else score - self.score
+        # NaN is no recovery.
+        return not drop <= max_drop
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data, for a checkpoint that is written while the trial lasts."""
+        return dict(vars(self))
+
+
+def _kept(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Copies on the CPU; step counters stay on their device, for fused optimizers want them there."""
+    return {
+        name: (value.detach().cpu() if value.dim() else value.detach()).clone() if isinstance(value, Tensor) else value
+        for name, value in tensors.items()
+    }

@@ -1,0 +1,1 @@
+"""What tests and benchmarks share: networks of all kinds, and the invariant that they must hold."""

@@ -1,0 +1,57 @@
+"""One call for a loop of one's own: the plan of one pruning."""
+
+import copy
+
+import pytest
+import torch
+
+from lit_prune import ChannelGraph, mask_, plan_pruning, prune_
+from lit_prune.errors import ArgumentError, SelectionError
+from lit_prune.select import ClusterSelection
+from testing.invariant import difference, randomise_
+from tests.toys import network
+
+IMAGE = torch.zeros(2, 3, 8, 8)
+
+
+@pytest.mark.parametrize("selection", ["macs", "global", "uniform"])
+def test_it_prunes_as_much_as_is_asked_and_changes_nothing(selection):
+    module = randomise_(network(32)).eval()
+    before = copy.deepcopy(module.state_dict())
+    plan = plan_pruning(module, IMAGE, amount=0.4, selection=selection, round_to=1)
+    torch.testing.assert_close(module.state_dict(), before, rtol=0, atol=0)
+    dense = ChannelGraph.trace(module, IMAGE)
+    masked = copy.deepcopy(module)
+    prune_(module, plan)
+    after = ChannelGraph.trace(module, IMAGE)
+    if selection == "macs":
+        assert 0.55 * dense.macs < after.macs <= 0.6 * dense.macs
+    else:
+        kept, total = (sum(group.size for group in graph.groups) for graph in (after, dense))
+        assert kept == pytest.approx(0.6 * total, abs=2)
+    images = torch.rand(2, 3, 8, 8)
+    with torch.no_grad():
+        assert difference(module(images), mask_(masked, plan).eval()(images)) < 1e-4
+
+
+def test_layers_that_stay():
+    plan = plan_pruning(network(), IMAGE, amount=0.2, selection="uniform", exclude=["2.0"], round_to=4)
+    assert "2.0.bias" not in plan.kept
+    assert len(plan.kept["0.0.weight"][0]) == 12
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"amount": 1.5}, ArgumentError, r"amount must be a ratio in \(0, 1\)"),
+        ({"amount": 0.99}, SelectionError, "out of reach"),
+        ({"selection": "mac"}, ArgumentError, "Did you mean 'macs'"),
+        ({"selection": ClusterSelection()}, ArgumentError, "goes by activations, and there is no data here"),
+        ({"exclude": ["head"]}, ArgumentError, "matches no layer"),
+        ({"blocks": [9]}, ArgumentError, "There is no block 9"),
+        ({"round_to": 64}, ArgumentError, "round_to=64, and the widest layer"),
+    ],
+)
+def test_what_does_not_fit_is_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        plan_pruning(network(), IMAGE, **{"amount": 0.5, **options})

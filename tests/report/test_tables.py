@@ -1,0 +1,162 @@
+import io
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from rich.console import Console
+
+from lit_prune.report.figures import channels_figure, history_figure
+from lit_prune.report.tables import event_table, fold_groups, human, save_json, share_bar
+
+
+def _record(epoch: int = 8, **changes):
+    record = {
+        "epoch": epoch,
+        "step": epoch * 63,
+        "ratio": 0.25,
+        "channels": {"model.0.conv": [16, 12], "model.1.conv": [32, 24], "model.1.conv#2": [32, 32]},
+        "params": [3_012_798, 2_000_000],
+        "macs": [91_000_000, 60_060_000],
+        "seconds": 0.42,
+        "skipped": {},
+    }
+    return record | changes
+
+
+def _printed(table) -> str:
+    console = Console(width=120, file=io.StringIO())
+    console.print(table)
+    return console.file.getvalue()
+
+
+def test_event_table_shows_groups_and_totals():
+    text = _printed(event_table(_record()))
+
+    row = next(line for line in text.splitlines() if "model.1.conv " in line)
+    assert [cell.strip() for cell in row.strip("│").split("│")][:3] == ["model.1.conv", "32", "24"]
+    assert "75%" in row
+    assert "3.01 M" in text
+    assert "2.00 M" in text
+    assert "91.0 M" in text
+    assert "60.1 M" in text
+    assert "epoch 8" in text
+    assert "0.4 s" in text
+
+
+def test_event_table_says_what_was_skipped_once_a_reason():
+    reason = "smaller than round_to"
+    text = " ".join(_printed(event_table(_record(skipped={f"layer{k}": reason for k in range(5)}))).split())
+
+    assert text.count(reason) == 1
+    assert "layer0, layer1, layer2 and 2 more" in text
+
+
+def test_event_table_folds_blocks_only_when_there_are_too_many_groups():
+    channels = {f"net.{block}.m.{layer}": [8, 4] for block in range(5) for layer in range(6)}
+
+    assert event_table(_record(channels=channels), max_rows=24).row_count == 5 + 2
+    assert event_table(_record(channels=channels), max_rows=30).row_count == 30 + 2
+    assert event_table(_record(channels=channels), max_rows=None).row_count == 30 + 2
+    assert "net.4.m (6)" in _printed(event_table(_record(channels=channels)))
+
+
+def test_fold_groups_keeps_sums_and_stops_at_one_row_a_top_name():
+    channels = {"a.x": [8, 4], "a.y": [4, 4], "b": [2, 1], "c": [2, 2]}
+
+    assert fold_groups(channels, max_rows=3) == {"a": (2, 12, 8), "b": (1, 2, 1), "c": (1, 2, 2)}
+    assert len(fold_groups(channels, max_rows=1)) == 3
+    assert fold_groups({}, max_rows=3) == {}
+
+
+def test_event_table_of_an_event_that_pruned_nothing():
+    assert event_table(_record(channels={})).row_count == 2
+
+
+@pytest.mark.parametrize(("part", "whole", "text"), [(1, 2, "50%"), (0, 0, "0%"), (3, 3, "100%")])
+def test_share_bar(part, whole, text):
+    assert str(share_bar(part, whole)).strip().endswith(text)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0"), (999, "999"), (1000, "1.00 k"), (12_345, "12.3 k"), (123_456, "123 k")]
+)
+def test_human(number, text):
+    assert human(number) == text
+
+
+def test_channels_figure_shows_first_width_and_last_width():
+    first = _record()
+    second = _record(11, channels={"model.0.conv": [12, 10], "model.2.conv": [64, 48]})
+
+    axes = channels_figure([first, second]).axes[0]
+
+    heights = [bar.get_height() for bar in axes.patches]
+    assert heights[:4] == [16, 32, 32, 64]
+    assert heights[4:] == [10, 24, 32, 48]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "1", "1#2", "2"]
+    assert "114 of 144 (79%)" in axes.get_title(loc="left")
+
+
+def test_history_figure_draws_runs_and_marks_events():
+    history = {
+        "dense": [{"epoch": k, "map": 0.1 * k, "macs": 4e6} for k in range(4)],
+        "pruned": [{"epoch": k, "map": 0.09 * k, "macs": 4e6 if k < 2 else 2e6} for k in range(4)],
+        "never ran": [],
+    }
+    record = _record(2, macs=[4_000_000, 2_000_000])
+
+    upper, lower = history_figure(history, [record]).axes
+
+    assert upper.lines[0].get_xdata().tolist() == [1, 2, 3, 4]
+    np.testing.assert_allclose(upper.lines[1].get_ydata(), [0, 0.09, 0.18, 0.27])
+    assert lower.lines[1].get_ydata().tolist() == [4, 4, 4, 2, 2]
+    assert [line.get_xdata()[0] for line in upper.lines[2:]] == [2]
+    assert "−50% MACs" in [text.get_text() for text in upper.texts]
+    assert [text.get_text() for text in upper.get_legend().get_texts()] == ["dense", "pruned"]
+
+
+def test_history_figure_draws_all_events_alike():
+    history = {"pruned": [{"epoch": epoch, "map": 0.1, "macs": 1e6} for epoch in range(24)]}
+    figure = history_figure(history, [_record(epoch) for epoch in (6, 8, 10)])
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    image = np.asarray(canvas.buffer_rgba()).astype(int)
+
+    upper = figure.axes[0]
+    reddest = []
+    for epoch in (6, 8, 10):  # a grid line is at 10
+        x = int(upper.transData.transform((epoch, 0))[0])
+        strip = image[: image.shape[0] // 2, x - 3 : x + 4]
+        reddest.append((strip[..., 0] - strip[..., 1]).max())
+    assert len(set(reddest)) == 1
+
+
+def test_figures_are_no_state_of_pyplot(tmp_path):
+    channels_figure([_record()]).savefig(tmp_path / "channels.png")
+    history_figure({"run": [{"epoch": 0, "map": 0.5, "macs": 1e6}]}, []).savefig(tmp_path / "history.png")
+
+    assert (tmp_path / "channels.png").stat().st_size > 1000
+    if "matplotlib.pyplot" in sys.modules:
+        assert not sys.modules["matplotlib.pyplot"].get_fignums()
+
+
+def test_figures_of_nothing():
+    with pytest.raises(ValueError, match="at least one pruning record"):
+        channels_figure([])
+    with pytest.raises(ValueError, match="at least one run"):
+        history_figure({"run": []}, [])
+
+
+def test_save_json_writes_plain_numbers(tmp_path):
+    path = tmp_path / "report.json"
+    save_json({"map": torch.tensor(0.5), "macs": np.int64(7), "events": [_record()]}, path)
+
+    read = json.loads(path.read_text())
+    assert read["map"] == 0.5
+    assert read["macs"] == 7
+    assert read["events"][0]["channels"]["model.0.conv"] == [16, 12]
+    with pytest.raises(TypeError, match="plain data"):
+        save_json({"model": torch.nn}, path)

@@ -1,0 +1,120 @@
+import copy
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lit_prune import ChannelPruning
+from lit_prune.errors import PruningError
+from lit_prune.training.averaged_copies import copies_beside
+from lit_prune.training.recovery import Recovery
+from tests.toys import Classifier, loader, trainer, weight_averaging, widths
+
+
+class Scored(Classifier):
+    """Logs the score that it is told for each epoch."""
+
+    scores = (0.9, 0.9, 0.5, 0.9, 0.9, 0.9)
+
+    def on_validation_epoch_end(self):
+        self.log("score", self.scores[self.trainer.current_epoch])
+
+
+class Watch(pl.Callback):
+    """Copies of everything, before and after the callback that comes between."""
+
+    def __init__(self):
+        self.seen = {}
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        optimizer = trainer.optimizers[0]
+        self.seen[trainer.current_epoch] = copy.deepcopy(
+            {
+                "weights": dict(pl_module.named_parameters()),
+                "buffers": dict(pl_module.named_buffers()),
+                "state": {name: optimizer.state[p] for name, p in pl_module.named_parameters() if p in optimizer.state},
+                "averages": [dict(each.named_parameters()) for each in (copy.view for copy in copies_beside(trainer))],
+            }
+        )
+
+
+def pruning(epochs, max_drop=0.1, **options):
+    return ChannelPruning(0.5, epochs, recovery=Recovery(max_drop=max_drop, monitor="score"), verbose=False, **options)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_an_event_that_costs_too_much_is_taken_back_to_the_bit(optimizer):
+    before, after = Watch(), Watch()
+    module, callback = Scored(optimizer=optimizer), pruning([2, 3])
+    with pytest.warns(UserWarning, match=r"epoch 2 was taken back: score went from 0.9 to 0.5, .* Its 2 groups"):
+        # Averages change with every batch, so those after the event are compared by shape.
+        trainer(before, callback, after, *weight_averaging(), max_epochs=5).fit(module, loader(), loader())
+    good, again = before.seen[2], after.seen[3]
+    for part in ("weights", "buffers", "state", "averages"):
+        torch.testing.assert_close(good[part], again[part], rtol=0, atol=0)
+    assert before.seen[3]["weights"]["net.2.0.weight"].shape == (24, 16, 3, 3)
+    # Nothing is left that may be pruned, and the training goes on to its end.
+    assert len(module.losses) == 15
+    assert widths(module) == widths(Scored())
+    assert not callback.plan
+    assert callback.record.barred == ["net.0.0", "net.2.0"]
+    assert [event.get("taken_back", False) for event in callback.events] == [True, False]
+
+
+def test_what_recovers_stays():
+    module, callback = Scored(), pruning([2, 3], max_drop=0.5)
+    trainer(callback, max_epochs=5).fit(module, loader(), loader())
+    assert widths(module)["net.2.0.weight"] == (16, 8, 3, 3)
+
+
+def test_the_last_event_is_judged_at_the_end():
+    module, callback = Scored(), pruning(2)
+    with pytest.warns(UserWarning, match="was taken back"):
+        trainer(callback, max_epochs=3).fit(module, loader(), loader())
+    assert widths(module) == widths(Scored())
+
+
+def test_other_layers_go_on_being_pruned():
+    module, callback = Scored(), pruning([2, 3], layers_per_event=1)
+    with pytest.warns(UserWarning, match="taken back: .* Its 1 groups"):
+        trainer(callback, max_epochs=5).fit(module, loader(), loader())
+    assert widths(module)["net.2.0.weight"] == (32, 8, 3, 3)
+    assert callback.events[1]["skipped"] == {"net.2.0": "was taken back before"}
+
+
+def test_a_run_that_is_resumed_while_an_event_is_on_trial_takes_it_back_too(tmp_path):
+    def fit(*callbacks, **options):
+        torch.manual_seed(0)
+        module = Scored(optimizer="adamw")
+        with pytest.warns(UserWarning, match="was taken back"):
+            trainer(pruning([2, 3]), *callbacks, max_epochs=5, enable_checkpointing=bool(callbacks)).fit(
+                module, loader(), loader(), **options
+            )
+        return module.state_dict()
+
+    whole = fit(ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1))
+    resumed = fit(ckpt_path=tmp_path / "epoch=2.ckpt")
+    torch.testing.assert_close(whole, resumed, rtol=0, atol=0)
+
+
+def test_a_metric_that_is_not_logged_is_an_error_with_the_nearest():
+    callback = ChannelPruning(0.5, 2, recovery=Recovery(max_drop=0.1, monitor="scor"), verbose=False)
+    module = Scored()
+    with pytest.raises(PruningError, match=r"monitor='scor' is not logged\. Did you mean 'score'"):
+        trainer(callback, max_epochs=4).fit(module, loader(), loader())
+    assert widths(module) == widths(Scored())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_drop": -1.0, "monitor": "x"}, "max_drop must be 0 or more"),
+        ({"max_drop": 0.1}, "go together"),
+        ({"monitor": "x"}, "go together"),
+        ({"mode": "best"}, "'max' or 'min'"),
+    ],
+)
+def test_bad_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        Recovery(**options)
