@@ -54,8 +54,8 @@ $(OLDEST)/.installed: pyproject.toml tests/oldest.py
 	rm -rf $(OLDEST)
 	$(OLDEST_PYTHON) -m venv $(OLDEST)
 	$(OLDEST_PIP) packaging tomli
-	$(OLDEST)/bin/python tests/oldest.py > $(OLDEST)/core.txt
-	$(OLDEST)/bin/python tests/oldest.py test > $(OLDEST)/extras.txt
+	$(OLDEST)/bin/python -m tests.oldest > $(OLDEST)/core.txt
+	$(OLDEST)/bin/python -m tests.oldest test > $(OLDEST)/extras.txt
 	$(OLDEST_PIP) --constraint $(OLDEST)/extras.txt --editable '.[test]'
 	touch $@
 

@@ -1,4 +1,4 @@
-"""The oldest releases that pyproject.toml admits, as constraints for pip: `python tests/oldest.py [EXTRA ...]`."""
+"""The oldest releases that pyproject.toml admits, as constraints for pip: `python -m tests.oldest [EXTRA ...]`."""
 
 from __future__ import annotations
 
