@@ -1,6 +1,6 @@
 """ONNX in onnxruntime: do pruned networks compute the same as torch, and how much faster are they at half the MACs?
 
-Widths are chosen in several ways: the same share of every layer, unrounded or in multiples of 8 and 16, and by what
+Widths are chosen in several ways: the same ratio of every layer, unrounded or in multiples of 8 and 16, and by what
 the device says. For that, each convolution of the network is timed by itself with few and many output channels, as
 the time falls in steps that differ from processor to processor. All that remains of the network's time grows with the
 elements that move through it. Channels go where they cost most time for their MACs. Weights are random: the time does

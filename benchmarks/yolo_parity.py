@@ -1,6 +1,6 @@
 """Ultralytics' trainer and ours, trained alike on written-out DigitScenes: accuracy and seconds an epoch, over seeds.
 
-Both start from the same weights, with the same hyperparameters and pictures; what is random (order, augmentation) is
+Both start from the same weights, with the same hyperparameters and images; what is random (order, augmentation) is
 drawn by each for itself. Neither validates while it trains. At the end one tool looks at the averaged weights of both.
 The trainers take turns in going first. Seeds that ``yolo_parity.json`` has by the same settings are not run again.
 

@@ -49,7 +49,7 @@ class ChannelPruning(Callback):
     Every epoch ``pruning/params``, ``pruning/macs`` and ``pruning/channels`` are logged.
 
     Args:
-        amount: The share that is gone after the last event, in (0, 1): of each layer's channels (``"uniform"``,
+        amount: The ratio that is gone after the last event, in (0, 1): of each layer's channels (``"uniform"``,
             ``"clusters"``), of all channels (``"global"``) or of the dense network's multiply-adds (``"macs"``).
             ``None`` lets a selection decide that can (``"clusters"``).
         epochs: At the start of which epochs to prune, counted from 0: one, several, or a :class:`Schedule` (``AtSteps``
@@ -66,7 +66,7 @@ class ChannelPruning(Callback):
         min_channels: The least that a layer keeps.
         layers_per_event: Prune only so many layers an event, each to the full amount: those with the most channels
             first, and none that shares a tensor with another of the same event.
-        recovery: What follows an event: scores of other callbacks that start anew (the default), a learning rate that
+        recovery: What follows an event: scores of other callbacks that Start again (the default), a learning rate that
             rises again.
         on_error: ``"raise"`` ends the training with the old network when an event fails; ``"continue"`` warns and
             goes on with it.
@@ -125,6 +125,8 @@ class ChannelPruning(Callback):
         self._recorder: CallRecorder | None = None
         self._hooks: list[Any] = []
         self._missed_start = False
+        # Whether events that are due wait for the first batch.
+        self._waited = False
 
     @property
     def schedule(self) -> Schedule:
@@ -227,7 +229,8 @@ class ChannelPruning(Callback):
         self.agenda.plan(known_length(trainer, self.schedule.unit))
         self._missed_start = True
         self.averages.watch(trainer)
-        if not self.pruner.sees:
+        self._waited = not self.pruner.sees
+        if self._waited:
             self._recorder = CallRecorder(pl_module)
         elif self.agenda.waits_for_data:
             self.agenda.rehearse(self._host(trainer))
@@ -246,13 +249,21 @@ class ChannelPruning(Callback):
             self._prune_if_due(trainer)
         self._missed_start = False
 
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """Before the first step, so that what can't be done leaves the weights as they are: see what a batch has shown.
+
+        Where steps are the user's own, or there are several, a step may come before the batch has shown all.
+        """
+        if pl_module.automatic_optimization and len(trainer.optimizers) == 1:
+            self._see_what_was_shown(trainer, pl_module)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """After the first batch, which has shown the network's inputs, catch up on what waited for them."""
-        if (calls := self._recorded()) is not None:
-            self.pruner.see(pl_module, calls)
-            self.agenda.rehearse(self._host(trainer))
+        self._see_what_was_shown(trainer, pl_module)
+        if self._waited:
+            self._waited = False
             self._prune_if_due(trainer)
         self.agenda.rehearse_optimizers(self._host(trainer))
 
@@ -273,6 +284,11 @@ class ChannelPruning(Callback):
 
     def _host(self, trainer: Trainer) -> LightningHost:
         return LightningHost(trainer, self.averages)
+
+    def _see_what_was_shown(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if (calls := self._recorded()) is not None:
+            self.pruner.see(pl_module, calls)
+            self.agenda.rehearse(self._host(trainer))
 
     def _recorded(self) -> list[Call] | None:
         """The calls that were watched, for the last time; ``None`` where none were."""

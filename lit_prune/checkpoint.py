@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn
 
+from lit_prune.common._compat import CLASS_PATH, EXTRA_STATE
 from lit_prune.common.reading import read_checkpoint
 from lit_prune.errors import CheckpointError
 from lit_prune.plan import PruningPlan
@@ -90,7 +91,7 @@ def weights_of(checkpoint: Mapping[str, Any], path: str | PathLike[str]) -> Mapp
     """
     state: Mapping[str, Any] = checkpoint.get("state_dict", checkpoint)
     for name, value in state.items():
-        if not isinstance(value, Tensor) and not name.endswith("_extra_state"):
+        if not isinstance(value, Tensor) and not name.endswith(EXTRA_STATE):
             raise CheckpointError(
                 f"{path} holds neither a checkpoint of a Trainer nor a state dict: {name!r} is a "
                 f"{type(value).__name__}, where a tensor belongs."
@@ -102,7 +103,7 @@ def weights_of(checkpoint: Mapping[str, Any], path: str | PathLike[str]) -> Mapp
 def _built(cls: type[ModuleT], checkpoint: Mapping[str, Any]) -> type[ModuleT]:
     """The class that Lightning builds: ``cls``, or the one that its command line has noted."""
     hyperparameters = checkpoint.get("hyper_parameters")
-    noted = hyperparameters.get("_class_path") if isinstance(hyperparameters, dict) else None
+    noted = hyperparameters.get(CLASS_PATH) if isinstance(hyperparameters, dict) else None
     module, _, name = str(noted).rpartition(".")
     named = getattr(sys.modules.get(module), name, None)
     return named if isinstance(named, type) and issubclass(named, cls) else cls
@@ -174,7 +175,11 @@ def check_same_network(before: Shapes, plan_before: PruningPlan, after: Shapes, 
     pass in its wake.
     """
     for name, shape in before.items():
-        if name in after and _dense(name, shape, plan_before) != _dense(name, after[name], plan_after):
+        if (
+            name in after
+            and shape != after[name]
+            and (_dense(name, shape, plan_before) != _dense(name, after[name], plan_after))
+        ):
             raise CheckpointError(
                 f"{name} has shape {shape} in the network and {after[name]} in the checkpoint, and no pruning on "
                 "record explains that: the checkpoint is of a network with other widths or classes."

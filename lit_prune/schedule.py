@@ -138,6 +138,8 @@ def _checked_moments(name: str, given: int | list[int]) -> list[int]:
     if not moments:
         raise ArgumentError(f"{name} is empty: name at least one of the {name} at whose start to prune.")
     wrong = [moment for moment in moments if not isinstance(moment, Integral) or isinstance(moment, bool) or moment < 0]
+    if isinstance(given, str):
+        raise ArgumentError(f"{name} must be whole numbers from 0 on, a schedule, or 'before_wrap', but has {given!r}.")
     if wrong:
         raise ArgumentError(f"{name} must be whole numbers from 0 on, but has {wrong[0]!r}.")
     if len(set(moments)) < len(moments):

@@ -1,12 +1,14 @@
-"""Hides what only the extras bring, so that a process sees what plain `pip install lit-prune` gives."""
+"""Hides packages that are installed: all that only the extras bring, or one for a while."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import Distribution, distribution, distributions
 from typing import Any
 
+from lightning_utilities.core import imports
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -32,8 +34,30 @@ class Without:
         getattr(self.finder, "invalidate_caches", lambda: None)()
 
 
+@contextmanager
+def hidden(name: str) -> Iterator[None]:
+    """Hide one distribution and its modules, also those that have been imported."""
+    modules = set(modules_of(distribution(name)))
+    finders, imported = sys.meta_path[:], sys.modules.copy()
+    sys.meta_path[:] = [Without(finder, modules, {canonicalize_name(name)}) for finder in finders]
+    for module in [each for each in imported if each.partition(".")[0] in modules]:
+        del sys.modules[module]
+    _forget_what_was_found()
+    try:
+        yield
+    finally:
+        sys.meta_path[:] = finders
+        sys.modules.update(imported)
+        _forget_what_was_found()
+
+
+def _forget_what_was_found() -> None:
+    for remembered in (imports.package_available, imports.module_available):
+        remembered.cache_clear()
+
+
 def hide_extras() -> set[str]:
-    """Hide the modules of all distributions that the core dependencies don't bring along; their names."""
+    """Hide what the core dependencies don't bring, as if no extra were installed; the names of the modules."""
     core = brought_along(list(requirements())) | {"lit-prune", "packaging"}
     installed = {canonicalize_name(each.name): set(modules_of(each)) for each in distributions()}
     hidden = installed.keys() - core

@@ -1,4 +1,4 @@
-"""Trains, prunes and loads networks of one's own, also on the command line: what needs no extra."""
+"""Trains, prunes and loads networks of one's own, also on the command line; and asks for what only extras bring."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ class Net(Classifier):
 
 
 def everything_is_imported() -> None:
+    clustering = "lit_prune.select.clustering"
     for found in pkgutil.walk_packages(lit_prune.__path__, "lit_prune."):
-        # Some of these have subclasses of what the extra brings.
-        if not found.name.startswith("lit_prune.yolo."):
+        # Some of these have subclasses of what the extras bring.
+        if not found.name.startswith(("lit_prune.yolo.", f"{clustering}.tsne", f"{clustering}._compat")):
             importlib.import_module(found.name)
 
 
@@ -44,6 +45,12 @@ def the_command_line_takes_classes_of_ones_own(folder: Path) -> None:
     own = ["--model", "tests.core_run.Net", "--data", "tests.core_run.Data", "--trainer.max_epochs", "2"]
     prune = ["--trainer.callbacks+=lit_prune.ChannelPruning", "--trainer.callbacks.amount=0.5"]
     assert main(["fit", *place, *own, *prune, "--trainer.callbacks.epochs=1"]) == 0
-    assert main(["digits", str(folder / "digits"), "--scenes", "2", "--val-scenes", "2"]) == 0
+    assert main(["inspect", "yolov8n.yaml"]) == 2
+    assert main(["digits", str(folder / "digits")]) == 2
+    assert not (folder / "digits").exists()
+    assert (
+        main(["fit", *place, *own, *prune, "--trainer.callbacks.epochs=1", "--trainer.callbacks.selection=clusters"])
+        == 2
+    )
     # The network that is taken where none is named is Ultralytics'.
     assert main(["fit", *place]) == 2

@@ -351,3 +351,13 @@ def test_modules_of_the_other_lightning_load_with_their_own_arguments(tmp_path):
     assert (loaded.hparams["width"], loaded.hparams["depth"]) == (32, 3)
     assert widths(loaded) == widths(module)
     torch.testing.assert_close(loaded.state_dict(), module.state_dict(), rtol=0, atol=0)
+
+
+def test_a_network_that_was_loaded_pruned_goes_on_from_its_own_checkpoint(tmp_path):
+    run = trainer(ChannelPruning(0.5, 1, verbose=False), enable_checkpointing=True, default_root_dir=tmp_path)
+    run.fit(Wide(32), loader())
+    path = run.checkpoint_callback.best_model_path
+    again, callback = load_pruned(Wide, path), ChannelPruning(0.5, 1, verbose=False)
+    trainer(callback, max_epochs=6).fit(again, loader(), ckpt_path=path, **_PLAIN)
+    assert [event["epoch"] for event in callback.events] == [1]
+    assert widths(again) == widths(load_pruned(Wide, path))

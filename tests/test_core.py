@@ -34,5 +34,7 @@ def test_the_core_dependencies_are_enough(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert {"cv2", "onnx", "timm", "torchvision", "ultralytics"} <= set(done.stdout.splitlines()[0].split())
-    assert "pip install 'lit-prune[yolo]'" in done.stderr
+    brought = "cv2 kmedoids kneed matplotlib onnx PIL sklearn threadpoolctl timm torchvision ultralytics"
+    assert set(brought.split()) <= set(done.stdout.splitlines()[0].split())
+    for extra in ("clusters", "digits", "yolo"):
+        assert f"pip install 'lit-prune[{extra}]'" in done.stderr

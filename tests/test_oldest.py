@@ -1,5 +1,10 @@
 """What pyproject.toml tells of the packages that lit_prune needs; `make test-oldest` tries whether it is true."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from packaging.requirements import Requirement
 
@@ -23,3 +28,12 @@ def test_the_highest_bound_counts():
     with_yolo = floors("dev")
     assert with_yolo["ultralytics"] == floors("yolo")["ultralytics"]
     assert with_yolo["lightning"] == floors("yolo")["lightning"] > floors()["lightning"]
+
+
+def test_the_constraints_are_printed_as_the_makefile_asks_for_them():
+    root = Path(__file__).parents[1]
+    asked = "-m tests.oldest test"
+    assert f"bin/python {asked} " in (root / "Makefile").read_text()
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    printed = subprocess.check_output([sys.executable, *asked.split()], cwd=root, env=environment, text=True)
+    assert f"kmedoids=={floors('clusters')['kmedoids']}" in printed.splitlines()

@@ -21,10 +21,10 @@ def test_every_argument_of_the_callback_is_in_the_table():
 
 
 def test_its_pictures_are_there():
-    pictures = re.findall(r"!\[.*?\]\((.*?)\)", _README.read_text(encoding="utf-8"))
-    assert len(pictures) >= 2
-    for picture in pictures:
-        path = _README.parent / picture
+    images = re.findall(r"!\[.*?\]\((.*?)\)", _README.read_text(encoding="utf-8"))
+    assert len(images) >= 2
+    for image in images:
+        path = _README.parent / image
         assert path.read_bytes()[:4] == b"\x89PNG"
         assert path.stat().st_size < 500_000
 

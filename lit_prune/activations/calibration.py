@@ -25,7 +25,7 @@ class Calibration:
         batches: Number of batches, over all ranks; evenly spread over the data set.
         batch_size: Examples in each, whatever the batch size of training is.
         match_iou: An object with a box counts only if a prediction of its class overlaps it more than this, in
-            [0, 1); ``None`` takes every object. Of no account for objects without boxes.
+            [0, 1); ``None`` takes every object. Ignored for objects without boxes.
         num_classes: Number of classes; by default the ``num_classes`` of the LightningModule, or as many as are seen.
 
     Raises:
@@ -96,7 +96,7 @@ def collect_moments(
         for batch in batches:
             tally.take(batch)
     except Exception as error:
-        # Kept until all ranks know: the others would wait for this one's share for ever.
+        # Kept until all ranks know: the others would wait for this one's part for ever.
         failure = error
     return tally.result(failure)
 
@@ -150,19 +150,19 @@ class _Tally:
         """Merge with the other ranks; all of them raise where one has failed."""
         classes = self.metric.num_classes if self.metric is not None else 1
         layers = dict(zip(self.modules, self.widths, strict=False))
-        shares = gather((None if failure is None else str(failure), layers, classes, self.seen))
+        parts = gather((None if failure is None else str(failure), layers, classes, self.seen))
         if failure is not None:
             raise failure
-        for rank, (message, *_) in enumerate(shares):
+        for rank, (message, *_) in enumerate(parts):
             if message is not None:
                 raise CalibrationError(f"Rank {rank} could not calibrate: {message}")
         # A rank without data has not seen which layers run.
-        layers = next((layers for _, layers, _, _ in shares if layers), {})
+        layers = next((layers for _, layers, _, _ in parts if layers), {})
         self.modules, self.widths = {layer: self.modules[layer] for layer in layers}, list(layers.values())
-        seen = sum(share[3] for share in shares)
+        seen = sum(part[3] for part in parts)
         if not seen:
             raise NoObjectsError("The calibration batches hold no labelled object, so there are no statistics.")
-        moments = self._widened(max(share[2] for share in shares)).compute()
+        moments = self._widened(max(part[2] for part in parts)).compute()
         if not bool(moments.count.any()):
             raise NoObjectsError(
                 f"None of {seen} objects is overlapped by a prediction of its class by more than "

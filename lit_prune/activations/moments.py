@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lit_prune.common._compat import take_count_
 from lit_prune.errors import ArgumentError
 
 # What stands for the deviation of a class whose activations are all alike.
@@ -120,7 +121,7 @@ class ClassMoments(Metric):
     def resume(self, other: ClassMoments) -> None:
         """Take over what another metric of the same channels, and of no more classes, has seen."""
         self.packed[: other.num_classes] = other.packed
-        self._update_count = other._update_count
+        take_count_(self, other)
 
     def compute(self) -> Moments:
         """The moments of all that was taken in, on all ranks."""

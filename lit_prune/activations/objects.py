@@ -25,9 +25,9 @@ class CalibrationBatch:
         inputs: Positional inputs of the network's forward; the first is the images.
         labels: ``(M,)`` int64, class of each object.
         images: ``(M,)`` int64, index in the batch of the image that each object is in.
-        points: ``(M, 2)`` x and y of each object, as shares of the image's width and height; ``None``: the whole
+        points: ``(M, 2)`` x and y of each object, in normalised coordinates; ``None``: the whole
             image, by its spatial mean.
-        boxes: ``(M, 4)`` x0, y0, x1, y1 as shares; ``None``: objects are not matched with predictions.
+        boxes: ``(M, 4)`` x0, y0, x1, y1, normalised; ``None``: objects are not matched with predictions.
 
     Raises:
         ArgumentError: If the shapes do not belong together.
@@ -74,7 +74,7 @@ def read_batch(batch: Any) -> CalibrationBatch:
     """The objects of a batch of a common kind.
 
     Known are Ultralytics' dicts (``img`` (B, 3, H, W), in 0..1 or bytes; ``batch_idx`` (M,); ``cls`` (M, 1); ``bboxes``
-    (M, 4), centre, width and height as shares of the image), observed at the centre of each box; and pairs of images
+    (M, 4), centre, width and height, normalised), observed at the centre of each box; and pairs of images
     (B, ...) and labels (B,), observed by the mean over each image.
 
     Raises:
@@ -136,7 +136,7 @@ def observe(module: nn.Module, output: Tensor, batch: CalibrationBatch) -> Tenso
             f"Objects at points are read from maps (N, C, H, W), but {type(module).__name__} puts out "
             f"{tuple(output.shape)}. Leave this layer out, or give objects without points."
         )
-    # y / stride is y as a share of the image times the rows of the map. In double precision, which holds the product
+    # y / stride is the normalised y times the rows of the map. In double precision, which holds the product
     # of a float32 and a whole number exactly: a centre on the edge of two cells must not fall back by rounding.
     points = batch.points.to(_accurate(batch.points))
     height, width = output.shape[2:]

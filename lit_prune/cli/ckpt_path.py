@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_prune.checkpoint import RECORD
+from lit_prune.common._compat import CLASS_PATH, INSTANTIATOR
 from lit_prune.common.reading import read_checkpoint
 from lit_prune.plan import PruningPlan
 from lit_prune.surgery.adoption import accept_for_now
@@ -30,12 +31,13 @@ def read_hyperparameters(config: Any) -> dict[str, Any]:
     if not path or not Path(path).is_file():
         # No checkpoint, or one that the Trainer looks for by itself ("last", "best", a remote one).
         return {}
-    weights_only = config.get("weights_only") is not False
+    # A Trainer that can't be told reads everything.
+    weights_only = config.get("weights_only", False) is not False
     checkpoint = read_checkpoint(path, weights_only=weights_only, remedy="add --weights_only false")
     found = dict(checkpoint.get("hyper_parameters", {}))
-    found.pop("_instantiator", None)
-    if "_class_path" in found:
-        return {"class_path": found.pop("_class_path"), "dict_kwargs": found}
+    found.pop(INSTANTIATOR, None)
+    if CLASS_PATH in found:
+        return {"class_path": found.pop(CLASS_PATH), "dict_kwargs": found}
     return found
 
 

@@ -117,7 +117,7 @@ def run_digits(options: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     width = max(len(name) for name in TRAINER_COMMANDS) + 2
     trainer = "\n".join(f"  {name:<{width}}{text}" for name, text in TRAINER_COMMANDS.items())
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="lit-prune",
         description="Remove the channels of a network while it trains.",
         epilog=_EPILOG.format(trainer=trainer, environment=ENVIRONMENT),
@@ -133,11 +133,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
+class _Parser(argparse.ArgumentParser):
     """Tells the defaults of arguments that have one."""
 
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        if options.get("default") not in (None, argparse.SUPPRESS):
+            options["help"] += " (default: %(default)s)"
+        return super().add_argument(*names, **options)
 
 
 def _add_demo(commands: Any) -> None:
@@ -146,7 +148,7 @@ def _add_demo(commands: Any) -> None:
     demo.add_argument("--model", default="yolov8n.yaml", help="configuration of an Ultralytics detection network")
     demo.add_argument("--epochs", type=int, default=18, help="length of the run, and of the dense one beside it")
     demo.add_argument("--scenes", type=int, default=2000, help="number of training scenes")
-    demo.add_argument("--amount", type=float, default=0.455, help="share of the dense network's MACs that goes")
+    demo.add_argument("--amount", type=float, default=0.455, help="ratio of the dense network's MACs that goes")
     demo.add_argument("--seed", type=int, default=0, help="of weights, order and scenes")
 
 
@@ -205,12 +207,7 @@ def _add_digits(commands: Any) -> None:
 
 
 def _add(commands: Any, name: str, command: Callable[[argparse.Namespace], None], text: str) -> Any:
-    parser = commands.add_parser(
-        name,
-        help=text,
-        description=f"{text[0].upper()}{text[1:]}.",
-        formatter_class=_Defaults,
-    )
+    parser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
     parser.set_defaults(command=command)
     return parser
 

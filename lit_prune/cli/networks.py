@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_prune.errors import ArgumentError, MissingPackageError
+from lit_prune.common.packages import require
+from lit_prune.errors import ArgumentError
 
 # Of a video; networks with embedded positions take no other number.
 _FRAMES = 16
@@ -32,8 +33,7 @@ def load_network(name: str, image_size: int | None = None) -> tuple[nn.Module, T
         FileNotFoundError: If there is no such configuration or file.
         MissingPackageError: If the package that the name asks for is missing.
         ArgumentError: If the package knows no such network (the message has the nearest names), the file can't be read,
-            or
-            the network can't take images of that size.
+            or the network can't take images of that size.
 
     Example:
         >>> network, images = load_network("torchvision:resnet18")
@@ -60,10 +60,9 @@ def load_network(name: str, image_size: int | None = None) -> tuple[nn.Module, T
 
 def _from_torchvision(name: str, image_size: int | None) -> tuple[nn.Module, list[int], int]:
     """The network, the size of an example before height and width, and its height."""
-    try:
-        from torchvision import models
-    except ImportError as error:
-        raise MissingPackageError("torchvision is not installed. Install it with: pip install torchvision") from error
+    require(f"torchvision:{name}", "torchvision:torchvision")
+    from torchvision import models
+
     if name not in models.list_models():
         raise ArgumentError(f"torchvision has no model {name!r}.{_near(name, models.list_models())}")
     builder = models.get_model_builder(name)
@@ -87,10 +86,9 @@ def _from_torchvision(name: str, image_size: int | None) -> tuple[nn.Module, lis
 
 
 def _from_timm(name: str) -> tuple[nn.Module, int, int]:
-    try:
-        import timm
-    except ImportError as error:
-        raise MissingPackageError("timm is not installed. Install it with: pip install timm") from error
+    require(f"timm:{name}", "timm:timm")
+    import timm
+
     if name.partition(".")[0] not in timm.list_models():
         raise ArgumentError(f"timm has no model {name!r}.{_near(name, timm.list_models())}")
     network = timm.create_model(name, pretrained=False)

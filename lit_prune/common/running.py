@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
 from torch import nn
+
+from lit_prune.common._compat import compiler_is_loaded
 
 
 @contextmanager
@@ -76,8 +77,8 @@ def eagerly() -> Iterator[None]:
         ...     net(torch.ones(3, 2)).shape
         torch.Size([3, 1])
     """
-    if "torch._dynamo" not in sys.modules:
-        # Nothing can have been compiled, and to ask for a stance imports the whole compiler: one to two seconds.
+    if not compiler_is_loaded():
+        # Nothing can have been compiled, and to ask for a stance loads it.
         yield
         return
     with torch.compiler.set_stance("force_eager"):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_prune.common.running import evaluating
-from lit_prune.errors import ArgumentError
+from lit_prune.errors import ArgumentError, ArgumentTypeError
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,11 @@ def measure_latency(
         >>> found["narrow"].batch_size, found["narrow"].repeats
         (4, 30)
     """
+    if not isinstance(networks, Mapping):
+        raise ArgumentTypeError(
+            f"measure_latency takes networks by name, such as {{'pruned': network}}, but got a "
+            f"{type(networks).__name__}."
+        )
     first = next((value for value in inputs if isinstance(value, Tensor) and value.dim() > 0), None)
     if not networks or first is None:
         raise ArgumentError("measure_latency needs at least one network and one input tensor with a batch dimension.")

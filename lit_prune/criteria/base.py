@@ -65,7 +65,10 @@ class Criterion(ABC):
     """
 
     calibration: Calibration | None = None
-    """How much data to look at, for :attr:`Evidence.moments`; ``None`` where activations are of no account."""
+    """How much data to look at, for :attr:`Evidence.moments`; ``None`` where activations are ignored."""
+
+    needs: str = ""
+    """What a group must have to be judged, for messages."""
 
     @abstractmethod
     def __call__(self, evidence: Evidence) -> dict[str, Tensor]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _NormBase
 
+from lit_prune.common._compat import NormBase
 from lit_prune.criteria.base import Criterion, Evidence
 from lit_prune.errors import ArgumentError
 from lit_prune.graph import ChannelGroup
@@ -54,6 +54,8 @@ class BatchNormScale(Criterion):
         Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", ICCV 2017, section 3.
     """
 
+    needs = "a BatchNorm with a scale behind the layer"
+
     def __call__(self, evidence: Evidence) -> dict[str, Tensor]:
         """Score each channel by its mean |γ|."""
         scores = {group.name: batch_norm_scales(group, evidence) for group in evidence.groups}
@@ -101,7 +103,7 @@ def batch_norm_scales(group: ChannelGroup, evidence: Evidence) -> Tensor | None:
     scales = []
     for slot, tensor in evidence.slots_of(group):
         layer, _, leaf = slot[0].rpartition(".")
-        if leaf == "weight" and isinstance(evidence.modules.get(layer), _NormBase):
+        if leaf == "weight" and isinstance(evidence.modules.get(layer), NormBase):
             places = per_channel(group, slot, torch.ones(len(tensor)))
             scales.append(per_channel(group, slot, tensor.abs()) / places.clamp(min=1))
     return torch.stack(scales).mean(0) if scales else None

@@ -7,16 +7,16 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lit_prune.errors import MissingPackageError
+from lit_prune.common.packages import require
 
 Mask = NDArray[np.bool_]
 
 _VISIBLE = 2.0
-_ROOM = 1.2  # of a picture of one digit, as a multiple of its box's longer side
+_ROOM = 1.2  # of an image of one digit, as a multiple of its box's longer side
 
 
 def box_label(box: Sequence[float], ink: Mask) -> list[float]:
-    """Centre x, centre y, width and height, as shares of the picture.
+    """Centre x, centre y, width and height, normalised.
 
     Example:
         >>> box_label([0.5, 0.5, 0.25, 0.25], np.zeros((8, 8), dtype=bool))
@@ -34,13 +34,14 @@ def outline_label(box: Sequence[float], ink: Mask) -> list[float]:
         >>> sorted(set(outline_label([], ink)))
         [0.3125, 0.4375, 0.6875]
     """
-    cv2 = _opencv()
+    import cv2
+
     contours, _ = cv2.findContours(ink.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     parts = [contour.reshape(-1, 2) for contour in contours]
     outline = _joined(parts)
     # Fewer than three points are no outline: a line of ink goes there and back.
     points = np.resize(outline, (max(3, len(outline)), 2))
-    return _shares(points + 0.5, ink)
+    return _normalised(points + 0.5, ink)
 
 
 def _joined(parts: Sequence[Any]) -> Any:
@@ -66,9 +67,9 @@ def keypoint_label(box: Sequence[float], ink: Mask) -> list[float]:
     y, x = np.nonzero(ink)
     ends = [(x[rows].mean(), y[rows].mean()) for rows in (y == y.min(), y == y.max(), x == x.min(), x == x.max())]
     points = np.array([*ends, (x.mean(), y.mean())]) + 0.5
-    shares = np.array(_shares(points, ink)).reshape(-1, 2)
-    visible = np.full((len(shares), 1), _VISIBLE)
-    flat: list[float] = np.hstack([shares, visible]).flatten().tolist()
+    places = np.array(_normalised(points, ink)).reshape(-1, 2)
+    visible = np.full((len(places), 1), _VISIBLE)
+    flat: list[float] = np.hstack([places, visible]).flatten().tolist()
     return [*box, *flat]
 
 
@@ -80,11 +81,12 @@ def corner_label(box: Sequence[float], ink: Mask) -> list[float]:
         >>> len(corner_label([], ink))
         8
     """
-    cv2 = _opencv()
+    import cv2
+
     y, x = np.nonzero(ink)
     # Of each pixel its corners, so that the rectangle has an extent even where the ink is a line.
     corners = np.concatenate([np.stack([x + dx, y + dy], axis=1) for dx in (0, 1) for dy in (0, 1)])
-    return _shares(cv2.boxPoints(cv2.minAreaRect(corners.astype(np.float32))), ink)
+    return _normalised(cv2.boxPoints(cv2.minAreaRect(corners.astype(np.float32))), ink)
 
 
 LABELS: dict[str, Callable[[Sequence[float], Mask], list[float]]] = {
@@ -95,12 +97,20 @@ LABELS: dict[str, Callable[[Sequence[float], Mask], list[float]]] = {
 }
 """Task to what follows an object's class in its line."""
 
+OUTLINES = frozenset({"segment", "obb"})
+"""Tasks whose labels are drawn by OpenCV."""
+
 HEADERS = {"pose": "kpt_shape: [5, 3]\nflip_idx: [0, 1, 3, 2, 4]\n"}
 """Task to further lines of its `data.yaml`."""
 
 
-def picture_around(box: Sequence[float], pixels: Tensor) -> Tensor:
-    """Cut the square (3, s, s) around a box, with some room, out of a picture (3, H, W)."""
+def require_opencv() -> None:
+    """Raise a MissingPackageError unless outlines can be drawn."""
+    require("Drawing outlines", "opencv-python:cv2", extra="yolo")
+
+
+def image_around(box: Sequence[float], pixels: Tensor) -> Tensor:
+    """Cut the square (3, s, s) around a box, with some room, out of an image (3, H, W)."""
     height, width = pixels.shape[1:]
     centre_x, centre_y = box[0] * width, box[1] * height
     side = min(height, width, round(_ROOM * max(box[2] * width, box[3] * height)))
@@ -109,18 +119,7 @@ def picture_around(box: Sequence[float], pixels: Tensor) -> Tensor:
     return pixels[:, top : top + side, left : left + side]
 
 
-def _shares(points: NDArray[Any], ink: Mask) -> list[float]:
+def _normalised(points: NDArray[Any], ink: Mask) -> list[float]:
     height, width = ink.shape
-    shares: list[float] = (points / np.array([width, height])).clip(0, 1).flatten().tolist()
-    return shares
-
-
-def _opencv() -> Any:
-    try:
-        import cv2
-    except ImportError as error:
-        raise MissingPackageError(
-            f"Outlines are drawn with OpenCV, which cannot be imported ({error}). Install it with: pip install "
-            f"'lit-prune[yolo]'"
-        ) from error
-    return cv2
+    places: list[float] = (points / np.array([width, height])).clip(0, 1).flatten().tolist()
+    return places

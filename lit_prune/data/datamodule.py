@@ -7,7 +7,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lit_prune.data.digits import DigitScenes, Split, check_scene_arguments, collate_detection
+from lit_prune.data.digits import DigitScenes, Split, check_scene_arguments, collate_detection, require_digits
 from lit_prune.errors import ArgumentError
 
 
@@ -31,6 +31,7 @@ class DigitScenesDataModule(LightningDataModule):
 
     Raises:
         ArgumentError: If an argument is outside the range given above.
+        MissingPackageError: If scikit-learn or Pillow is missing.
 
     Example:
         >>> data = DigitScenesDataModule(scenes=8, val_scenes=4, image_size=64, batch_size=4)
@@ -59,6 +60,7 @@ class DigitScenesDataModule(LightningDataModule):
             raise ArgumentError(f"batch_size must be at least 1, but got {batch_size}.")
         if num_workers < 0:
             raise ArgumentError(f"num_workers must not be negative, but got {num_workers}.")
+        require_digits()
         self.save_hyperparameters()
         self.scenes = scenes
         self.val_scenes = val_scenes

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lit_prune.errors import ArgumentError, MissingPackageError
+from lit_prune.common.packages import require
+from lit_prune.errors import ArgumentError
 
 Split = Literal["train", "val"]
 
@@ -19,9 +20,9 @@ _MAX_OBJECTS = 4
 _TRIES = 16  # places tried for an object before it is left out
 _SCENE_DRAWS = 6
 _OBJECT_DRAWS = 5 + 2 * _TRIES
-_SMALLEST, _LARGEST = 0.2, 0.45  # side of a digit, as a share of the image
-_CROPS = (0.25, 0.35, 0.5)  # height of a background crop, as a share of the photograph
-_OVERLAP = 0.1  # the share of the smaller box that another box may cover
+_SMALLEST, _LARGEST = 0.2, 0.45  # side of a digit, relative to the image
+_CROPS = (0.25, 0.35, 0.5)  # height of a background crop, relative to the photograph
+_OVERLAP = 0.1  # the ratio of the smaller box that another box may cover
 _CONTRAST = 0.35  # least difference of brightness between a digit and what is behind it
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
@@ -36,7 +37,7 @@ class DigitScenes(Dataset[dict[str, Tensor]]):
     first scenes of a longer set are those of a shorter one.
 
     An item is a dict in the vocabulary of Ultralytics' batches: `img` (3, H, W) float32 in 0..1; `cls` (n, 1) float32,
-    the digit; `bboxes` (n, 4) float32, centre x, centre y, width, height as shares of the image. A box is tight around
+    the digit; `bboxes` (n, 4) float32, centre x, centre y, width, height, normalised. A box is tight around
     the pixels of its digit that can be seen.
 
     Args:
@@ -46,7 +47,7 @@ class DigitScenes(Dataset[dict[str, Tensor]]):
         seed: Which scenes; a non-negative integer.
 
     Raises:
-        MissingPackageError: If scikit-learn is missing.
+        MissingPackageError: If scikit-learn or Pillow is missing.
         ArgumentError: If an argument is outside the range given above.
 
     Example:
@@ -69,6 +70,7 @@ class DigitScenes(Dataset[dict[str, Tensor]]):
         if split not in get_args(Split):
             raise ArgumentError(f"split must be 'train' or 'val', but got {split!r}.")
         check_scene_arguments(scenes=scenes, image_size=image_size, seed=seed)
+        require_digits()
         self.split = split
         self.image_size = image_size
         self.seed = seed
@@ -137,29 +139,27 @@ def check_scene_arguments(*, scenes: int, image_size: int, seed: int) -> None:
         raise ArgumentError(f"seed must not be negative, but got {seed}.")
 
 
-def _sklearn_datasets() -> Any:
-    try:
-        import sklearn.datasets
-    except ImportError as error:
-        raise MissingPackageError(
-            "DigitScenes takes its digits and photographs from scikit-learn, which is not installed. "
-            "Install it with: pip install scikit-learn"
-        ) from error
-    return sklearn.datasets
+def require_digits() -> None:
+    """Raise a MissingPackageError unless there is what digits and photographs are taken from, and read by."""
+    require("DigitScenes", "scikit-learn", "pillow", extra="digits")
 
 
 @lru_cache(maxsize=1)
 def _digits() -> tuple[Tensor, NDArray[np.int64]]:
     """All digits: ink (1797, 1, 8, 8) in 0..1, and the digit that each shows (1797,)."""
-    data = _sklearn_datasets().load_digits()
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
     return torch.from_numpy(data.images / 16.0).float()[:, None], data.target.astype(np.int64)
 
 
 @lru_cache(maxsize=2)
 def _photographs(image_size: int) -> list[NDArray[np.uint8]]:
     """Both photographs (3, h, w) at every zoom from which crops are taken."""
+    from sklearn.datasets import load_sample_images
+
     resized = []
-    for photograph in _sklearn_datasets().load_sample_images().images:
+    for photograph in load_sample_images().images:
         pixels = torch.tensor(photograph).permute(2, 0, 1)[None].float()
         height, width = pixels.shape[2:]
         for crop in _CROPS:
@@ -300,6 +300,6 @@ def _paint(region: NDArray[np.uint8], alpha: NDArray[np.float32], uniform: NDArr
 
 
 def _to_xywh(boxes: Tensor, image_size: int) -> Tensor:
-    """Corner boxes in pixels (n, 4) as centre, width and height, shares of the image."""
+    """Corner boxes in pixels (n, 4) as centre, width and height, normalised."""
     low, high = boxes.float().div(image_size).chunk(2, dim=1)
     return torch.cat([(low + high) / 2, high - low], dim=1)

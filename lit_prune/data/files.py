@@ -1,11 +1,11 @@
-"""DigitScenes as files: an Ultralytics data set of any task, of PNG pictures and label files, lossless."""
+"""DigitScenes as files: an Ultralytics data set of any task, of PNG images and label files, lossless."""
 
 from pathlib import Path
 from typing import Any, get_args
 
 from torch import Tensor
 
-from lit_prune.data.annotations import HEADERS, LABELS, picture_around
+from lit_prune.data.annotations import HEADERS, LABELS, OUTLINES, image_around, require_opencv
 from lit_prune.data.digits import DigitScenes, Split, check_scene_arguments
 from lit_prune.errors import ArgumentError, ExistingFileError
 
@@ -20,10 +20,10 @@ def write_digits(
     seed: int = 0,
     task: str = "detect",
 ) -> Path:
-    """Write `DigitScenes` as an Ultralytics data set: pictures, label files and a `data.yaml`.
+    """Write `DigitScenes` as an Ultralytics data set: images, label files and a `data.yaml`.
 
-    Pictures are PNG files with the very pixels of `DigitScenes`, in `images/train` and `images/val`. Each has a file
-    in `labels/train` or `labels/val`, with one line an object: its class, then by the task, as shares of the picture,
+    Images are PNG files with the very pixels of `DigitScenes`, in `images/train` and `images/val`. Each has a file
+    in `labels/train` or `labels/val`, with one line an object: its class, then by the task, normalised,
 
     - `"detect"`: centre x, centre y, width, height;
     - `"segment"`: the outline of the ink that can be seen, without holes;
@@ -31,7 +31,7 @@ def write_digits(
       row and of the leftmost and rightmost column of ink, and the ink's centre;
     - `"obb"`: the corners of the smallest rectangle around the ink.
 
-    To `"classify"`, there is a picture of each digit alone, in a folder of its class, in `train` and `val`. The folder
+    To `"classify"`, there is an image of each digit alone, in a folder of its class, in `train` and `val`. The folder
     may be moved: `data.yaml` names no absolute path.
 
     Args:
@@ -47,7 +47,8 @@ def write_digits(
 
     Raises:
         ExistingFileError: If the folder holds a data set already; nothing of it has changed.
-        ImportError: If OpenCV, which draws outlines and comes with Ultralytics, is needed and missing.
+        MissingPackageError: If OpenCV, which draws outlines and comes with Ultralytics, is needed and missing, or what
+            `DigitScenes` needs is; nothing has been written.
         ArgumentError: If an argument is outside the range given above.
 
     Example:
@@ -63,6 +64,8 @@ def write_digits(
     counts: dict[Split, int] = {"train": scenes, "val": val_scenes}
     for count in counts.values():
         check_scene_arguments(scenes=count, image_size=image_size, seed=seed)
+    if task in OUTLINES:
+        require_opencv()
     content = get_args(Split) if task == "classify" else ("images", "labels", "data.yaml")
     present = [name for name in content if (folder / name).exists()]
     if present:
@@ -70,7 +73,7 @@ def write_digits(
             f"{str(folder)!r} holds {' and '.join(present)} already, which would be mixed up with the new scenes; "
             f"name another folder, or remove it first."
         )
-    write = _write_pictures if task == "classify" else _write_split
+    write = _write_images if task == "classify" else _write_split
     for split in get_args(Split):
         write(folder, DigitScenes(split, counts[split], image_size, seed), task)
     if task == "classify":
@@ -87,7 +90,7 @@ def _write_split(folder: Path, scenes: DigitScenes, task: str) -> None:
     labels.mkdir(parents=True, exist_ok=True)
     for number, (pixels, mask) in enumerate(zip(scenes.images, scenes.masks, strict=True)):
         name = f"{number:06d}"
-        _picture(pixels).save(images / f"{name}.png")
+        _as_image(pixels).save(images / f"{name}.png")
         item = scenes[number]
         lines = []
         for k, (digit, box) in enumerate(zip(item["cls"].flatten().tolist(), item["bboxes"].tolist(), strict=True)):
@@ -96,18 +99,17 @@ def _write_split(folder: Path, scenes: DigitScenes, task: str) -> None:
         (labels / f"{name}.txt").write_text("".join(lines))
 
 
-def _write_pictures(folder: Path, scenes: DigitScenes, task: str) -> None:
+def _write_images(folder: Path, scenes: DigitScenes, task: str) -> None:
     for digit in range(scenes.num_classes):  # also of those that no scene shows: the folders are the classes
         (folder / scenes.split / str(digit)).mkdir(parents=True, exist_ok=True)
     for number, pixels in enumerate(scenes.images):
         item = scenes[number]
         for k, (digit, box) in enumerate(zip(item["cls"].flatten().tolist(), item["bboxes"].tolist(), strict=True)):
             path = folder / scenes.split / str(int(digit)) / f"{number:06d}-{k}.png"
-            _picture(picture_around(box, pixels)).save(path)
+            _as_image(image_around(box, pixels)).save(path)
 
 
-def _picture(pixels: Tensor) -> Any:
-    # Pillow comes with matplotlib, and Ultralytics reads pictures by it as well.
+def _as_image(pixels: Tensor) -> Any:
     from PIL import Image
 
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())

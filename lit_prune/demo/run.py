@@ -15,6 +15,7 @@ from lit_prune.demo.settings import Recipe
 from lit_prune.report.tables import save_json
 from lit_prune.yolo.comparison import comparison_table
 from lit_prune.yolo.export import export_detector
+from lit_prune.yolo.package import require_ultralytics
 
 
 def run_demo(out: str | Path, recipe: Recipe | None = None, console: Console | None = None) -> dict[str, Any]:
@@ -34,9 +35,10 @@ def run_demo(out: str | Path, recipe: Recipe | None = None, console: Console | N
         What ``report.json`` holds.
 
     Raises:
-        ImportError: If Ultralytics is missing.
+        MissingPackageError: If a package that the extra `yolo` brings is missing.
         ValueError: If the recipe cannot be carried out.
     """
+    require_ultralytics("The demo", "faster-coco-eval", "matplotlib", "pillow", "scikit-learn")
     recipe = recipe or Recipe()
     console = console or Console()
     out = Path(out)

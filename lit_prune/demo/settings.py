@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from lit_prune.errors import ArgumentError
 
 # Of YOLOv8n. Exact boxes need what the early layers and the box branch know, and coarse maps hold few of these small
-# objects: at the same MACs this costs less accuracy than the same share of every layer.
+# objects: at the same MACs this costs less accuracy than the same ratio of every layer.
 _FACTORS = {
     "model.model.22.cv2.*": 0.4,
     "model.model.22.cv3.*": 0.8,

@@ -1,4 +1,4 @@
-"""Which channels live and die together, found by tracing labels."""
+"""Which channels are coupled, found by tracing labels."""
 
 from lit_prune.errors import TraceError
 from lit_prune.graph.channel_graph import ChannelGraph

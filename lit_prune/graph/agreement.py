@@ -71,7 +71,7 @@ def _compare_constants(recording: Recording, again: Recording) -> None:
     before, after = _by_layer(recording), _by_layer(again)
     for layer in before.keys() | after.keys():
         (numbers, fills), (numbers_now, fills_now) = before.get(layer, ([], [])), after.get(layer, ([], []))
-        # A cache that was filled when the network ran before (anchors) is filled anew where it is keyed by a shape.
+        # A cache that was filled when the network ran before (anchors) is filled again where it is keyed by a shape.
         if numbers != numbers_now or (fills and fills != fills_now):
             raise TraceError(f"{layer or 'it'} computes with a number that depends on a width", layer)
 

@@ -105,6 +105,14 @@ class ChannelGraph:
         with _collector_paused():
             return cls(*examine(model, list(calls)))
 
+    def __iter__(self) -> Iterator[ChannelGroup]:
+        """The groups, in forward order."""
+        return iter(self.groups)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a group of that name."""
+        return name in self._by_name
+
     def __getitem__(self, name: str) -> ChannelGroup:
         """The group of that name.
 
@@ -112,8 +120,15 @@ class ChannelGraph:
             UnknownNameError: If there is none; the message has the nearest names.
         """
         if name not in self._by_name:
+            if not isinstance(name, str):
+                raise ArgumentTypeError(f"Groups are named by their first layer, but got {name!r}: see `graph.groups`.")
             near = difflib.get_close_matches(name, self._by_name, n=3, cutoff=0.5)
-            mine = [group.name for group in self.groups if name in group.layers]
+            # Norms are no layers that make channels, but have some of a group.
+            mine = [
+                group.name
+                for group in self.groups
+                if name in group.layers or {(f"{name}.weight", 0), (f"{name}.running_mean", 0)} & group.members.keys()
+            ]
             hint = ""
             if mine:
                 hint = f" Its channels are coupled with others, as graph[{mine[0]!r}]."

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from lit_prune.common._compat import without_dispatch
 from lit_prune.graph.memo import output_of
 from lit_prune.graph.operation import Operation
 from lit_prune.graph.tracer import Tracer
@@ -38,7 +39,7 @@ class Composites(TorchFunctionMode):
         known = _COMPOSITES.get(func)
         if known is None:
             if self._on_meta and func in _FACTORIES and kwargs.get("device") is None:
-                # What a forward makes anew (grids, masks) must lie where the weights are.
+                # What a forward makes itself (grids, masks) must lie where the weights are.
                 kwargs = {**kwargs, "device": "meta"}
             return func(*args, **kwargs)
         name, places = known
@@ -46,7 +47,7 @@ class Composites(TorchFunctionMode):
         source = arguments[places[0]]
         if name != "rms_norm" and not (source.is_meta and _fits(name, arguments)):
             return func(*args, **kwargs)
-        with torch._C._DisableTorchDispatch():
+        with without_dispatch():
             if name == "scaled_dot_product_attention":
                 output = source.new_empty((*source.shape[:-1], arguments["value"].shape[-1]))
             else:
@@ -62,7 +63,7 @@ class Composites(TorchFunctionMode):
         if "inplace" in kwargs:
             plain = in_place if kwargs["inplace"] else plain
             kwargs = {key: value for key, value in kwargs.items() if key != "inplace"}
-        with torch._C._DisableTorchDispatch():
+        with without_dispatch():
             return self._tracer.foresee(plain, args, kwargs)
 
 

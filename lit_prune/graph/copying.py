@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import copyreg
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from lit_prune.common._compat import COMPILED, COMPILED_CALL, RUN_HOOKS, STATE_HOOKS, has_slots, is_compiled
 from lit_prune.common.names import modules_of
 
 # Values of these types can't change, or mean the same wherever they are.
@@ -22,9 +22,6 @@ _IMMUTABLE = frozenset(
     | {torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size}
     | {types.FunctionType, types.BuiltinFunctionType, types.ModuleType}
 )
-_RUN_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-# Nothing is loaded into a copy, or saved from it, and these may hold a whole Trainer.
-_STATE_HOOKS = ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks")
 # The containers that every module has, each with its type.
 _OWN = {name: type(value) for name, value in vars(nn.Module()).items() if isinstance(value, (dict, set))}
 _COPY_PROTOCOL = ("__deepcopy__", "__copy__", "__getstate__", "__setstate__", "__reduce__", "__reduce_ex__", "__new__")
@@ -69,12 +66,12 @@ class _Copier:
             self._fill(module)
         for module in wrappers:
             shell = self._memo[id(module)]
-            shell._orig_mod = self._value(module._orig_mod)
+            setattr(shell, COMPILED, self._value(getattr(module, COMPILED)))
             shell.training = module.training
         copied: nn.Module = self._value(self._network)
         if len(plain) < len(modules):
             for _, module in modules_of(copied):
-                vars(module)["_compiled_call_impl"] = None
+                vars(module)[COMPILED_CALL] = None
         return copied
 
     def _fill(self, module: nn.Module) -> None:
@@ -88,7 +85,7 @@ class _Copier:
             # Most are empty; no two modules share one.
             state[name] = self._own(name, own[name]) if own.get(name) else kind()
         # Compiled in place, a copy would run the module that it was copied from.
-        state["_compiled_call_impl"] = None
+        state[COMPILED_CALL] = None
         # Past `nn.Module.__setattr__`, which looks at what is set.
         object.__setattr__(self._memo[id(module)], "__dict__", state)
 
@@ -96,13 +93,14 @@ class _Copier:
         """The copy of what ``nn.Module`` itself holds under a name."""
         if name == "_buffers":
             return type(value)((key, self._value(buffer, is_buffer=True)) for key, buffer in value.items())
-        if name in _RUN_HOOKS:
+        if name in RUN_HOOKS:
             return _kept(value)
-        return OrderedDict() if name in _STATE_HOOKS else self._value(value)
+        # Nothing is loaded into a copy, or saved from it, and these may hold a whole Trainer.
+        return OrderedDict() if name in STATE_HOOKS else self._value(value)
 
     def _prepare(self, module: nn.Module) -> None:
         """Have ``copy.deepcopy`` find what it must not copy by itself, in a module with a way of its own."""
-        for name in _RUN_HOOKS:
+        for name in RUN_HOOKS:
             hooks = module.__dict__[name]
             self._memo[id(hooks)] = _kept(hooks)
         for value in module.__dict__.values():
@@ -164,29 +162,24 @@ class _Uncompiled(nn.Module):
     """In the place of what ``torch.compile`` returned: the names of its parts stay what they are."""
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_orig_mod":
+        if name == COMPILED:
             return self._modules[name]
-        return getattr(self._orig_mod, name)
+        return getattr(getattr(self, COMPILED), name)
 
     def __len__(self) -> int:
-        return len(self._orig_mod)
+        return len(getattr(self, COMPILED))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self._orig_mod(*args, **kwargs)
+        return getattr(self, COMPILED)(*args, **kwargs)
 
 
-@cache
-def _is_wrapper(kind: Any) -> bool:
-    # By name, for its module is torch's whole compiler.
-    return any(
-        (base.__module__, base.__name__) == ("torch._dynamo.eval_frame", "OptimizedModule") for base in kind.__mro__
-    )
+_is_wrapper = cache(is_compiled)
 
 
 @cache
 def _is_plain(kind: Any) -> bool:
     """Whether a module class is copied by its ``__dict__`` alone."""
-    if copyreg._slotnames(kind):  # type: ignore[attr-defined]
+    if has_slots(kind):
         return False
     own = [name for name in _COPY_PROTOCOL if getattr(kind, name, None) is not getattr(nn.Module, name, None)]
     # Torch's layers only fill in, after unpickling, what older versions lacked; recurrent ones do more.

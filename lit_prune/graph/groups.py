@@ -139,7 +139,7 @@ class _SlotIndex:
         """``(components,)`` equal where components touch the same slots and lie in the same pieces."""
         places = list(self._labels.pieces)
         for fold in self._labels.folds:
-            # Pieces that live and die whole are the channels of one group; others are groups of their own.
+            # Pieces that go whole are the channels of one group; others are groups of their own.
             places.extend([fold.labels.ravel()] if fold.whole else fold.labels)
         owned = np.flatnonzero(self.owner >= 0)
         labels = np.concatenate([owned, *places])

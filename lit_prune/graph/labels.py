@@ -20,7 +20,7 @@ OUTPUT = "reaches the network's output"
 
 @dataclass(frozen=True)
 class Components:
-    """Labels that live and die together.
+    """Labels that are coupled.
 
     Attributes:
         of: ``(labels,)`` the component of each label.
@@ -44,7 +44,7 @@ class Fold:
         labels: ``(pieces, width)``.
         heads: ``(pieces,)`` labels that stand for a whole piece where its width is contracted away, as in the scores
             of an attention.
-        whole: Pieces live and die whole; otherwise all keep equally many, though not the same.
+        whole: Pieces go whole; otherwise all keep equally many, though not the same.
         may_be_whole: Whether losing whole pieces makes sense: of heads it does, of the halves of a ``chunk`` not.
     """
 
@@ -86,7 +86,7 @@ class Labels:
         return row
 
     def join(self, first: Row, second: Row) -> None:
-        """Index by index, the labels of two arrays of one shape (or that broadcast to one) live and die together."""
+        """Index by index, the labels of two arrays of one shape (or that broadcast to one) are coupled."""
         if first is not second:
             if first.shape != second.shape:
                 first, second = np.broadcast_arrays(first, second)
@@ -111,7 +111,7 @@ class Labels:
         return fold
 
     def make_whole(self, fold: Fold) -> None:
-        """Let the pieces of a fold live and die whole, together with what stands for them elsewhere."""
+        """Let the pieces of a fold go whole, together with what stands for them elsewhere."""
         fold.whole = True
         self.join(fold.labels[:, :1], fold.labels)
         if fold.heads is not None:

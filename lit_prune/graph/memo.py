@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_prune.common._compat import schema_of
 from lit_prune.graph.operation import tensors_among
 
 Key = tuple[Any, ...]
@@ -63,7 +64,7 @@ def _is_sure(func: Any) -> bool:
     """Whether an operation makes new tensors, or returns its first argument with the layout that it had."""
     if getattr(func, "namespace", None) != "aten" or not _UNSURE.isdisjoint(func.tags):
         return False
-    arguments, returns = func._schema.arguments, func._schema.returns
+    arguments, returns = schema_of(func).arguments, schema_of(func).returns
     shared = [argument.alias_info is not None for argument in arguments]
     if not any(shared):
         return all(value.alias_info is None for value in returns)

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from lit_prune.common._compat import schema_of
+
 _CONSTANTS = ("other", "value", "alpha", "beta", "scale", "exponent", "fill_value")
 
 
@@ -72,7 +74,7 @@ class Signature:
 @cache
 def signature(func: Any) -> Signature:
     """The signature of an operator overload."""
-    schema = func._schema
+    schema = schema_of(func)
     name = str(schema.name)
     # An in-place operation has the rule of its twin.
     short = name.partition("::")[2].rstrip("_") if name.startswith("aten::") else name

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
 
+from lit_prune.common._compat import tree_flatten
 from lit_prune.common.names import modules_of
 from lit_prune.modules.registry import SIZE_ONLY_OUTPUTS, qualified_names
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
 
+from lit_prune.common._compat import tree_flatten
 from lit_prune.graph.labels import Components, Labels, Row
 from lit_prune.plan import Slot
 

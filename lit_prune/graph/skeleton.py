@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
+from lit_prune.common._compat import tree_map_only
 from lit_prune.graph.copying import copy_module
 from lit_prune.graph.recording import Call
 from lit_prune.modules.registry import update_attributes_

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from lit_prune.common._compat import NormBase
 from lit_prune.common.running import eagerly
 from lit_prune.errors import TraceError
 from lit_prune.graph.composites import Composites
@@ -72,7 +72,7 @@ def record(
             network.train()
             for module in tracer.modules:
                 # In train mode they would refuse a single value a channel; the labels are the same.
-                if isinstance(module, _NormBase):
+                if isinstance(module, NormBase):
                     module.eval()
             _run(network, calls, tracer, until)
             recording.products = products

@@ -6,11 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from lit_prune.common._compat import ITEM, ConvNd, DispatchMode, memory_of
 from lit_prune.common.names import modules_of
 from lit_prune.graph.labels import Row
 from lit_prune.graph.memo import output_of
@@ -23,7 +21,7 @@ Rows = list[Row | None]
 Rule = Callable[["Tracer", Operation], None]
 
 
-class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
     """Labels the values of every operation that runs under it.
 
     Rules read what an operation's inputs carry (:meth:`rows`, or :meth:`blocks` where dimensions that were taken apart
@@ -32,7 +30,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self, network: nn.Module, recording: Recording, rules: Mapping[str, Rule]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.network = network
         self.recording = recording
         self.labels = recording.labels
@@ -45,18 +43,13 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for name, tensor in (*module._parameters.items(), *module._buffers.items()):
                 if tensor is not None:
                     self._names.setdefault(id(tensor), prefix + name)
-            if isinstance(module, _ConvNd):
+            if isinstance(module, ConvNd):
                 self._kernels.add(id(module.weight))
         self._rules = rules
         # The tensors are held so that their ids stay theirs until the end of the trace.
         self._values: dict[int, tuple[Tensor, list[Block]]] = {}
         # Memory that something unknown was written into: numbers that were known of it are no longer.
         self._overwritten: set[int] = set()
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # Otherwise torch imports its whole compiler when the first operation arrives: one to two seconds.
-        return False
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -65,12 +58,12 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         tensors = tensors_among((*args, *kwargs.values()))
         values = remembered((args, kwargs)) if tensors and all(map(self._is_known, tensors)) else None
-        if func is torch.ops.aten._local_scalar_dense.default and values is not None:
+        if func is ITEM and values is not None:
             return func(*values[0])
         output = output_of(func, args, kwargs)
         if values is None and (written := signature(func).written):
             arguments = signature(func).operation(args, kwargs, output).arguments
-            self._overwritten.update(_memory(tensor) for tensor in tensors_among([arguments[name] for name in written]))
+            self._overwritten.update(map(memory_of, tensors_among([arguments[name] for name in written])))
         if values is not None and isinstance(output, Tensor):
             remember(output, func(*values[0], **values[1]))
         self._see(func, args, kwargs, tensors, output)
@@ -91,7 +84,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _is_known(self, tensor: Tensor) -> bool:
         """Whether the numbers that a tensor stands for are known, and still hold."""
-        return is_remembered(tensor) and _memory(tensor) not in self._overwritten
+        return is_remembered(tensor) and memory_of(tensor) not in self._overwritten
 
     def _see(
         self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], tensors: Sequence[Tensor], output: Any
@@ -286,8 +279,3 @@ def _connected(spans: Sequence[tuple[int, ...]]) -> list[list[int]]:
             joined |= other
         found.append(joined)
     return sorted(sorted(dims) for dims in found)
-
-
-def _memory(tensor: Tensor) -> int:
-    """A number that a tensor and its views have in common."""
-    return int(tensor.untyped_storage()._cdata)

@@ -146,7 +146,7 @@ def register_fixed(cls: type[nn.Module] | str) -> Callable[[Fixed], Fixed]:
 
 
 def register_whole(cls: type[nn.Module] | str) -> Callable[[Whole], Whole]:
-    """Say which dimensions inside a module hold heads that live and die whole.
+    """Say which dimensions inside a module hold heads that go whole.
 
     Needed for nothing but speed: the probe finds out that a head can't be narrowed, in a dozen trials.
 

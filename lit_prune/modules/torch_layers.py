@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from lit_prune.common._compat import ConvNd, ConvTransposeNd, NormBase
 from lit_prune.modules.registry import (
     MULTIPLIER,
     register_attributes,
@@ -24,10 +23,10 @@ def _remember(module: Any, **values: int) -> None:
             setattr(module, name, value)
 
 
-@register_attributes(_ConvNd)
+@register_attributes(ConvNd)
 def _convolution(module: Any) -> None:
     first, second = module.weight.shape[:2]
-    transposed = isinstance(module, _ConvTransposeNd)
+    transposed = isinstance(module, ConvTransposeNd)
     if module.groups > 1 and not hasattr(module, MULTIPLIER):
         # Noted once: of one group left, a depthwise one looks like any; of one input a group, a grouped one like it.
         depthwise = module.groups == module.in_channels
@@ -47,7 +46,7 @@ def _linear(module: Any) -> None:
     _remember(module, out_features=outputs, in_features=inputs)
 
 
-@register_attributes(_NormBase)
+@register_attributes(NormBase)
 def _batch_norm(module: Any) -> None:
     for tensor in (module.weight, module.running_mean):
         if tensor is not None:

@@ -13,7 +13,7 @@ from lit_prune.common.choices import nearest
 from lit_prune.criteria import Criterion, Evidence
 from lit_prune.errors import ArgumentError, ArgumentTypeError
 from lit_prune.graph import ChannelGroup
-from lit_prune.schedule import Schedule
+from lit_prune.schedule import Schedule, check_within
 from lit_prune.select import Selection
 
 
@@ -27,7 +27,13 @@ def checked_scores(criterion: Criterion, evidence: Evidence) -> dict[str, Tensor
             names the criterion and the group.
     """
     who = type(criterion).__name__
-    scores = _mapping(f"{who} must return a dict from group names to scores", criterion(evidence))
+    try:
+        answer = criterion(evidence)
+    except (ValueError, RuntimeError):
+        raise
+    except Exception as error:
+        raise ArgumentError(f"{who} failed: {type(error).__name__}: {error}") from error
+    scores = _mapping(f"{who} must return a dict from group names to scores", answer)
     _check_names(f"{who} scores", scores, (group.name for group in evidence.graph.groups))
     return {
         group.name: _checked_score(who, group, scores[group.name]) for group in evidence.groups if group.name in scores
@@ -81,6 +87,7 @@ def checked_events(schedule: Schedule, length: int | None) -> dict[int, float]:
                 f"{f', after {before:g}' if before else ''}."
             )
         before = part
+    check_within([*events], length, schedule.unit)
     return events
 
 
@@ -126,7 +133,12 @@ def _checked_channels(who: str, group: ChannelGroup, channels: Any) -> Tensor:
             f"{str(indices.dtype).removeprefix('torch.')} values. Of a mask of what goes, return "
             "`mask.nonzero().flatten()`."
         )
-    indices = indices.long().flatten()
+    if indices.dim() != 1:
+        raise ArgumentTypeError(
+            f"{who} must name the channels of group {group.name!r} that go by a list of indices, but returned "
+            f"{channels!r}."
+        )
+    indices = indices.long()
     if len(set(indices.tolist())) < indices.numel():
         raise ArgumentError(f"{who} removes a channel of group {group.name!r} twice.")
     if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < group.size:

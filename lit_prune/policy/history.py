@@ -15,7 +15,7 @@ from lit_prune.plan import PruningPlan
 
 @dataclass(frozen=True)
 class Dense:
-    """The network before its first pruning: what shares are counted against.
+    """The network before its first pruning: what ratios are counted against.
 
     Attributes:
         widths: Group name to channels.

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 from lit_prune.common.arguments import check_ratio
 from lit_prune.common.choices import resolve
 from lit_prune.criteria import CRITERIA, Criterion
-from lit_prune.errors import ArgumentError
+from lit_prune.errors import ArgumentError, ArgumentTypeError
 from lit_prune.graph import Call, ChannelGraph
 from lit_prune.plan import PruningPlan
 from lit_prune.policy.history import Record
@@ -58,6 +59,8 @@ def plan_pruning(
         {'0.bias': {0: 16}, '0.weight': {0: 16}, '2.weight': {1: 16}}
     """
     check_ratio("amount", amount)
+    if not any(isinstance(leaf, Tensor) for leaf in tree_flatten(inputs)[0]):
+        raise ArgumentTypeError(f"plan_pruning takes example inputs of the network, with a tensor, but got {inputs!r}.")
     policy = PruningPolicy(
         Scope(blocks, exclude),
         resolve("criterion", criterion, Criterion, CRITERIA),

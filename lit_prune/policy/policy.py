@@ -106,7 +106,7 @@ class PruningPolicy:
         self,
         network: nn.Module,
         calls: Sequence[Call],
-        share: float | None,
+        ratio: float | None,
         record: Record,
         measure: Measure = lambda layers, calibration: {},
         averages: Mapping[str, str] = MappingProxyType({}),
@@ -116,14 +116,14 @@ class PruningPolicy:
         Args:
             network: The live network; it is not changed.
             calls: How it is entered.
-            share: The share that is to be gone afterwards, of the dense network; ``None`` lets the selection decide.
+            ratio: The ratio that is to be gone afterwards, of the dense network; ``None`` lets the selection decide.
             record: What was pruned before, and what it may not be.
             measure: Statistics of the activations of some layers, for a criterion or selection that asks for them.
             averages: Prefix of an average inside of the network to that of what it is an average of.
 
         Raises:
             TraceError: If the network can't be run, before or after.
-            ArgumentError: If nothing can be pruned, or the share is out of reach.
+            ArgumentError: If nothing can be pruned, or the ratio is out of reach.
             RuntimeError: If another rank failed, or ranks disagree.
         """
 
@@ -138,7 +138,7 @@ class PruningPolicy:
             moments = carry_out("measure", partial(measure, list(layers), self.calibration))
         evidence = Evidence(network, graph, groups, moments)
         dense = record.dense or Dense.of(network, graph)
-        target = Target(share, dense.widths, dense.macs, self.round_to, self.min_channels)
+        target = Target(ratio, dense.widths, dense.macs, self.round_to, self.min_channels)
         plan = carry_out("choose", lambda: extended(self._choose(evidence, target, skipped), averages))
         plan = from_rank_zero(plan)
         after = carry_out("rehearse", lambda: graph.rehearse(plan))
@@ -161,6 +161,9 @@ class PruningPolicy:
             record: What was pruned before.
             averages: As for :meth:`decide`.
             all_trained: Take layers that are not trained now as trained: they may be by then.
+
+        Raises:
+            ArgumentError: If there is none, and none was taken back before; the message has the reasons.
         """
         groups, skipped = self.scope.pick(network, graph)
         skipped |= dict.fromkeys(record.barred, "was taken back before")
@@ -172,6 +175,8 @@ class PruningPolicy:
         if self.layers_per_event is not None:
             waiting = [group for group in groups if group.name not in record.pruned]
             groups = largest_independent(waiting, self.layers_per_event)
+        elif not groups and not record.barred:
+            raise ArgumentError(f"No layer that may be pruned can lose a channel now: {_listed(skipped)}.")
         # They stay by their width, but count where all channels do.
         return groups, skipped | self._narrow(groups, record)
 
@@ -190,7 +195,12 @@ class PruningPolicy:
         """
         scores = checked_scores(self.criterion, evidence)
         if not scores and evidence.groups:
-            raise ArgumentError(f"{type(self.criterion).__name__} can judge none of the {len(evidence.groups)} groups.")
+            names = [*(group.name for group in evidence.groups[:3]), *["..."] * (len(evidence.groups) > 3)]
+            needs = f": it needs {self.criterion.needs}" if self.criterion.needs else ""
+            raise ArgumentError(
+                f"{type(self.criterion).__name__} can judge none of the {len(evidence.groups)} groups "
+                f"({', '.join(names)}){needs}. Take another criterion, such as 'magnitude'."
+            )
         return scores
 
     def _choose(self, evidence: Evidence, target: Target, skipped: dict[str, str]) -> PruningPlan:
@@ -200,6 +210,12 @@ class PruningPolicy:
                 skipped[group.name] = f"{type(self.criterion).__name__} can't judge it"
         removal = self.selection(evidence, scores, target)
         return evidence.graph.plan(checked_removal(self.selection, removal, evidence.groups))
+
+
+def _listed(reasons: Mapping[str, str]) -> str:
+    """Some layers with the reason why they stay, one of each reason."""
+    shown = {reason: name for name, reason in reversed([*reasons.items()])}
+    return "; ".join(f"{name} {reason}" for reason, name in [*shown.items()][:4])
 
 
 def _averaged(groups: Sequence[ChannelGroup], averages: Mapping[str, str]) -> dict[str, str]:

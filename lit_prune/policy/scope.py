@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
+from lit_prune.common._compat import COMPILED, ConvNd
 from lit_prune.common.choices import nearest
 from lit_prune.errors import ArgumentError, ArgumentTypeError
 from lit_prune.graph import ChannelGraph, ChannelGroup
 
-# An nn.Sequential with more than this share of a network's convolutions and linear layers is its main one.
+# An nn.Sequential with more than this ratio of a network's convolutions and linear layers is its main one.
 _MAIN = 0.75
 
 
@@ -167,7 +167,7 @@ def _matcher(network: nn.Module, entries: Sequence[int | str] | None) -> Callabl
         if any(layer == block or layer.startswith(f"{block}.") for block in blocks):
             return True
         # A compiled submodule has its layers one level further down; its user may not know.
-        full = (layer, layer.replace("_orig_mod.", ""))
+        full = (layer, layer.replace(f"{COMPILED}.", ""))
         names = {*full, *(name.removeprefix(only_child) for name in full)}
         return any(fnmatchcase(name, form) for form in forms for name in names)
 
@@ -186,7 +186,7 @@ def _block(network: nn.Module, index: int) -> str:
 
 def _layers(network: nn.Module) -> list[str]:
     """Names of all convolutions; of linear layers where there are none."""
-    for kind in (_ConvNd, nn.Linear):
+    for kind in (ConvNd, nn.Linear):
         layers = [name for name, module in network.named_modules() if isinstance(module, kind)]
         if layers:
             return layers

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from lit_prune.common.packages import require
 from lit_prune.errors import ArgumentError
 from lit_prune.report.tables import History, Record
 
@@ -40,6 +41,7 @@ def channels_figure(records: Sequence[Record]) -> Figure:
 
     Raises:
         ArgumentError: If there is no record.
+        MissingPackageError: If matplotlib is missing.
     """
     if not records:
         raise ArgumentError("channels_figure needs at least one pruning record, but got none.")
@@ -73,6 +75,7 @@ def history_figure(history: History, records: Sequence[Record]) -> Figure:
 
     Raises:
         ArgumentError: If no run has an epoch.
+        MissingPackageError: If matplotlib is missing.
     """
     if not any(history.values()):
         raise ArgumentError("history_figure needs the epochs of at least one run, but got none.")
@@ -127,6 +130,7 @@ def history_figure(history: History, records: Sequence[Record]) -> Figure:
 
 
 def _figure(width: float, height: float, rows: int = 1, **options: Any) -> tuple[Figure, Any]:
+    require("A figure", "matplotlib", extra="figures")
     # A Figure of its own, not one of pyplot's: that would change the state of whoever plots in the same process.
     from matplotlib.figure import Figure
 

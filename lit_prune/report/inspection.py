@@ -37,8 +37,8 @@ class Coverage:
     total: int
 
     @property
-    def share(self) -> float:
-        """The prunable share of all channels but the outputs."""
+    def ratio(self) -> float:
+        """The prunable ratio of all channels but the outputs."""
         return self.prunable / max(1, self.total - self.outputs)
 
 

@@ -83,9 +83,9 @@ def fold_groups(channels: Mapping[str, Sequence[int]], max_rows: int | None) -> 
 
 def share_bar(part: float, whole: float) -> Text:
     """A bar and a percentage, for a table's cell."""
-    share = part / whole if whole else 0.0
-    full = round(_BAR * min(1.0, share))
-    return Text.assemble(("█" * full, "cyan"), ("░" * (_BAR - full), "bright_black"), f" {share:4.0%}")
+    ratio = part / whole if whole else 0.0
+    full = round(_BAR * min(1.0, ratio))
+    return Text.assemble(("█" * full, "cyan"), ("░" * (_BAR - full), "bright_black"), f" {ratio:4.0%}")
 
 
 def human(number: float) -> str:
@@ -146,7 +146,7 @@ def save_json(report: Mapping[str, Any], path: str | Path) -> None:
 
 
 def _aim(record: Record) -> str:
-    """How far the event was to go; in records of older versions this is the share."""
+    """How far the event was to go; older records call it share."""
     ratio = record.get("ratio", record.get("share"))
     if ratio is not None:
         return f"target so far {float(ratio):.0%}"

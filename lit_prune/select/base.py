@@ -70,7 +70,7 @@ class Selection(ABC):
     """
 
     calibration: Calibration | None = None
-    """How much data to look at, for :attr:`Evidence.moments`; ``None`` where activations are of no account."""
+    """How much data to look at, for :attr:`Evidence.moments`; ``None`` where activations are ignored."""
     needs_amount: bool = True
     """Whether it needs to be told an amount."""
 

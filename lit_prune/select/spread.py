@@ -1,4 +1,4 @@
-"""Selections that rank channels by score: the same share of every layer, or of all channels together."""
+"""Selections that rank channels by score: the same ratio of every layer, or of all channels together."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Spread(Selection):
 
 
 class Uniform(Spread):
-    """The same share of every layer; of each layer the channels with the lowest scores."""
+    """The same ratio of every layer; of each layer the channels with the lowest scores."""
 
     def __call__(self, evidence: Evidence, scores: Scores, target: Target) -> dict[str, Tensor]:
         """Remove ``target.ratio`` of each group's dense channels."""
@@ -35,7 +35,7 @@ class Uniform(Spread):
         return lowest(flat(members), scores, widths)
 
     def widths(self, level: float, members: Sequence[Unit], scores: Scores, target: Target) -> Widths:
-        """The level is the share that is gone."""
+        """The level is the ratio that is gone."""
         return {group.name: target.keep(group, level) for unit in members for group in unit}
 
 
@@ -71,7 +71,7 @@ class Global(Spread):
 
 
 class MacsBudget(Selection):
-    """As many channels as it takes to leave a share of the dense network's multiply-adds.
+    """As many channels as it takes to leave a ratio of the dense network's multiply-adds.
 
     Args:
         spread: How the removal is shared out among layers: ``"uniform"``, ``"global"``, or a :class:`Spread`.

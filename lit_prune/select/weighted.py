@@ -13,15 +13,15 @@ from lit_prune.select.spread import Uniform
 
 
 class Weighted(Uniform):
-    """The same share of every layer, times a factor for those that a pattern names.
+    """The same ratio of every layer, times a factor for those that a pattern names.
 
-    By itself the amount is the share of a layer with the factor 1. Within ``MacsBudget(spread=...)`` the shares are
+    By itself the amount is the ratio of a layer with the factor 1. Within ``MacsBudget(spread=...)`` the ratios are
     scaled until the budget is met.
 
     Args:
         factors: Pattern of group names (:mod:`fnmatch`) to the factor; the first that matches counts, 1 where none
             does.
-        most: The largest share that a factor above 1 can lead to, in (0, 1).
+        most: The largest ratio that a factor above 1 can lead to, in (0, 1).
 
     Raises:
         ArgumentError: If a factor is negative, or ``most`` is out of range.
@@ -48,14 +48,14 @@ class Weighted(Uniform):
     def widths(
         self, level: float, members: Sequence[tuple[ChannelGroup, ...]], scores: Scores, target: Target
     ) -> Widths:
-        """The level is the share of a layer with the factor 1."""
+        """The level is the ratio of a layer with the factor 1."""
         widths = {}
         for unit in members:
             # Groups that lose equally many follow the first of them.
-            share = self._share(unit[0].name, level)
-            widths.update({group.name: target.keep(group, share) for group in unit})
+            ratio = self._ratio(unit[0].name, level)
+            widths.update({group.name: target.keep(group, ratio) for group in unit})
         return widths
 
-    def _share(self, name: str, level: float) -> float:
+    def _ratio(self, name: str, level: float) -> float:
         factor = next((factor for pattern, factor in self.factors.items() if fnmatchcase(name, pattern)), 1.0)
         return min(max(self.most, level), factor * level) if factor > 1 else factor * level

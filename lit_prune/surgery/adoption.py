@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lit_prune.common._compat import load_hooks
 from lit_prune.errors import ArgumentError
 from lit_prune.modules.registry import update_attributes_
 from lit_prune.surgery.shrink import ModuleT, _assign_
@@ -88,7 +89,7 @@ def accept_for_now(modules: Iterable[nn.Module]) -> list[RemovableHandle]:
 
 def accepts_pruned(module: nn.Module) -> bool:
     """Whether :func:`accept_pruned` was called on the module."""
-    hooks = module._load_state_dict_pre_hooks.values()
+    hooks = load_hooks(module).values()
     return any(getattr(hook, "hook", hook) is adopt_shapes_hook for hook in hooks)
 
 

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
+from lit_prune.common._compat import ConvNd, NormBase, remove_forward_hooks_
 from lit_prune.common.names import find_module
 from lit_prune.plan import PruningPlan
 
@@ -66,9 +65,9 @@ def _norms(module: nn.Module, plan: PruningPlan) -> Iterator[tuple[nn.Module, Ma
     for name, dims in plan.kept.items():
         path, _, own = name.rpartition(".")
         child = find_module(module, path) if own == "weight" else None
-        if child is None or isinstance(child, (_NormBase, nn.Linear, nn.Embedding)):
+        if child is None or isinstance(child, (NormBase, nn.Linear, nn.Embedding)):
             continue
-        if not isinstance(child, _ConvNd):
+        if not isinstance(child, ConvNd):
             yield child, dims
         elif 1 in dims and not type(child).forward.__module__.startswith("torch."):
             # Outputs are standardised each by itself.
@@ -84,13 +83,8 @@ def _register_(module: nn.Module, kept: Mapping[int, Tensor]) -> None:
 def _release_(module: nn.Module) -> Mapping[int, Tensor]:
     """Take the hooks off one module (not its children), and return what they kept."""
     kept: Mapping[int, Tensor] = {}
-    for table in (module._forward_pre_hooks, module._forward_hooks):
-        for key, hook in list(table.items()):
-            owner = getattr(hook, "__self__", None)
-            if isinstance(owner, KeptStatistics):
-                kept = owner.kept
-                del table[key]
-                module._forward_hooks_always_called.pop(key, None)
+    for hook in remove_forward_hooks_(module, lambda hook: isinstance(getattr(hook, "__self__", None), KeptStatistics)):
+        kept = hook.__self__.kept
     return kept
 
 

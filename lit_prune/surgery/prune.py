@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from torch import nn
 from torch.optim import Optimizer
 
 from lit_prune.common.names import tensors_of
+from lit_prune.errors import ArgumentTypeError
 from lit_prune.plan import PruningPlan
 from lit_prune.surgery.optimizers import _cuts, _state_changes
 from lit_prune.surgery.shrink import shrink_, targets
-
-if TYPE_CHECKING:
-    pass
 
 
 def prune_(
@@ -63,10 +60,12 @@ def prepare(
 
     Between the two, ranks can agree that none has refused.
     """
-    changes = [change for optimizer in optimizers for change in _state_changes(optimizer, _cuts(module, plan))]
+    if isinstance(optimizers, Optimizer) or isinstance(copies, nn.Module):
+        raise ArgumentTypeError("optimizers and copies are lists: write prune_(network, plan, [optimizer], [ema]).")
     plans = [(module, plan), *((copy, plan.only(dict(tensors_of(copy)))) for copy in copies)]
     for network, part in plans:
         targets(network, part)
+    changes = [change for optimizer in optimizers for change in _state_changes(optimizer, _cuts(module, plan))]
 
     def commit() -> None:
         for network, part in plans:

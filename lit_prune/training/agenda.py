@@ -66,6 +66,7 @@ class Agenda:
         Raises:
             RehearsalError: If one can't be carried out, and ``on_error`` is ``"raise"``.
         """
+        self._tell_of_changed_amount()
         self._heed(lambda: self._rehearsal.calibration(host))
         self._heed(lambda: self._rehearsal.events(host, self._ahead()))
         self.rehearse_optimizers(host)
@@ -110,8 +111,9 @@ class Agenda:
             return None
         if event["channels"] and event["params"][0] == event["params"][1]:
             warn_once(
-                f"The pruning at epoch {host.epoch} removed nothing: no layer is wide enough to lose "
-                f"{self.pruner.policy.round_to} channels (`round_to`) yet. Raise `amount`, or lower `round_to`."
+                f"The pruning at epoch {host.epoch} removed nothing: each layer keeps its channels by `amount`, "
+                f"round_to={self.pruner.policy.round_to} and min_channels={self.pruner.policy.min_channels}. Raise "
+                "`amount`, or lower the others."
             )
         return event
 
@@ -124,6 +126,15 @@ class Agenda:
             warn_once(
                 f"Training has ended before the pruning at {self.schedule.unit} {missed}: the network has more "
                 "channels than was asked for."
+            )
+
+    def _tell_of_changed_amount(self) -> None:
+        """A run that goes on after its last event has no use for another amount."""
+        last = self.pruner.record.events[-1].get("ratio") if self.pruner.record.events else None
+        if last is not None and self.pruner.amount not in (None, last) and not self._ahead():
+            warn_once(
+                f"This run goes on after its last event, by which {last:g} was to be gone: amount="
+                f"{self.pruner.amount:g} changes nothing. Name a later epoch in `epochs` to prune further."
             )
 
     def _ahead(self) -> dict[str, float]:

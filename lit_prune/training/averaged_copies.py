@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from lit_prune.common.names import class_names, tensors_of
+from lit_prune.training._compat import AVERAGE
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 _WRAPPERS = {"AveragedModel", "ModelEma", "ModelEmaV2", "ModelEmaV3"}
-_LIGHTNING = "_average_model"
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
@@ -106,7 +106,7 @@ def _is_users(value: Any) -> bool:
 
 def _copies(key: str, value: Any, network: nn.Module) -> list[Copy]:
     if isinstance(value, nn.Module):
-        lightning = key.partition(" ")[0].endswith(f".{_LIGHTNING}")
+        lightning = key.partition(" ")[0].endswith(f".{AVERAGE}")
         sure = lightning or _is_wrapper(value)
         module = value.module if _is_wrapper(value) and isinstance(value.module, nn.Module) else value
         prefix = _place_of(module, network)

@@ -72,7 +72,7 @@ class Averages:
         follow_shapes(trainer.lightning_module, [copy.view for copy in copies if copy.sure or copy.key in self.known])
 
     def forget(self) -> None:
-        """Start anew, in another run."""
+        """Start again, in another run."""
         self._seen.clear()
 
     def _warn_of(self, key: str, trainer: Trainer) -> None:

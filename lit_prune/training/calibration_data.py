@@ -1,4 +1,4 @@
-"""The calibration pass inside of a Trainer: its data, its precision, its ranks, and training none the wiser."""
+"""The calibration pass inside of a Trainer: its data, its precision, its ranks; training is not affected."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from lit_prune.activations.calibration import Calibration
 from lit_prune.activations.objects import CalibrationBatch, read_batch
 from lit_prune.errors import ArgumentTypeError, CalibrationError
+from lit_prune.training._compat import add_task, before_transfer
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -48,7 +49,7 @@ def calibration_batches(
         CalibrationError: If there is no single DataLoader to take data from.
         ArgumentTypeError: If a batch is not known.
     """
-    with _progress(trainer, _share(calibration.batches, trainer.world_size)) as advance:
+    with _progress(trainer, _part_of(calibration.batches, trainer.world_size)) as advance:
         for batch in _own_batches(_source(trainer, pl_module), calibration, trainer.global_rank, trainer.world_size):
             yield _read(pl_module, _to_device(trainer, pl_module, batch))
             advance()
@@ -82,14 +83,14 @@ def _source(trainer: Trainer, pl_module: LightningModule) -> DataLoader[Any]:
 
 
 def _own_batches(loader: DataLoader[Any], calibration: Calibration, rank: int, ranks: int) -> Iterator[Any]:
-    """This rank's share of the calibration batches, from a loader that has nothing in common with ``loader``."""
+    """This rank's part of the calibration batches, from a loader that has nothing in common with ``loader``."""
     dataset = _independent(loader.dataset)
     options: dict[str, Any] = {"collate_fn": loader.collate_fn, "num_workers": 0}
     numbers: Iterable[int]
     if isinstance(dataset, IterableDataset):
         # Whether its stream differs between ranks is the data set's own affair, as it is in training.
         size = None if loader.batch_size is None else calibration.batch_size
-        numbers = range(_share(calibration.batches, ranks))
+        numbers = range(_part_of(calibration.batches, ranks))
         own: DataLoader[Any] = DataLoader(dataset, batch_size=size, **options)
     elif loader.batch_sampler is None:
         # The data set's items are batches.
@@ -116,7 +117,7 @@ def _spread_out(size: int, wanted: int) -> list[int]:
     return [index * size // wanted for index in range(wanted)]
 
 
-def _share(batches: int, ranks: int) -> int:
+def _part_of(batches: int, ranks: int) -> int:
     return -(-batches // ranks)
 
 
@@ -157,7 +158,7 @@ def _independent(dataset: Any) -> Any:
 
 def _to_device(trainer: Trainer, pl_module: LightningModule, batch: Any) -> Any:
     batch = trainer.precision_plugin.convert_input(batch)
-    batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
+    batch = before_transfer(pl_module, batch)
     return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
 
 
@@ -169,7 +170,7 @@ def _progress(trainer: Trainer, total: int) -> Iterator[Callable[[], None]]:
     bar = trainer.progress_bar_callback
     if isinstance(bar, RichProgressBar) and bar.is_enabled and bar.progress is not None:
         progress = bar.progress
-        task = bar._add_task(total, "Calibration")
+        task = add_task(bar, total, "Calibration")
 
         def advance() -> None:
             progress.update(task, advance=1)

@@ -17,7 +17,7 @@ from lit_prune.training.host import Host
 def calibrate(
     host: Host, layers: Sequence[str], calibration: Calibration | None = None, calls: Sequence[Call] = ()
 ) -> dict[str, Moments]:
-    """The class-wise moments of layers, from a pass over a part of a run's data; training is none the wiser.
+    """The class-wise moments of layers, from a pass over a part of a run's data; training is not affected.
 
     Args:
         host: The run.

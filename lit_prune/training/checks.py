@@ -9,6 +9,7 @@ from torch import nn
 from lit_prune.common.names import class_names
 from lit_prune.errors import UnsupportedError
 from lit_prune.surgery.adoption import accepts_pruned
+from lit_prune.training._compat import SPAWNING_LAUNCHER
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -59,7 +60,7 @@ def check_launcher(trainer: Trainer, module: nn.Module) -> None:
     process, in which no callback ever ran.
     """
     launcher = getattr(trainer.strategy, "launcher", None)
-    if "_MultiProcessingLauncher" in class_names(launcher) and not accepts_pruned(module):
+    if SPAWNING_LAUNCHER in class_names(launcher) and not accepts_pruned(module):
         raise UnsupportedError(
             "Under ddp_spawn, ddp_fork and ddp_notebook the main process loads the weights of its children, and here "
             "it would refuse their shapes. Call `lit_prune.accept_pruned(model)` before `fit`, or use strategy='ddp'."

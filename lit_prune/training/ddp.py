@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lit_prune.common._compat import comm_hooks
 from lit_prune.errors import UnsupportedError
+from lit_prune.training._compat import expect_first_step_
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -24,12 +26,12 @@ def forget_shapes(trainer: Trainer) -> None:
     torch.clear_autocast_cache()
     strategy: Any = trainer.strategy
     if isinstance(strategy.model, nn.parallel.DistributedDataParallel):
-        strategy._lit_prune_hooks = _comm_hooks(trainer)
+        strategy._lit_prune_hooks = comm_hooks(trainer.strategy.model)
         for _, state in strategy._lit_prune_hooks:
             _start_anew(state)
         # The old wrapper's hooks must be gone before the new ones come.
         strategy.model = strategy.lightning_module
-        strategy._pl_static_graph_delay_done = False
+        expect_first_step_(strategy)
 
 
 def wrap_again(trainer: Trainer) -> None:
@@ -38,7 +40,7 @@ def wrap_again(trainer: Trainer) -> None:
     hooks = vars(strategy).pop("_lit_prune_hooks", None)
     if hooks is not None:
         strategy.configure_ddp()
-        if not strategy.model._comm_hooks:
+        if not comm_hooks(strategy.model):
             # Those that the strategy does not know of, for the user has registered them on the wrapper.
             for hook, state in hooks:
                 strategy.model.register_comm_hook(state, hook)
@@ -46,7 +48,7 @@ def wrap_again(trainer: Trainer) -> None:
 
 def check_comm_hooks(trainer: Trainer) -> None:
     """Raise an UnsupportedError for a DDP communication hook that remembers tensors of the old buckets."""
-    for hook, state in _comm_hooks(trainer):
+    for hook, state in comm_hooks(trainer.strategy.model):
         held = {name for name, value in getattr(state, "__dict__", {}).items() if _holds_tensors(value)}
         if held - set(_BUCKET_MEMORY):
             raise UnsupportedError(
@@ -54,10 +56,6 @@ def check_comm_hooks(trainer: Trainer) -> None:
                 f"{type(state).__name__} ({', '.join(sorted(held))}): it is not known how they follow when DDP is "
                 "wrapped again. Use a hook without such state, or PowerSGD."
             )
-
-
-def _comm_hooks(trainer: Trainer) -> list[tuple[Any, Any]]:
-    return list(getattr(trainer.strategy.model, "_comm_hooks", ()))
 
 
 def _holds_tensors(value: Any) -> bool:

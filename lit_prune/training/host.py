@@ -52,7 +52,7 @@ class Host(Protocol):
         """Prefix of each average inside of the network to that of what it is an average of."""
 
     def batches(self, calibration: Calibration) -> Iterator[CalibrationBatch]:
-        """This rank's part of the calibration data, on the network's device; training is none the wiser."""
+        """This rank's part of the calibration data, on the network's device; training is not affected."""
 
     def precision(self) -> AbstractContextManager[None]:
         """Within, forwards run in the precision that the run trains in."""

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map_only
 
+from lit_prune.common._compat import tree_flatten, tree_map_only
 from lit_prune.errors import ArgumentTypeError
 from lit_prune.graph import Call
 

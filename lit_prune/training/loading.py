@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from lit_prune.checkpoint import Shapes, _shapes, check_record, check_same_network, plan_of
+from lit_prune.common._compat import load_hooks
 from lit_prune.common.reading import unreadable
 from lit_prune.plan import PruningPlan
+from lit_prune.training._compat import loaded_checkpoint
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -38,9 +40,7 @@ class LoadGuard:
         """Register on a module before all its other hooks; the handle to remove it by."""
         self._shapes = _shapes(module.state_dict())
         handle = module.register_load_state_dict_pre_hook(self)  # type: ignore[no-untyped-call]
-        # torch can't register one before others; the table is an ordered dict, whatever its annotation says.
-        hooks: Any = module._load_state_dict_pre_hooks
-        hooks.move_to_end(handle.id, last=False)
+        load_hooks(module).move_to_end(handle.id, last=False)
         return handle
 
     def __call__(self, module: nn.Module, *_: object) -> None:
@@ -49,8 +49,7 @@ class LoadGuard:
         Raises:
             CheckpointError: If its tensors are not those of its record, or its network is another one.
         """
-        connector = getattr(self._trainer, "_checkpoint_connector", None)
-        checkpoint = getattr(connector, "_loaded_checkpoint", None) or {}
+        checkpoint = loaded_checkpoint(self._trainer)
         if "state_dict" not in checkpoint:
             # Not a checkpoint of a Trainer, but a state dict that the user loads.
             return

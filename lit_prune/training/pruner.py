@@ -14,7 +14,7 @@ from lit_prune.common.arguments import check_ratio
 from lit_prune.common.choices import nearest
 from lit_prune.common.names import count_parameters
 from lit_prune.common.ranks import any_rank, together, warn_once
-from lit_prune.errors import ArgumentError, HalfPrunedError, PruningError, TraceError
+from lit_prune.errors import ArgumentError, ArgumentTypeError, HalfPrunedError, PruningError, TraceError
 from lit_prune.graph import Call, ChannelGraph
 from lit_prune.plan import PruningPlan
 from lit_prune.policy.history import Dense, Record
@@ -48,6 +48,10 @@ class Pruner:
 
     def __init__(self, policy: PruningPolicy, recovery: Recovery, amount: float | None) -> None:
         self.policy = policy
+        if not isinstance(recovery, Recovery):
+            raise ArgumentTypeError(
+                f"recovery must be a Recovery, such as Recovery(rewarm_steps=100), but got {recovery!r}."
+            )
         self.recovery = recovery
         self.amount = _checked_amount(amount, policy.selection)
         self.record = Record()
@@ -141,7 +145,7 @@ class Pruner:
         decision = self.policy.decide(network, self.calls, ratio, self.record, measure, host.averages_within())
         params, averages = count_parameters(network), host.averages()
         groups = [group.name for group in decision.groups]
-        trial = carry_out("keep", lambda: self._begin_trial(host, groups, averages))
+        trial = carry_out("keep", lambda: self._begin_trial(host, decision.plan, groups, averages))
         commit = carry_out("prepare", lambda: prepare(network, decision.plan, host.optimizers, [*averages.values()]))
 
         def record() -> dict[str, Any]:
@@ -278,12 +282,13 @@ class Pruner:
         if self.recovery.rewarm_steps:
             self._rewarming = Rewarming(host.optimizers, self.recovery.rewarm_steps, taken)
 
-    def _begin_trial(self, host: Host, groups: list[str], averages: Mapping[str, nn.Module]) -> Trial | None:
-        if self.recovery.max_drop is None:
+    def _begin_trial(
+        self, host: Host, plan: PruningPlan, groups: list[str], averages: Mapping[str, nn.Module]
+    ) -> Trial | None:
+        if self.recovery.max_drop is None or not plan:
             return None
         self.check_monitor(host)
-        plan = self.record.plan.state_dict()
-        return Trial.begin(self._noted, groups, plan, host.network, host.optimizers, averages)
+        return Trial.begin(self._noted, groups, self.record.plan.state_dict(), host.network, host.optimizers, averages)
 
     def _score(self, host: Host) -> float | None:
         self.note_score(host)

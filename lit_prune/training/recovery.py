@@ -103,9 +103,9 @@ class Rewarming:
             if self.taken[number] >= self.steps:
                 return
             self._rates[number] = [group["lr"] for group in optimizer.param_groups]
-            share = (self.taken[number] + 1) / (self.steps + 1)
+            ratio = (self.taken[number] + 1) / (self.steps + 1)
             for group in optimizer.param_groups:
-                group["lr"] = group["lr"] * share
+                group["lr"] = group["lr"] * ratio
 
         return hook
 

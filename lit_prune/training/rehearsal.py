@@ -109,11 +109,12 @@ class Rehearsal:
             if all(parameter.requires_grad for parameter in host.network.parameters()):
                 raise
             plan = rehearsal(all_trained=True)
-            warn_once(f"{error} It can be, if all layers are trained by then that are not now.")
+            warn_once(f"{error} Layers that are not trained now are left out: it can be, if they are trained by then.")
         if not plan and self._pruner.amount is not None:
             warn_once(
-                "The events of this run would remove nothing: no layer that is trained is wide enough to lose "
-                f"{self._pruner.policy.round_to} channels (`round_to`). Raise `amount`, or lower `round_to`."
+                "The events of this run would remove nothing: what takes part keeps all of its channels by `amount`, "
+                f"round_to={pruner.policy.round_to} and min_channels={pruner.policy.min_channels}, or has lost as many "
+                "before. Raise `amount`, or lower the others."
             )
         return plan
 

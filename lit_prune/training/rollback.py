@@ -73,7 +73,7 @@ class Trial:
             for name, tensor in tensors_of(network):
                 tensor.grad = None
                 tensor.data.copy_(tensors[name])
-        # An average that was begun since then begins anew.
+        # An average that was begun since then starts again.
         follow_shapes(module, [copy for key, copy in copies.items() if key not in self.copies])
         parameters = dict(module.named_parameters())
         for optimizer, state in zip(optimizers, self.states, strict=True):

@@ -6,7 +6,7 @@ from lit_prune.yolo.datamodule import YOLODataModule
 from lit_prune.yolo.drawing import draw_detections
 from lit_prune.yolo.lit_yolo import LitYOLO
 from lit_prune.yolo.networks import build_detector
-from lit_prune.yolo.pictures import DrawPredictions
+from lit_prune.yolo.predictions import DrawPredictions
 from lit_prune.yolo.pruning import UltralyticsPruning
 
 if TYPE_CHECKING:

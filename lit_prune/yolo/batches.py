@@ -66,10 +66,10 @@ def box_targets(batch: dict[str, Tensor]) -> Detections:
 
 
 def upright_targets(batch: Mapping[str, Any]) -> Tensor:
-    """The upright boxes (M, 4; centre, width and height as shares) around a batch's rotated ones (M, 5)."""
+    """The upright boxes (M, 4; centre, width and height, normalised) around a batch's rotated ones (M, 5)."""
     images, rotated = batch["img"], batch["bboxes"].float()
     size = torch.tensor([images.shape[3], images.shape[2]], dtype=torch.float32, device=rotated.device)
-    # An angle is one of pixels, not of shares.
+    # An angle is one of pixels, not of normalised coordinates.
     pixels = torch.cat([rotated[:, :2] * size, rotated[:, 2:4] * size, rotated[:, 4:]], dim=1)
     low, high = upright(pixels).div(size.repeat(2)).tensor_split(2, dim=1)
     return torch.cat([(low + high) / 2, high - low], dim=1)

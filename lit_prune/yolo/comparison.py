@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 from rich.table import Table
 from torch import Tensor
 
+from lit_prune.common.packages import require
 from lit_prune.cost.side_by_side import measure_side_by_side
 from lit_prune.errors import ArgumentError
 from lit_prune.report.tables import human, relative_change, save_json, score_change, speedup
@@ -20,7 +21,7 @@ from lit_prune.yolo.drawing import draw_detections
 from lit_prune.yolo.lit_yolo import LitYOLO
 
 _CONFIDENCE = 0.25
-_SHOWN = 6  # pictures in the figure
+_SHOWN = 6  # images in the figure
 _SCORES = {
     "map": "mAP50-95",
     "map_50": "mAP50",
@@ -55,7 +56,9 @@ def compare_networks(
     Raises:
         FileNotFoundError: If there is no such file.
         ArgumentError: If the networks are of different tasks, or can't work on the data.
+        MissingPackageError: If Ultralytics or matplotlib is missing.
     """
+    require("compare_networks", "matplotlib", extra="figures")
     out = Path(out)
     # What is measured has one size: images padded to rectangles have others.
     data = YOLODataModule(**{**data.hparams, "rectangular": False})
@@ -118,7 +121,7 @@ def comparison_table(report: Mapping[str, Any]) -> Table:
 
 
 def as_objects(found: Detections | Tensor, images: Tensor) -> Detections:
-    """What was found as objects to be drawn: of a classified picture its class, in a box of the picture's size.
+    """What was found as objects to be drawn: of a classified image its class, in a box of the image's size.
 
     Example:
         >>> as_objects(torch.tensor([[0.25, 0.75]]), torch.zeros(1, 3, 32, 64))[0]["boxes"].tolist()
@@ -145,7 +148,7 @@ def _whole(images: Tensor) -> Tensor:
 
 
 def _most_to_see(data: YOLODataModule) -> dict[str, Any]:
-    """The pictures of the first validation batch that show most, at most as many as are drawn."""
+    """The images of the first validation batch that show most, at most as many as are drawn."""
     batch = data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0)
     if "bboxes" not in batch:
         return {"img": batch["img"][:_SHOWN], "cls": batch["cls"][:_SHOWN]}

@@ -47,25 +47,25 @@ class EpochLoader(DataLoader[Any]):
 class YOLODataModule(LightningDataModule):
     """Loaders of an Ultralytics data set of any task, as Ultralytics' trainer would load it.
 
-    Training pictures are augmented by Ultralytics (mosaic, colour, flips, ...), and mosaic, mixup and their kin end
-    `close_mosaic` epochs before the run does, if the Trainer has a `max_epochs`. Validation pictures are letterboxed
+    Training images are augmented by Ultralytics (mosaic, colour, flips, ...), and mosaic, mixup and their kin end
+    `close_mosaic` epochs before the run does, if the Trainer has a `max_epochs`. Validation images are letterboxed
     in rectangular batches. Testing and prediction run on the `test` split where there is one, else on `val`.
 
     The task is that of the `LitYOLO` which the Trainer runs: detection, segmentation, pose, OBB, or classification,
-    whose data is a folder a class. Pictures are stretched to a square for RT-DETR, as Ultralytics does.
+    whose data is a folder a class. Images are stretched to a square for RT-DETR, as Ultralytics does.
 
     Batches are Ultralytics' own, with the images as floating point in 0..1 once they are on the device: `img`, `cls`,
     `bboxes` and `batch_idx` as `LitYOLO` takes them, and `im_file`, `ori_shape`, `ratio_pad`. Label files are scanned
-    once; Ultralytics keeps what it found in a `*.cache` file beside the labels. Pictures that can't be read, and
-    pictures with wrong labels, are left out, and a warning names them. Pictures without a label file have no objects.
+    once; Ultralytics keeps what it found in a `*.cache` file beside the labels. Images that can't be read, and
+    images with wrong labels, are left out, and a warning names them. Images without a label file have no objects.
 
     Args:
         data: A `data.yaml`, a folder with one, or a name that Ultralytics offers for download (`"coco8.yaml"`); to
             classify, a folder with `train` and `val`, each with a folder a class.
         image_size: Length in pixels of the longer side; by default the hyperparameter `imgsz`, 640, to classify 224.
-        batch_size: Pictures in a batch, on each device; by default the hyperparameter `batch`, 16.
+        batch_size: Images in a batch, on each device; by default the hyperparameter `batch`, 16.
         num_workers: Worker processes of each loader; by default the hyperparameter `workers`, 8.
-        cache: Keep decoded pictures, in memory (`"ram"` or True) or on the disk beside the pictures (`"disk"`).
+        cache: Keep decoded images, in memory (`"ram"` or True) or on the disk beside the images (`"disk"`).
         close_mosaic: Number of last epochs without mosaic; by default the hyperparameter of this name, 10.
         hyperparameters: Others by Ultralytics' names, such as `{"mosaic": 0.5, "fliplr": 0.0, "multi_scale": 0.25}`,
             or an `args.yaml` that Ultralytics' trainer wrote; what does not concern data is ignored.
@@ -80,8 +80,8 @@ class YOLODataModule(LightningDataModule):
         num_classes: Number of classes, once the data was set up.
 
     Raises:
-        FileNotFoundError: If the data, or the pictures of a split, are not there.
-        ImportError: If Ultralytics is missing.
+        FileNotFoundError: If the data, or the images of a split, are not there.
+        MissingPackageError: If Ultralytics is missing.
         ArgumentError: If an argument is out of range, or the data can't be used; the message names the file.
 
     Example:
@@ -195,7 +195,7 @@ class YOLODataModule(LightningDataModule):
             network.kpt_oks_sigmas = self._description().get("kpt_oks_sigmas")
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Load augmented training pictures, in random order unless they are rectangular."""
+        """Load augmented training images, in random order unless they are rectangular."""
         dataset = self._dataset("train")
         one_shape = not getattr(dataset, "rect", False) or bool(np.all(dataset.batch_shapes == dataset.batch_shapes[0]))
 
@@ -211,19 +211,19 @@ class YOLODataModule(LightningDataModule):
         return EpochLoader(dataset, before_epoch=close_mosaic, **options, **self._options(dataset))
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Load letterboxed validation pictures."""
+        """Load letterboxed validation images."""
         return self._loader("val")
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Load the letterboxed pictures of the test split, or of the validation split if there is none."""
+        """Load the letterboxed images of the test split, or of the validation split if there is none."""
         return self._loader(self._held_out)
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """Load the same pictures as for testing."""
+        """Load the same images as for testing."""
         return self._loader(self._held_out)
 
     def calibration_dataloader(self) -> DataLoader[Any]:
-        """Load training pictures letterboxed, without augmentation: what a network's channels are judged on."""
+        """Load training images letterboxed, without augmentation: what a network's channels are judged on."""
         dataset = self._build("train", augment=False, rect=False)
         return DataLoader(dataset, **self._options(dataset))
 

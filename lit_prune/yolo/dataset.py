@@ -21,7 +21,7 @@ from lit_prune.yolo.package import quiet_ultralytics
 Split = Literal["train", "val", "test"]
 
 _SHOWN = 5
-# The last thing that Ultralytics tries with what no reader of pictures knows.
+# The last thing that Ultralytics tries with what no reader of images knows.
 _HEIF = re.compile(r"No module named 'pi_heif'$")
 _STRIDE = 32  # of the coarsest level of every YOLO; Ultralytics pads to no less either
 
@@ -74,7 +74,7 @@ def read_data(data: str | Path, split: str = "", task: str = "detect") -> dict[s
         `names` (class to name), `nc`, `channels`, `path`, and an absolute path for each split.
 
     Raises:
-        MissingFileError: If the file or its validation pictures are not there.
+        MissingFileError: If the file or its validation images are not there.
         ArgumentError: If a key is missing or wrong.
     """
     from ultralytics.data.utils import check_cls_dataset, check_det_dataset
@@ -103,20 +103,20 @@ def build_dataset(
 ) -> Any:
     """Build Ultralytics' `YOLODataset` of a split; its `ClassificationDataset` where the settings' task is that.
 
-    Pictures that can't be used are left out as Ultralytics leaves them out, and a warning names them.
+    Images that can't be used are left out as Ultralytics leaves them out, and a warning names them.
 
     Args:
         settings: What :func:`read_hyperparameters` returns; it stays as it is.
         data: What :func:`read_data` returns.
         split: `"train"`, `"val"` or `"test"`.
-        batch_size: Pictures of a rectangular batch.
-        augment: Whether pictures are augmented; else they are letterboxed.
-        rect: Whether each batch has the least shape that its pictures fit into.
-        stretched: Whether pictures are stretched to a square instead, as RT-DETR's are.
+        batch_size: Images of a rectangular batch.
+        augment: Whether images are augmented; else they are letterboxed.
+        rect: Whether each batch has the least shape that its images fit into.
+        stretched: Whether images are stretched to a square instead, as RT-DETR's are.
 
     Raises:
-        MissingFileError: If there are no pictures.
-        ArgumentError: If no picture can be used, or no training picture has a label.
+        MissingFileError: If there are no images.
+        ArgumentError: If no image can be used, or no training image has a label.
     """
     from ultralytics.data import ClassificationDataset, build_yolo_dataset
     from ultralytics.models.rtdetr.val import RTDETRDataset
@@ -127,7 +127,7 @@ def build_dataset(
             if settings.task == "classify":
                 dataset = ClassificationDataset(where, settings, augment=augment, prefix=split, names=data["names"])
                 if not dataset.samples:
-                    raise MissingFileError(f"no picture of these classes is in {str(where)!r}")
+                    raise MissingFileError(f"no image of these classes is in {str(where)!r}")
             elif stretched:
                 dataset = RTDETRDataset(
                     img_path=where,
@@ -146,28 +146,28 @@ def build_dataset(
                     copy(settings), where, batch_size, dict(data), mode=mode, rect=rect, stride=_STRIDE
                 )
         except FileNotFoundError as error:
-            raise MissingFileError(f"The {split} split has no pictures: {_plain(error.__cause__ or error)}") from error
+            raise MissingFileError(f"The {split} split has no images: {_plain(error.__cause__ or error)}") from error
         except (RuntimeError, ValueError) as error:
             told = _plain(error)
-            # Not every release says why no picture is left.
+            # Not every release says why no image is left.
             why = _listed([note for note in notes if note not in told])
             raise ArgumentError(f"The {split} split of {str(where)!r} can't be used: {told}{why}") from error
     if notes:
-        rank_zero_warn(f"Left out of the {split} split: {len(notes)} pictures.{_listed(notes)}")
+        rank_zero_warn(f"Left out of the {split} split: {len(notes)} images.{_listed(notes)}")
     return dataset
 
 
 class WholeBatches(DistributedSampler[Any]):
-    """Gives each rank whole batches of a data set, in order; every picture once.
+    """Gives each rank whole batches of a data set, in order; every image once.
 
-    Pictures of a rectangular data set are sorted by shape and padded to the shape of their batch, so a batch has to
+    Images of a rectangular data set are sorted by shape and padded to the shape of their batch, so a batch has to
     stay together. Being a `DistributedSampler`, it is left alone by Lightning.
 
     Args:
         dataset: An Ultralytics data set.
         num_replicas: Number of ranks.
         rank: This one.
-        batch_size: Pictures of a batch of a data set that is not rectangular.
+        batch_size: Images of a batch of a data set that is not rectangular.
 
     Attributes:
         batches: Number of batches of all ranks.
@@ -212,7 +212,7 @@ def rescale(images: Tensor, image_size: int, multi_scale: float) -> Tensor:
     Args:
         images: (B, 3, H, W), floating point.
         image_size: The nominal longer side in pixels.
-        multi_scale: By which share it varies, up and down.
+        multi_scale: By which ratio it varies, up and down.
 
     Example:
         >>> import torch
@@ -231,7 +231,7 @@ def rescale(images: Tensor, image_size: int, multi_scale: float) -> Tensor:
 
 @contextmanager
 def _notes() -> Iterator[list[str]]:
-    """Collect what Ultralytics logs about pictures that it leaves out; its log goes where it always goes."""
+    """Collect what Ultralytics logs about images that it leaves out; its log goes where it always goes."""
     from ultralytics.utils import LOGGER
 
     found: list[str] = []
@@ -239,7 +239,7 @@ def _notes() -> Iterator[list[str]]:
     class Notes(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             lines = map(_plain_text, record.getMessage().splitlines())
-            found.extend(_HEIF.sub("it is no picture", line) for line in lines if "ignoring corrupt" in line)
+            found.extend(_HEIF.sub("it is no image", line) for line in lines if "ignoring corrupt" in line)
 
     handler = Notes()
     LOGGER.addHandler(handler)

@@ -1,4 +1,4 @@
-"""From what a head puts out to objects: boxes, masks, keypoints, rotated boxes, or the shares of classes."""
+"""From what a head puts out to objects: boxes, masks, keypoints, rotated boxes, or class probabilities."""
 
 import math
 from dataclasses import dataclass
@@ -80,7 +80,7 @@ def decode_queries(network: Any, answer: Any, images: Tensor, thresholds: Thresh
 
 
 def decode_classes(network: Any, answer: Any, images: Tensor, thresholds: Thresholds) -> Tensor:
-    """The shares (B, C) that a classification head gives to the classes; each row adds up to 1."""
+    """The class probabilities (B, C) of a classification head; each row adds up to 1."""
     shares: Tensor = answer[0]
     return shares.float()
 

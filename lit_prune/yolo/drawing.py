@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lit_prune.common.packages import require
 from lit_prune.errors import ArgumentError
 from lit_prune.yolo.batches import Detections
 from lit_prune.yolo.captions import place_labels
@@ -21,7 +22,7 @@ _COLOURS = "#d1495b #1f6f8b #3a7d44 #b3541e #6b4e9b #8c6d1f #b0417f #20807a #4a5
 _MATCH_IOU = 0.5
 _INK = "#22303c"
 _MASK_ALPHA = 0.45
-_SEEN = 0.5  # from which share on a keypoint is drawn, as Ultralytics does
+_SEEN = 0.5  # from which confidence on a keypoint is drawn, as Ultralytics does
 
 
 def draw_detections(
@@ -48,6 +49,7 @@ def draw_detections(
 
     Raises:
         ArgumentError: If there are no images, or a row does not have one entry an image.
+        MissingPackageError: If matplotlib is missing.
 
     Example:
         >>> nothing = [{"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0).long()}]
@@ -57,6 +59,7 @@ def draw_detections(
     """
     rows = found if isinstance(found, Mapping) else {"": found}
     _check_rows(images, rows, targets)
+    require("draw_detections", "matplotlib", extra="figures")
     # A Figure of its own, not one of pyplot's: that would change the state of whoever plots in the same process.
     from matplotlib.figure import Figure
 
@@ -71,10 +74,10 @@ def draw_detections(
     figure.subplots_adjust(wspace=gap, hspace=gap)
     if targets is not None:
         _add_legend(figure, margin / width)
-    pictures = images.detach().float().clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+    pixels = images.detach().float().clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
     for line, (title, detections) in zip(grid, rows.items(), strict=True):
         for number, axes in enumerate(line):
-            axes.imshow(pictures[number], interpolation="lanczos", aspect="auto")
+            axes.imshow(pixels[number], interpolation="lanczos", aspect="auto")
             axes.set(xlim=(0, images.shape[3]), ylim=(images.shape[2], 0), xticks=[], yticks=[])
             for spine in axes.spines.values():
                 spine.set_visible(False)

@@ -21,7 +21,7 @@ def run_network(network: Any, images: Tensor, thresholds: Thresholds) -> Any:
 
     Returns:
         For each image a dict of what was found, as `LitYOLO.detect` returns it, though boxes may reach out of the
-        image; of classification, the shares (B, C) of the classes.
+        image; of classification, the probabilities (B, C) of the classes.
 
     Raises:
         ValueError: If the images have another shape or type.
@@ -71,7 +71,7 @@ def within(found: Detections, images: Tensor) -> Detections:
 
 
 def forget_anchors_(network: Any) -> None:
-    """Have the head build its anchors anew: made in inference mode, they would break a later backward pass."""
+    """Have the head build its anchors again: made in inference mode, they would break a later backward pass."""
     head = network.model[-1]
     # Detection heads remember one shape of features, RT-DETR's decoder a list of them.
     for name, nothing in (("shape", None), ("shapes", [])):

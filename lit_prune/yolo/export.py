@@ -1,6 +1,5 @@
 """A network for use without lit_prune: a plain Ultralytics file, ONNX, TorchScript, what else Ultralytics writes."""
 
-import importlib.util
 import shutil
 import tempfile
 import warnings
@@ -9,26 +8,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_utilities.core.imports import RequirementCache
 
-from lit_prune.errors import ArgumentError, MissingFileError, MissingPackageError
+from lit_prune.common._compat import clear_hooks_
+from lit_prune.common.packages import missing_packages, require
+from lit_prune.errors import ArgumentError, MissingFileError
 from lit_prune.yolo.evaluation import forget_anchors_
 from lit_prune.yolo.networks import build_detector
 from lit_prune.yolo.package import quiet_ultralytics
 from lit_prune.yolo.tasks import task_of
 
-# Format to what its exporter imports, with the name to install where that differs. Checked beforehand: Ultralytics
-# would try to install it by itself. What is missing here is told once its exporter fails to import it.
-_NEEDS: dict[str, dict[str, str]] = {
-    "onnx": {"onnx": "onnx"},
-    "openvino": {"openvino": "openvino"},
-    "engine": {"onnx": "onnx", "tensorrt": "tensorrt"},
-    "coreml": {"coremltools": "coremltools"},
-    "paddle": {"paddle": "paddlepaddle", "x2paddle": "x2paddle"},
-    "mnn": {"onnx": "onnx", "MNN": "MNN"},
-    "ncnn": {"ncnn": "ncnn", "pnnx": "pnnx"},
-    "rknn": {"onnx": "onnx", "rknn": "rknn-toolkit2"},
-    "litert": {"litert_torch": "litert-torch", "ai_edge_litert": "ai-edge-litert"},
-    "executorch": {"executorch": "executorch"},
+# Format to what its exporter imports, with the name of its module. Checked beforehand: Ultralytics would try to install
+# it by itself. What is missing here is told once its exporter fails to import it.
+_NEEDS: dict[str, tuple[str, ...]] = {
+    "onnx": ("onnx:onnx",),
+    "openvino": ("openvino:openvino",),
+    "engine": ("onnx:onnx", "tensorrt:tensorrt"),
+    "coreml": ("coremltools:coremltools",),
+    "paddle": ("paddlepaddle:paddle", "x2paddle:x2paddle"),
+    "mnn": ("onnx:onnx", "MNN:MNN"),
+    "ncnn": ("ncnn:ncnn", "pnnx:pnnx"),
+    "rknn": ("onnx:onnx", "rknn-toolkit2:rknn"),
+    "litert": ("litert-torch:litert_torch", "ai-edge-litert:ai_edge_litert"),
+    "executorch": ("executorch:executorch",),
 }
 
 
@@ -71,7 +73,7 @@ def export_detector(network: Any, path: str | Path, format: str = "pt", image_si
     from ultralytics.engine.exporter import Exporter
 
     # Smaller graphs need onnxslim; the unsimplified graph computes the same.
-    extra = {"simplify": importlib.util.find_spec("onnxslim") is not None} if format == "onnx" else {}
+    extra = {"simplify": bool(RequirementCache("onnxslim"))} if format == "onnx" else {}
     with tempfile.TemporaryDirectory() as folder, quiet_ultralytics():
         plain.pt_path = str(Path(folder) / f"{path.name.removesuffix(_ends()[format])}.pt")
         settings = {"format": format, "imgsz": image_size, "device": "cpu", "batch": 1, **extra, **options}
@@ -80,10 +82,7 @@ def export_detector(network: Any, path: str | Path, format: str = "pt", image_si
             try:
                 written = Path(Exporter(overrides=settings)(model=plain))
             except ModuleNotFoundError as error:
-                raise MissingPackageError(
-                    f"Export to {format} needs a package that is not installed. Install it with: pip install "
-                    f"{error.name}"
-                ) from error
+                raise missing_packages(f"Export to {format}", {error.name or str(error): "not installed"}) from error
         if path.is_dir():
             shutil.rmtree(path)
         shutil.move(written, path)
@@ -150,12 +149,7 @@ def _check_format(format: str) -> None:
     formats = export_formats()
     if format not in formats:
         raise ArgumentError(f"format must be one of {', '.join(formats)}, but got {format!r}.")
-    missing = [wheel for name, wheel in _NEEDS.get(format, {}).items() if importlib.util.find_spec(name) is None]
-    if missing:
-        raise MissingPackageError(
-            f"Export to {format} needs a package that is not installed. Install it with: pip install "
-            f"{' '.join(missing)}"
-        )
+    require(f"Export to {format}", *_NEEDS.get(format, ()), extra="export" if format == "onnx" else "")
 
 
 def _plain_copy(network: Any) -> Any:
@@ -167,10 +161,7 @@ def _plain_copy(network: Any) -> Any:
         network.criterion = criterion
     del copy.criterion
     for module in copy.modules():
-        module._forward_hooks.clear()
-        module._forward_pre_hooks.clear()
-        module._backward_hooks.clear()
-        module._load_state_dict_pre_hooks.clear()
+        clear_hooks_(module)
     forget_anchors_(copy)
     copy.zero_grad(set_to_none=True)
     copy.task = task_of(copy).name

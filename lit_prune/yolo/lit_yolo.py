@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_prune.activations import CalibrationBatch, read_batch
+from lit_prune.common.packages import require
 from lit_prune.errors import ArgumentError
 from lit_prune.surgery.adoption import adopt_shapes_
 from lit_prune.yolo.batches import Detections, check_batch, upright_targets
@@ -38,7 +39,7 @@ class LitYOLO(LightningModule):
 
     Batches are dicts as `lit_prune.data.collate_detection` makes them: `img` (B, 3, H, W) in 0..1 with H and W
     multiples of the network's stride, `batch_idx` (M,), `cls` (M, 1), `bboxes` (M, 4; centre, width and height as
-    shares of the image). To these come `masks` for segmentation and `keypoints` for pose; of OBB, `bboxes` are (M, 5)
+    normalised). To these come `masks` for segmentation and `keypoints` for pose; of OBB, `bboxes` are (M, 5)
     with the angle last; of classification there are `img` and `cls` (B,) alone. `YOLODataModule` makes them all.
 
     The loss is Ultralytics' own. Logged are `train/loss` and its parts (means per image and epoch), and in validation
@@ -57,10 +58,10 @@ class LitYOLO(LightningModule):
         weight_decay: Decay of weights; norms and biases are not decayed.
         warmup_epochs: Epochs of linear warm-up; a fraction will do.
         schedule: How the learning rate falls after warm-up, step by step: `"cosine"`, `"linear"` or `"constant"`.
-        final_lr: Where it ends, as a share of `lr`.
+        final_lr: Where it ends, relative to `lr`.
         hyperparameters: Train as Ultralytics' trainer does, by its names, such as `{"optimizer": "auto", "lr0": 0.01}`,
             or by an `args.yaml` that it wrote: its optimizer and parameter groups, warm-up, accumulation to `nbs`
-            pictures, loss gains, frozen layers, and a moving average of the weights that is validated and saved. The
+            images, loss gains, frozen layers, and a moving average of the weights that is validated and saved. The
             arguments from `optimizer` on are not used then. Epochs, precision and devices are the Trainer's; give
             `YOLODataModule` the same hyperparameters for what concerns data.
         kpt_shape: Of pose networks, the number of keypoints, and 2 (x, y) or 3 (x, y, visible) numbers for each, as
@@ -70,7 +71,7 @@ class LitYOLO(LightningModule):
         model: The Ultralytics network: a `DetectionModel`, `SegmentationModel`, ...
 
     Raises:
-        ImportError: If Ultralytics is missing.
+        MissingPackageError: If Ultralytics is missing.
         FileNotFoundError: If there is no such configuration or file; near names are listed.
         ArgumentError: If an argument is out of range, or `model` is no network of a task that is known.
 
@@ -176,11 +177,11 @@ class LitYOLO(LightningModule):
         _check_range("confidence", confidence, 0 <= confidence <= 1, "in [0, 1]")
         _check_range("iou", iou, 0 <= iou <= 1, "in [0, 1]")
         if not self.task.finds_objects:
-            raise ArgumentError("This network classifies whole pictures, and finds no objects in them: use `classify`.")
+            raise ArgumentError("This network classifies whole images, and finds no objects in them: use `classify`.")
         return within(run_untouched(self.model, images, Thresholds(confidence, iou)), images)
 
     def classify(self, images: Tensor) -> Tensor:
-        """Return the shares (B, C) that a classification network gives to the classes, in eval mode, without gradients.
+        """Return the class probabilities (B, C) of a classification network, in eval mode and without gradients.
 
         Raises:
             ArgumentError: If the images have another shape or type, or the network finds objects.
@@ -225,7 +226,7 @@ class LitYOLO(LightningModule):
         return self.detect(batch) if self.task.finds_objects else self.classify(batch)
 
     def calibration_batch(self, batch: Any) -> CalibrationBatch:
-        """Tell the criteria that look at activations what a batch shows: its objects, or its pictures' classes."""
+        """Tell the criteria that look at activations what a batch shows: its objects, or its images' classes."""
         if isinstance(batch, Mapping):
             if not self.task.finds_objects:
                 batch = (batch["img"], batch["cls"])
@@ -238,6 +239,7 @@ class LitYOLO(LightningModule):
         if self._recipe is None:
             return []
         # All else works with Lightning releases that lack what it builds on.
+        require("The moving average that LitYOLO(hyperparameters=...) keeps", "lightning>=2.6", extra="yolo")
         from lit_prune.yolo.moving_average import MovingAverage
 
         return [MovingAverage()]
@@ -245,6 +247,9 @@ class LitYOLO(LightningModule):
     def on_fit_start(self) -> None:
         """Tell the loss how long the run is: end-to-end heads shift its weights over the epochs."""
         self.model.args.epochs = self.trainer.max_epochs if (self.trainer.max_epochs or -1) > 0 else 100
+        if self.trainer.enable_validation:
+            # Only to have it said before the first epoch, not after it, if a package is missing that measures.
+            self.task.metric(self.model)
 
     def on_train_epoch_start(self) -> None:
         """Renew the loss, which remembers the device and the number of epochs it has seen."""
@@ -271,7 +276,7 @@ class LitYOLO(LightningModule):
             self.trainer.accumulate_grad_batches = 1
 
     def on_validation_epoch_start(self) -> None:
-        """Start the metric anew."""
+        """Start the metric again."""
         self._start_metric()
 
     def on_validation_epoch_end(self) -> None:
@@ -279,7 +284,7 @@ class LitYOLO(LightningModule):
         self._log_metric("val")
 
     def on_test_epoch_start(self) -> None:
-        """Start the metric anew."""
+        """Start the metric again."""
         self._start_metric()
 
     def on_test_epoch_end(self) -> None:

@@ -8,25 +8,20 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
 
-from lit_prune.errors import MissingPackageError
+from lit_prune.common.packages import require
 from lit_prune.yolo.batches import Detections, box_targets
 from lit_prune.yolo.gathering import GathersUnevenly
-
-_TOP = 5
 
 
 def mean_average_precision() -> Any:
     """Build torchmetrics' `MeanAveragePrecision`, on the fast backend that the yolo extra installs."""
+    require("Validation", "faster-coco-eval:faster_coco_eval", "torchvision:torchvision", extra="yolo")
     from lit_prune.yolo.mean_average_precision import GatheredMeanAveragePrecision
 
-    try:
-        metric = GatheredMeanAveragePrecision(backend="faster_coco_eval")
-    except ModuleNotFoundError as error:
-        raise MissingPackageError(
-            f"Validation needs faster-coco-eval. Install it with: pip install 'lit-prune[yolo]' ({error})"
-        ) from error
+    metric = GatheredMeanAveragePrecision(backend="faster_coco_eval")
     metric.warn_on_many_detections = False
     return metric
 
@@ -110,30 +105,31 @@ class UltralyticsPrecision(GathersUnevenly):
         return values
 
 
-class Accuracy(Metric):
-    """The share of pictures whose class is the network's first choice, and among its first five."""
+class Accuracy(MetricCollection):
+    """How often an image's class is the network's first choice, and among its first five, by torchmetrics.
 
-    full_state_update = False
-    first: Tensor
-    five: Tensor
-    pictures: Tensor
+    Args:
+        network: The network that is validated: its number of classes.
+    """
 
-    def __init__(self, network: Any = None) -> None:
-        super().__init__()
-        for name in ("first", "five", "pictures"):
-            self.add_state(name, default=torch.tensor(0), dist_reduce_fx="sum")
+    def __init__(self, network: Any) -> None:
+        classes: int = network.model[-1].linear.out_features
 
-    def update(self, found: Tensor, batch: dict[str, Tensor]) -> None:
-        """Take the shares (B, C) that were given to the classes of one batch."""
-        chosen = found.topk(min(_TOP, found.shape[1]), dim=1).indices
-        right = chosen == batch["cls"].view(-1, 1)
-        self.first += right[:, 0].sum()
-        self.five += right.sum()
-        self.pictures += len(found)
+        def among_first(choices: int) -> Metric:
+            return MulticlassAccuracy(
+                # Of one class it makes none.
+                num_classes=max(classes, 2),
+                top_k=min(choices, classes),
+                average="micro",
+                validate_args=False,
+            )
 
-    def compute(self) -> dict[str, Tensor]:
-        """Return the scores over all batches."""
-        return {"accuracy": self.first / self.pictures, "accuracy_top5": self.five / self.pictures}
+        # Groups would be guessed from the first batch: where both counts are equal they would stay so.
+        super().__init__({"accuracy": among_first(1), "accuracy_top5": among_first(5)}, compute_groups=False)
+
+    def update(self, found: Tensor, batch: dict[str, Tensor]) -> None:  # type: ignore[override]
+        """Take the probabilities (B, C) that were given to the classes of one batch."""
+        super().update(found, batch["cls"].view(-1).long())
 
 
 def _build_validator(network: Any, name: str) -> Any:

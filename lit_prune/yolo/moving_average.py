@@ -3,20 +3,13 @@
 import math
 from typing import Any
 
-import lightning
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
-from lit_prune.errors import MissingPackageError
-
-try:
-    from lightning.pytorch.callbacks import WeightAveraging
-except ImportError as error:
-    raise MissingPackageError(
-        "LitYOLO(hyperparameters=...) keeps a moving average of the weights by a callback of Lightning 2.6, but "
-        f"Lightning {lightning.__version__} is installed. Upgrade it with: pip install --upgrade 'lit-prune[yolo]'"
-    ) from error
+from lit_prune.common._compat import lerp_all_
+from lit_prune.training._compat import average_of, is_new_step_
 
 _DECAY, _RAMP = 0.9999, 2000  # what Ultralytics' `ModelEMA` is built with
 
@@ -49,8 +42,7 @@ class MovingAverage(WeightAveraging):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Follow the weights after each step of the optimizer."""
-        if trainer.global_step > self._latest_update_step:
-            self._latest_update_step = trainer.global_step
+        if is_new_step_(self, trainer.global_step):
             self.follow()
 
     @torch.no_grad()
@@ -69,11 +61,11 @@ class MovingAverage(WeightAveraging):
                 values.append(live[key])
             else:
                 stored[key].copy_(live[key])
-        torch._foreach_lerp_(averages, values, 1 - moving_average_decay(int(self._averaged.n_averaged)))
+        lerp_all_(averages, values, 1 - moving_average_decay(int(self._averaged.n_averaged)))
 
     @property
     def _averaged(self) -> Any:
-        return self._average_model
+        return average_of(self)
 
 
 def moving_average_decay(updates: float) -> float:

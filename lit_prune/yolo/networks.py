@@ -35,9 +35,9 @@ def build_detector(
     Args:
         model: As for `LitYOLO`.
         num_classes: As for `LitYOLO`. Where the weights are for another number, the last layers of the class branch
-            are drawn anew; all other weights stay, and pruned networks stay pruned.
+            are drawn again at random; all other weights stay, and pruned networks stay pruned.
         kpt_shape: As for `LitYOLO`. Where the weights are for another shape, the last layers of the keypoint branch
-            are drawn anew.
+            are drawn again at random.
 
     Raises:
         MissingPackageError: If Ultralytics is missing.
@@ -232,7 +232,8 @@ def adopt_widths_(network: Any, source: Any) -> None:
     """Give a network, in place, the widths of a pruned one; the numbers of classes and keypoints stay its own.
 
     The values come with the loading: `network.load(source)` takes every tensor, but for the last layers of the class
-    branch where the numbers of classes differ, and of the keypoint branch where the keypoints do. Those start anew.
+    branch where the numbers of classes differ, and of the keypoint branch where the keypoints do. Those are
+    drawn at random.
 
     Args:
         network: Built from the configuration of `source`, for any number of classes.

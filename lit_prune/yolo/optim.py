@@ -60,7 +60,7 @@ def build_scheduler(
 
 
 def lr_factor(step: int, *, warmup: float, total: float, schedule: ScheduleName, final: float) -> float:
-    """Return the share of the highest learning rate at a step: a linear rise, then the schedule's fall to `final`.
+    """Return the ratio to the highest learning rate at a step: a linear rise, then the schedule's fall to `final`.
 
     Example:
         >>> [lr_factor(step, warmup=2, total=6, schedule="linear", final=0.0) for step in range(7)]

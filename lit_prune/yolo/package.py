@@ -6,21 +6,21 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lit_prune.errors import MissingPackageError
+from lit_prune.common.packages import require
 
 STATE = "lit_prune_state"
 """The attribute of a network under which Ultralytics' checkpoints carry the record of what was pruned."""
 
 
-def require_ultralytics() -> None:
-    """Raise a MissingPackageError that says what to install, if Ultralytics can't be imported."""
-    try:
-        import ultralytics  # noqa: F401
-    except ImportError as error:
-        raise MissingPackageError(
-            f"LitYOLO builds its networks with Ultralytics, which cannot be imported ({error}). Install it with: "
-            f"pip install 'lit-prune[yolo]'. Mind that Ultralytics is licensed under AGPL-3.0."
-        ) from error
+def require_ultralytics(purpose: str = "lit_prune.yolo", *others: str) -> None:
+    """Raise a MissingPackageError that says what to install, if Ultralytics can't be imported.
+
+    Args:
+        purpose: What needs it.
+        *others: What else of the extra `yolo` is needed, as for `require`.
+    """
+    remark = "Mind that Ultralytics is licensed under AGPL-3.0."
+    require(purpose, "ultralytics:ultralytics", *others, extra="yolo", remark=remark)
 
 
 @contextmanager

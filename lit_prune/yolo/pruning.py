@@ -29,7 +29,7 @@ class UltralyticsPruning:
     """Removes channels at scheduled epochs of a run of Ultralytics' own trainer, and lets it go on with what is left.
 
     The network, its moving average and the optimizer's state become smaller together, before the epoch begins. Scores
-    start anew with each event, so that `best.pt` is the best of the pruned network. `last.pt` and `best.pt` are pruned
+    Start again with each event, so that `best.pt` is the best of the pruned network. `last.pt` and `best.pt` are pruned
     and open in plain Ultralytics.
 
     Nothing of Ultralytics is patched: all is done through its callbacks. They work on one device; on several,
@@ -38,7 +38,7 @@ class UltralyticsPruning:
     `resume=True`.
 
     Args:
-        amount: The share that is gone after the last event, in (0, 1), as for `ChannelPruning`.
+        amount: The ratio that is gone after the last event, in (0, 1), as for `ChannelPruning`.
         epochs: At the start of which epochs to prune, counted from 0: one, several, or a `Schedule` of epochs.
         blocks: Which layers: integers are `model.model[i]`, strings are patterns of layer names. `None` is all.
         criterion: How important a channel is, by its weights: `"magnitude"`, `"batchnorm"`, `"random"`, a `Criterion`.

@@ -114,16 +114,16 @@ class Recipe:
         nominal = min(max(round(self.settings.nbs / _sizes(trainer)[0]), 1), batches * epochs)
         warmup = round(min(self.settings.warmup_epochs, max(epochs - 1, 0)) * batches)
         if warmup > 0 and done <= warmup:
-            share = done / warmup
-            nominal = max(1, round(_between(1, nominal, share)))
+            progress = done / warmup
+            nominal = max(1, round(_between(1, nominal, progress)))
             for scheduler in trainer.lr_scheduler_configs:
                 factors: Any = scheduler.scheduler
                 for group, factor in zip(factors.optimizer.param_groups, factors.lr_lambdas, strict=True):
                     start = self._warmup_bias_lr if group.get("param_group") == "bias" else 0.0
                     end = group["initial_lr"] * factor(trainer.current_epoch)
-                    group["lr"] = _between(start, end, share)
+                    group["lr"] = _between(start, end, progress)
                     if "momentum" in group:
-                        group["momentum"] = _between(self.settings.warmup_momentum, self.settings.momentum, share)
+                        group["momentum"] = _between(self.settings.warmup_momentum, self.settings.momentum, progress)
         due = done - self._last_step >= nominal
         if due:
             self._last_step = done
@@ -140,13 +140,13 @@ def check_trainer(trainer: Trainer) -> None:
     """Raise an ArgumentError for a Trainer whose own accumulation would be on top of the nominal batch."""
     if trainer.accumulate_grad_batches != 1:
         raise ArgumentError(
-            f"With hyperparameters of Ultralytics, gradients add up to a nominal batch of `nbs` pictures, but the "
+            f"With hyperparameters of Ultralytics, gradients add up to a nominal batch of `nbs` images, but the "
             f"Trainer has accumulate_grad_batches={trainer.accumulate_grad_batches}. Leave that out, and set `nbs`."
         )
 
 
-def _between(start: float, end: float, share: float) -> float:
-    return start + (end - start) * share
+def _between(start: float, end: float, progress: float) -> float:
+    return start + (end - start) * progress
 
 
 def _epochs(trainer: Trainer) -> int:
@@ -159,7 +159,7 @@ def _epochs(trainer: Trainer) -> int:
 
 
 def _sizes(trainer: Trainer) -> tuple[int, int]:
-    """Pictures in a batch, over all devices, and in an epoch."""
+    """Images in a batch, over all devices, and in an epoch."""
     loader: Any = trainer.train_dataloader
     size = getattr(loader, "batch_size", None)
     if not size:

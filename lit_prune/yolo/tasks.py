@@ -53,7 +53,7 @@ class Task:
         enter: Runs the network for its loss.
         validation: Which of the head's answers are measured.
         loss_is_sum: Whether Ultralytics' loss is the sum over a batch, or its mean.
-        stretched: Whether pictures are stretched to a square, where others are letterboxed.
+        stretched: Whether images are stretched to a square, where others are letterboxed.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Task:
 
     @property
     def finds_objects(self) -> bool:
-        """Whether objects are found, where others name the whole picture."""
+        """Whether objects are found, where others name the whole image."""
         return "bboxes" in self.fields
 
 

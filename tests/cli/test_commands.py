@@ -54,6 +54,8 @@ def test_defaults_are_told_of_what_has_one(command, capsys):
     assert "default: None" not in text
     assert "default: False" not in text
     assert (command == "inspect") != ("(default: " in text)
+    # A default of 0 is one as well.
+    assert ("--seed" in text) == ("(default: 0)" in text)
 
 
 @pytest.mark.parametrize("arguments", [("prune",), ("inspect",), ("export", "net.ckpt")])

@@ -49,7 +49,7 @@ def test_two_processes(command, start, quiet, digits, request):
         assert len(torch.load(saved, weights_only=True)["callbacks"]["ChannelPruning"]["events"]) == 1
     elif command == "predict":
         assert len(list(Path("predictions").glob("*.png"))) == 4
-        assert "Written: 4 pictures" in output
+        assert "Written: 4 images" in output
     else:
         assert f"{'val' if command == 'validate' else 'test'}/map" in output
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lit_prune.data import DigitScenes
-from lit_prune.data.annotations import corner_label, keypoint_label, outline_label, picture_around
+from lit_prune.data.annotations import corner_label, image_around, keypoint_label, outline_label
 
 
 @pytest.fixture(scope="module")
@@ -83,5 +83,5 @@ def test_some_corners_are_turned(inks):
 
 def test_a_picture_of_one_digit_is_a_square_with_room_around_it():
     pixels = torch.arange(3 * 96 * 96).view(3, 96, 96)
-    assert torch.equal(picture_around([0.5, 0.5, 0.25, 0.125], pixels), pixels[:, 34:63, 34:63])
-    assert torch.equal(picture_around([0.1, 0.9, 0.2, 0.2], pixels), pixels[:, 73:, :23])
+    assert torch.equal(image_around([0.5, 0.5, 0.25, 0.125], pixels), pixels[:, 34:63, 34:63])
+    assert torch.equal(image_around([0.1, 0.9, 0.2, 0.2], pixels), pixels[:, 73:, :23])

@@ -210,3 +210,14 @@ def test_the_names_of_all_that_was_used():
     module = network()
     graph = ChannelGraph.trace(module, torch.zeros(1, 3, 8, 8))
     assert graph.tensors >= {name for name, _ in module.named_parameters()}
+
+
+def test_a_graph_is_a_container_of_groups():
+    graph = ChannelGraph.trace(network(), torch.zeros(1, 3, 8, 8))
+    assert [group.name for group in graph] == ["0.0", "2.0"]
+    assert "0.0" in graph
+    assert "1.conv" not in graph
+    with pytest.raises(TypeError, match="Groups are named by their first layer, but got 0"):
+        graph[0]
+    with pytest.raises(KeyError, match=r"coupled with others, as graph\['2\.0'\]"):
+        graph["2.1"]

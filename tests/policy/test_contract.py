@@ -100,6 +100,8 @@ def test_scores_that_keep_the_promise(evidence):
         ({"0": torch.ones(8).bool()}, TypeError, r"bool values. Of a mask of what goes, return"),
         ({"0": np.ones(8, dtype=bool)}, TypeError, "bool values"),
         ({"0": torch.tensor([1.0])}, TypeError, "float32 values"),
+        ({"0": 3}, TypeError, "by a list of indices, but returned 3"),
+        ({"0": [[1, 2]]}, TypeError, "by a list of indices"),
         ({"0": [1, 1]}, ValueError, "a channel of group '0' twice"),
         ({"0": [8]}, ValueError, "which has channels 0 to 7"),
         ({"0": [-1]}, ValueError, "channels 0 to 7"),
@@ -130,6 +132,7 @@ def test_removals_that_keep_the_promise(evidence):
         ({3: 1.2}, ValueError, "at 3 it is 1.2"),
         ({3: 0.5, 6: 0.4}, ValueError, "at 6 it is 0.4, after 0.5"),
         ({3: "all"}, ValueError, "at 3 it is 'all'"),
+        ({12: 1.0}, ValueError, "goes beyond the run, which has 10 epochs"),
     ],
 )
 def test_schedules(given, error, message):
@@ -164,6 +167,7 @@ def test_in_a_trainer_nothing_is_pruned(options, message):
         ({"amount": [0.5]}, TypeError, "amount must be a number"),
         ({"epochs": 1.5}, ValueError, "epochs must be whole numbers from 0 on, but has 1.5"),
         ({"epochs": "3"}, ValueError, "but has '3'"),
+        ({"epochs": "before-wrap"}, ValueError, "or 'before_wrap', but has 'before-wrap'"),
         ({"epochs": None}, ValueError, "but has None"),
         ({"round_to": 8.0}, TypeError, "round_to must be a whole number, but got 8.0"),
         ({"min_channels": "4"}, TypeError, "min_channels must be a whole number"),
@@ -185,3 +189,21 @@ def test_two_in_one_trainer_are_refused_with_what_to_do():
     run.callbacks.append(ChannelPruning(0.5, 2))
     with pytest.raises(RuntimeError, match=r"two ChannelPruning in this Trainer.*Give all `epochs` to one"):
         run.fit(Classifier(), loader())
+
+
+def test_a_criterion_that_fails_is_named(evidence):
+    with pytest.raises(ValueError, match="Answers failed: ZeroDivisionError: division by zero"):
+        checked_scores(Answers(lambda evidence: 1 / 0), evidence)
+
+
+def test_a_criterion_says_what_it_needs():
+    with pytest.raises(
+        PruningError, match=r"can judge none of the 1 groups \(net\.0\): it needs a BatchNorm with a scale"
+    ):
+        trainer(ChannelPruning(0.5, 1, criterion="batchnorm", verbose=False)).fit(Plain(), loader())
+
+
+class Plain(Classifier):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 4, 6), nn.Flatten())

@@ -55,3 +55,8 @@ def test_layers_that_stay():
 def test_what_does_not_fit_is_refused(options, error, message):
     with pytest.raises(error, match=message):
         plan_pruning(network(), IMAGE, **{"amount": 0.5, **options})
+
+
+def test_a_shape_is_no_input():
+    with pytest.raises(TypeError, match=r"takes example inputs of the network, with a tensor, but got"):
+        plan_pruning(network(), (1, 3, 8, 8), amount=0.5)

@@ -18,7 +18,9 @@ POLICY = PruningPolicy(Scope(), Magnitude(), Uniform())
 
 def candidates(module, *inputs, **options):
     graph = ChannelGraph.trace(module, *inputs)
-    groups, skipped = POLICY.candidates(module, graph, Record(), **options)
+    # With something that was taken back before, no group at all is no error.
+    groups, skipped = POLICY.candidates(module, graph, Record(barred=["something"]), **options)
+    skipped.pop("something", None)
     return [group.name for group in groups], skipped
 
 
@@ -60,6 +62,12 @@ def test_a_frozen_backbone_behind_a_trained_head_stays_whole():
 )
 def test_the_layers_that_make_channels_and_their_norms_decide(still, names):
     assert candidates(frozen(network(), *still), IMAGE)[0] == names
+
+
+def test_where_none_is_left_the_reasons_are_told():
+    module = network().requires_grad_(False)
+    with pytest.raises(ValueError, match=r"can lose a channel now: 0\.0 is not trained \(requires_grad=False\)"):
+        POLICY.candidates(module, ChannelGraph.trace(module, IMAGE), Record())
 
 
 def test_the_reason_names_the_layer():

@@ -49,7 +49,7 @@ def test_coverage_counts_transposed_convolutions_and_leaves_outputs_out():
     found = coverage(ChannelGraph.trace(network, torch.zeros(1, 3, 4, 4)), network)
 
     assert (found.prunable, found.outputs, found.total) == (6, 5, 19)
-    assert found.share == pytest.approx(6 / 14)
+    assert found.ratio == pytest.approx(6 / 14)
 
 
 def test_coupled_layers_and_equal_halves_are_named():
@@ -91,7 +91,7 @@ def test_a_network_without_layers_to_prune():
     network = nn.Sequential(nn.Conv2d(3, 4, 1))
     graph = ChannelGraph.trace(network, torch.zeros(1, 3, 4, 4))
 
-    assert coverage(graph, network).share == 0
+    assert coverage(graph, network).ratio == 0
     assert "unprunable: reaches" in _printed(graph, network)
 
 

@@ -195,7 +195,7 @@ def test_layers_that_are_frozen_now_may_be_trained_by_then():
     module = Classifier()
     module.net[:3].requires_grad_(False)
     callback = pruning(0.4, selection="macs", epochs=[2])
-    with pytest.warns(UserWarning, match="if all layers are trained by then"):
+    with pytest.warns(UserWarning, match="it can be, if they are trained by then"):
         trainer(Thaws(), callback).fit(module, loader())
     assert callback.events[0]["macs"][1] <= 0.6 * callback.events[0]["macs"][0]
 
@@ -245,3 +245,52 @@ def test_only_what_is_left_is_rehearsed_after_a_resumption(tmp_path):
     callback = pruning(0.9, [1, 3], selection="macs", round_to=8)
     with pytest.raises(RehearsalError, match=r"Event 2 of 2 \(epoch 3\)"):
         trainer(callback).fit(Classifier(), loader(), ckpt_path=tmp_path / "epoch=1.ckpt")
+
+
+def test_what_fails_on_the_first_batch_leaves_the_weights_as_they_are():
+    module = Dicts()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items() if "running" not in name}
+    with pytest.raises(RehearsalError):
+        trainer(pruning(**CLUSTERS), fast_dev_run=True).fit(module, loader())
+    for name, tensor in before.items():
+        if "num_batches" not in name:
+            assert torch.equal(module.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize("selection", ["macs", "uniform"])
+def test_a_network_that_nobody_trains_is_told_by_its_layers(selection):
+    module = Classifier()
+    module.net[:3].requires_grad_(False)
+    reason = r"No layer that may be pruned can lose a channel now: net\.\S+ is not trained \(requires_grad=False\)"
+    with pytest.warns(UserWarning, match=reason + r"\. Layers that are not trained now are left out"):
+        trainer(pruning(epochs=[2], selection=selection), fast_dev_run=True).fit(module, loader())
+    with (
+        pytest.warns(UserWarning, match=reason),
+        pytest.raises(PruningError, match=f"Pruning at epoch 2 failed, .*{reason}"),
+    ):
+        trainer(pruning(epochs=[2], selection=selection)).fit(module, loader())
+
+
+def test_a_run_that_goes_on_after_its_last_event_has_no_use_for_another_amount(tmp_path):
+    saver = pl.callbacks.ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    trainer(pruning(0.5, [1]), saver, enable_checkpointing=True).fit(Classifier(), loader())
+    path = tmp_path / "epoch=2.ckpt"
+    with pytest.warns(UserWarning, match="by which 0.5 was to be gone: amount=0.75 changes nothing"):
+        trainer(pruning(0.75, [1])).fit(Classifier(), loader(), ckpt_path=path)
+
+
+@pytest.mark.parametrize("wrong", [True, {"rewarm_steps": 3}, "rewarm", Recovery])
+def test_recovery_is_a_recovery(wrong):
+    with pytest.raises(TypeError, match="recovery must be a Recovery, such as"):
+        pruning(recovery=wrong)
+
+
+def test_an_event_that_removed_nothing_is_not_taken_back():
+    class Falls(Classifier):
+        def validation_step(self, batch, batch_idx):
+            self.log("score", 1.0 - self.current_epoch)
+
+    callback = pruning(0.5, [1, 3], recovery=Recovery(max_drop=0.1, monitor="score"))
+    with pytest.warns(UserWarning, match="taken back") as warned:
+        trainer(callback, max_epochs=5).fit(Falls(), loader(), loader())
+    assert sum("was taken back" in str(each.message) for each in warned) == 1

@@ -154,7 +154,7 @@ class Judged(Classifier):
         self.log("test_loss", nn.functional.cross_entropy(self(batch[0]), batch[1]))
 
 
-@pytest.mark.parametrize("reset", [True, False], ids=["anew", "kept"])
+@pytest.mark.parametrize("reset", [True, False], ids=["again", "kept"])
 def test_the_best_and_the_last_are_tested_whatever_their_shape(reset, tmp_path):
     from lit_prune.training.recovery import Recovery
 
@@ -163,7 +163,7 @@ def test_the_best_and_the_last_are_tested_whatever_their_shape(reset, tmp_path):
     run = trainer(pruning(recovery=Recovery(reset_scores=reset)), saver, max_epochs=5, enable_checkpointing=True)
     run.fit(module, loader(), loader())
     final = copy.deepcopy(module)
-    # With scores that start anew the best is that of the epoch of the last event.
+    # With scores that Start again the best is that of the epoch of the last event.
     assert saver.best_model_path.endswith("epoch=2.ckpt" if reset else "epoch=0.ckpt")
     expected = {"best": NARROW if reset else (32, 16, 3, 3), "last": NARROW}
     for which in ("best", "last", "best"):

@@ -1,6 +1,6 @@
 """LitYOLO and YOLODataModule on two ranks, started as users start theirs: `python ddp_run.py OUT DATA`.
 
-Each rank writes which pictures it saw to OUT/rank<r>.pt.
+Each rank writes which images it saw to OUT/rank<r>.pt.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ torch.set_num_threads(1)
 
 
 class Watching(LitYOLO):
-    """Notes the pictures of each batch, and the shape that they have there."""
+    """Notes the images of each batch, and the shape that they have there."""
 
     def __init__(self) -> None:
         super().__init__("yolov8n.yaml", num_classes=10, hyperparameters={"optimizer": "SGD", "nbs": 4})

@@ -239,15 +239,15 @@ def test_pictures_without_labels_are_backgrounds(digits):
         ("labels", b"1.5 0.5 0.5 0.1 0.1\n", "non-integer class labels"),
         ("labels", b"dog 0.5 0.5 0.1 0.1\n", "could not convert string to float: 'dog'"),
         ("labels", b"\xff\xfe\x00", "codec can't decode byte"),
-        ("images", b"", "it is no picture"),
-        ("images", b"not a picture", "it is no picture"),
+        ("images", b"", "it is no image"),
+        ("images", b"not an image", "it is no image"),
     ],
 )
 def test_a_warning_names_the_pictures_that_are_left_out(digits, kind, content, reason):
     file = _first(digits, kind)
     file.write_bytes(content)
     data = _module(digits)
-    with pytest.warns(UserWarning, match=rf"Left out of the train split: 1 pictures.\n  /.*000000.png: .*{reason}"):
+    with pytest.warns(UserWarning, match=rf"Left out of the train split: 1 images.\n  /.*000000.png: .*{reason}"):
         data.setup("fit")
     assert sum(len(batch["img"]) for batch in data.train_dataloader()) == 7
 
@@ -291,7 +291,7 @@ def test_a_broken_jpeg_is_named_in_training(digits):
 def test_a_split_without_pictures(digits):
     for file in (digits.parent / "images" / "val").iterdir():
         file.unlink()
-    with pytest.raises(FileNotFoundError, match=r"The val split has no pictures: .*No images found in .*images/val"):
+    with pytest.raises(FileNotFoundError, match=r"The val split has no images: .*No images found in .*images/val"):
         _module(digits).setup("validate")
 
 

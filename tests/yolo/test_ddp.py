@@ -1,4 +1,4 @@
-"""Two ranks share the pictures of a YOLODataModule, and score like one."""
+"""Two ranks share the images of a YOLODataModule, and score like one."""
 
 import os
 import subprocess
@@ -44,7 +44,7 @@ def test_each_rank_sees_its_own_half_and_both_see_all(digits, tmp_path):
         assert sorted(halves[0] + halves[1]) == everything
         orders.append(halves[0])
     assert orders[0] != orders[1]
-    # Three batches of rectangles: two for the first rank, one for the second, and no picture twice.
+    # Three batches of rectangles: two for the first rank, one for the second, and no image twice.
     batches = [batch for rank in (first, second) for batch in rank["seen"]["val"] if batch[0] == 0]
     assert sorted(name for _, names, _ in batches for name in names) == everything[:6]
     assert {shape for _, _, shape in batches} == {(64, 96), (96, 64), (96, 96)}

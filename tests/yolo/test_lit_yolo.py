@@ -6,10 +6,11 @@ import torch
 from ultralytics.cfg import get_cfg
 from ultralytics.nn.tasks import DetectionModel
 
-from lit_prune import ChannelGraph, shrink_
+from lit_prune import ChannelGraph, MissingPackageError, shrink_
 from lit_prune.data import DigitScenesDataModule
 from lit_prune.yolo import LitYOLO
 from lit_prune.yolo.batches import box_targets
+from tests.absent import hidden
 
 
 @pytest.fixture
@@ -239,3 +240,13 @@ def test_a_batch_with_too_many_classes(tmp_path, data):
     data.setup("fit")
     with pytest.raises(ValueError, match=r"classes must be in 0..1.* pass num_classes to LitYOLO"):
         _trainer(tmp_path, num_sanity_val_steps=0).fit(lit, data.train_dataloader())
+
+
+def test_what_measures_is_asked_for_before_the_first_epoch(tmp_path):
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    rarely = {"max_epochs": 5, "check_val_every_n_epoch": 5, "num_sanity_val_steps": 0}
+    trainer = lightning.Trainer(default_root_dir=tmp_path, **rarely, **quiet)
+    data = DigitScenesDataModule(scenes=2, val_scenes=2, image_size=64, batch_size=2)
+    with hidden("faster-coco-eval"), pytest.raises(MissingPackageError, match=r"Validation needs faster-coco-eval"):
+        trainer.fit(LitYOLO("yolov8n.yaml", num_classes=10), data)
+    assert trainer.global_step == 0

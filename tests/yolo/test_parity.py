@@ -1,4 +1,4 @@
-"""Ultralytics' trainer and ours with the same weights and the same pictures: they go the same way, step by step."""
+"""Ultralytics' trainer and ours with the same weights and the same images: they go the same way, step by step."""
 
 import random
 

@@ -33,7 +33,7 @@ def test_optimizer_groups_and_decay_are_those_of_ultralytics(tmp_path):
     trainer.fit(lit, _data(batch_size=6, scenes=12))
 
     groups = {group["param_group"]: group for group in trainer.optimizers[0].param_groups}
-    # 64 / 6 is 11 batches, of 66 pictures.
+    # 64 / 6 is 11 batches, of 66 images.
     assert groups["weight"]["weight_decay"] == pytest.approx(0.01 * 66 / 64)
     assert groups["bn"]["weight_decay"] == groups["bias"]["weight_decay"] == 0
     names = {id(parameter): name for name, parameter in lit.model.named_parameters()}

@@ -244,8 +244,32 @@ def test_perfect_answers_are_worth_one(task, written):
     assert max(metric.compute().values()) < 0.5
 
 
+def _classifier(classes):
+    return build_detector("yolov8n-cls.yaml", num_classes=classes)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3, 5, 6, 12])
+def test_accuracy_is_a_plain_count_and_merges(classes):
+    one, other = (task_named("classify").metric(_classifier(classes)) for _ in range(2))
+    generator = torch.Generator().manual_seed(classes)
+    probabilities = torch.rand(40, classes, generator=generator).softmax(1)
+    labels = torch.randint(classes, (40, 1), generator=generator).float()
+    # In the first batch both counts are the same: the later ones must not be so for that.
+    probabilities[:5] = torch.nn.functional.one_hot(labels[:5, 0].long(), classes).float()
+    for metric, places in ((one, (range(5), range(5, 23))), (other, (range(23, 39), range(39, 40)))):
+        for place in places:
+            metric.update(probabilities[place], {"cls": labels[place]})
+    for name, metric in one.items():
+        metric.merge_state(other[name])
+
+    order = [sorted(range(classes), key=row.__getitem__, reverse=True) for row in probabilities.tolist()]
+    ranks = [chosen.index(int(label)) for chosen, label in zip(order, labels, strict=True)]
+    expected = {"accuracy": sum(rank < 1 for rank in ranks) / 40, "accuracy_top5": sum(rank < 5 for rank in ranks) / 40}
+    assert {name: float(value) for name, value in one.compute().items()} == pytest.approx(expected)
+
+
 def test_accuracy_counts_the_first_and_the_first_five():
-    metric = task_named("classify").metric(None)
+    metric = task_named("classify").metric(_classifier(6))
     shares = torch.tensor([[0.4, 0.3, 0.1, 0.08, 0.07, 0.05]]).repeat(4, 1)
     metric.update(shares, {"cls": torch.tensor([0, 1, 4, 5])})
 
@@ -397,7 +421,7 @@ def test_what_does_not_belong_together(written, tmp_path):
     del batch["keypoints"]
     with pytest.raises(ValueError, match="lacks keypoints"):
         lit.training_step(batch, 0)
-    with pytest.raises(ValueError, match="classifies whole pictures"):
+    with pytest.raises(ValueError, match="classifies whole images"):
         _model("yolov8n-cls.yaml").detect(torch.rand(1, 3, 64, 64))
     with pytest.raises(ValueError, match="task is pose, which finds objects: use `detect`"):
         lit.classify(torch.rand(1, 3, 64, 64))

@@ -1,4 +1,4 @@
-"""A layer's decision as a picture: where its channels lie, which stay, and the curve that said how many."""
+"""A layer's decision as an image: where its channels lie, which stay, and the curve that said how many."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lit_prune.common.packages import require
 from lit_prune.select.clustering.decisions import Decision
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ def draw_decision(decision: Decision, title: str = "") -> Figure:
     Returns:
         A figure; save it with ``figure.savefig(path)``.
 
+    Raises:
+        MissingPackageError: If matplotlib is missing.
+
     Example:
         >>> from lit_prune.select.clustering.decisions import decide, survey_channels
         >>> rows = np.random.default_rng(0).random((24, 10))
@@ -34,6 +38,7 @@ def draw_decision(decision: Decision, title: str = "") -> Figure:
         >>> [axes.get_xlabel() for axes in figure.axes]
         ['embedding, first axis', 'clusters']
     """
+    require("draw_decision", "matplotlib", extra="figures")
     from matplotlib.figure import Figure
 
     has_curve = len(decision.survey.silhouettes) > 0
@@ -99,7 +104,7 @@ def _cluster_colours(decision: Decision) -> Any:
     channels = len(decision.survey.points)
     if decision.clustering is None:
         return np.tile(colormaps["turbo"](0.15), (channels, 1))
-    # Clusters in the order of where they lie, so that neighbours differ a little and ends of the picture a lot.
+    # Clusters in the order of where they lie, so that neighbours differ a little and ends of the image a lot.
     middles = decision.survey.points[decision.clustering.medoids, :2]
     centre = middles - middles.mean(0)
     rank = np.argsort(np.argsort(np.arctan2(centre[:, 1], centre[:, 0])))

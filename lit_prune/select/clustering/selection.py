@@ -7,12 +7,12 @@ from typing import get_args
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
-from torch.nn.modules.conv import _ConvTransposeNd
 
 from lit_prune.activations.calibration import Calibration
 from lit_prune.activations.moments import Moments, jeffries_matusita
+from lit_prune.common._compat import ConvTransposeNd
+from lit_prune.common.packages import require
 from lit_prune.criteria import Evidence, batch_norm_scales, power_sums
 from lit_prune.errors import ArgumentError, SelectionError
 from lit_prune.graph import ChannelGroup
@@ -32,7 +32,7 @@ class ClusterSelection(Selection):
     For every channel and every two classes the Jeffries–Matusita distance of the channel's activations on calibration
     data says how well it tells them apart. Channels with like distances form a cluster (k-medoids, on an embedding),
     and of each cluster one channel stays. The amount says how many clusters there are; with ``amount=None`` the knee
-    of the mean simplified silhouette does. The scores of the criterion are of no account, but a group that it can't
+    of the mean simplified silhouette does. The scores of the criterion are ignored, but a group that it can't
     judge stays.
 
     Layers that are coupled (residual sums, concatenations) get one decision: the distances that a channel has in each
@@ -53,6 +53,7 @@ class ClusterSelection(Selection):
 
     Raises:
         ArgumentError: If a name is unknown.
+        MissingPackageError: If what the extra ``clusters`` brings is missing.
 
     Example:
         >>> selection = ClusterSelection(method="medoid", embedding="pca")
@@ -76,6 +77,8 @@ class ClusterSelection(Selection):
         ):
             if value not in known:
                 raise ArgumentError(f"{name} must be one of {', '.join(map(repr, known))}, but got {value!r}.")
+        packages = ("kmedoids", "kneed", "scikit-learn", "threadpoolctl")
+        require('ClusterSelection (selection="clusters")', *packages, extra="clusters")
         self.method: Method = method
         self.embedding: Embedding = embedding
         self.seed = seed
@@ -89,6 +92,8 @@ class ClusterSelection(Selection):
             SelectionError: If there are no activations at all, fewer than two classes were seen, or a method needs
                 BatchNorm scales and a group has none.
         """
+        from threadpoolctl import threadpool_limits
+
         self._check_classes(evidence)
         members = [unit for unit in units(evidence.groups, scores) if _is_observed(unit, evidence)]
         self.decisions = {}
@@ -212,7 +217,7 @@ def weight_norms(group: ChannelGroup, evidence: Evidence) -> Matrix:
 def output_slot(group: ChannelGroup, layer: str, evidence: Evidence) -> Slot | None:
     """The slot of ``layer``'s weight whose indices are the layer's output channels; ``None`` if not in the group."""
     module = evidence.modules.get(layer)
-    transposed = isinstance(module, _ConvTransposeNd) and module.groups == 1
+    transposed = isinstance(module, ConvTransposeNd) and module.groups == 1
     slot = (f"{layer}.weight", 1 if transposed else 0)
     return slot if slot in group.members else None
 

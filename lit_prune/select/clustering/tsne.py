@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.spatial.distance import squareform
-from sklearn.manifold import TSNE
+
+from lit_prune.select.clustering._compat import STEPS_TO_CHECK, OwnDescent
 
 Array = npt.NDArray[np.float32]
 
@@ -16,7 +16,7 @@ _EXPLORATION = 250
 _LEAST = float(np.finfo(np.double).eps)
 
 
-class DenseTSNE(TSNE):  # type: ignore[misc]
+class DenseTSNE(OwnDescent):
     """scikit-learn's ``TSNE(method="exact")`` in the plane, with a gradient that takes no loop over points.
 
     Neighbourhoods, start and schedule are scikit-learn's own. Of its two gradients one visits a tree, which
@@ -40,17 +40,16 @@ class DenseTSNE(TSNE):  # type: ignore[misc]
         super().__init__(perplexity=perplexity, init="pca", random_state=random_state, method="exact")
         self.iterations = iterations
 
-    def _tsne(
-        self, P: npt.NDArray[Any], degrees_of_freedom: float, n_samples: int, X_embedded: Array, **kwargs: Any
-    ) -> Array:
-        gradient = DenseGradient(squareform(P))
-        points = X_embedded.astype(np.float32).ravel()
+    def descend(self, target: npt.NDArray[Any], start: npt.NDArray[Any]) -> Array:
+        """Move points (n, 2) from their start to where their neighbours are those of ``target``, (n, n)."""
+        gradient = DenseGradient(target)
+        points = start.astype(np.float32).ravel()
         # Twice, as scikit-learn does: first with like points drawn together, then as they are.
         last = self._descend(gradient, points, range(_EXPLORATION), 0.5, self.early_exaggeration, _EXPLORATION)
         rest = range(last + 1, self.iterations)
         self.n_iter_ = self._descend(gradient, points, rest, 0.8, 1.0, self.n_iter_without_progress)
         self.kl_divergence_ = gradient(points)[0]
-        embedded: Array = points.reshape(n_samples, 2)
+        embedded: Array = points.reshape(start.shape)
         return embedded
 
     def _descend(
@@ -70,7 +69,7 @@ class DenseTSNE(TSNE):  # type: ignore[misc]
         update, pace = np.zeros_like(points), np.ones_like(points)
         best, best_step, step = np.inf, steps.start, steps.start
         for step in steps:
-            check = (step + 1) % self._N_ITER_CHECK == 0
+            check = (step + 1) % STEPS_TO_CHECK == 0
             error, slope = gradient(points, exaggeration, check)
             turned = update * slope >= 0
             pace = np.where(turned, pace * np.float32(0.8), pace + np.float32(0.2))

@@ -48,7 +48,7 @@ def test_embedding_is_as_good_as_scikit_learns():
     data = rows(128)
     ours, theirs = DenseTSNE(random_state=0), TSNE(perplexity=10, init="pca", random_state=0)
     found, expected = ours.fit_transform(data), theirs.fit_transform(data)
-    # Rounding decides which of many equally good pictures comes out: the measures of both agree, their points do not.
+    # Rounding decides which of many equally good images comes out: the measures of both agree, their points do not.
     assert ours.kl_divergence_ < theirs.kl_divergence_ * 1.2
     assert 900 < ours.n_iter_ < 1000
     assert trustworthiness(data, found) > trustworthiness(data, expected) - 0.01

@@ -1,4 +1,4 @@
-"""DrawPredictions: what a network found, drawn on its pictures by Ultralytics, a file a picture."""
+"""DrawPredictions: what a network found, drawn on its images by Ultralytics, one file for each image."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,17 +13,17 @@ from torch import Tensor
 from lit_prune.errors import ArgumentTypeError
 from lit_prune.yolo.package import quiet_ultralytics
 
-_SIDE = 640  # pixels; smaller pictures are enlarged, or labels would hide them
+_SIDE = 640  # pixels; smaller images are enlarged, or labels would hide them
 
 
 class DrawPredictions(Callback):
-    """Draws every picture of `Trainer.predict` with what a `LitYOLO` found in it, as Ultralytics draws its own.
+    """Draws every image of `Trainer.predict` with what a `LitYOLO` found in it, as Ultralytics draws its own.
 
     `lit-prune predict` has it by default. Boxes, masks, keypoints, rotated boxes or classes are drawn, with names and
-    scores. Pictures are drawn as the network saw them, and enlarged to 640 pixels if they are smaller.
+    scores. Images are drawn as the network saw them, and enlarged to 640 pixels if they are smaller.
 
     Args:
-        folder: Where the files go, each named as its picture, or numbered if that has no name; by default
+        folder: Where the files go, each named as its image, or numbered if that has no name; by default
             `predictions` in the folder of the Trainer's logger.
 
     Example:
@@ -67,7 +67,7 @@ class DrawPredictions(Callback):
             rank = f"{trainer.global_rank}-" if trainer.world_size > 1 else ""
             name = Path(files[number]).stem if files else f"{rank}{self._written:06d}"
             self._written += 1
-            drawn = draw_picture(image, found, pl_module.model.names)
+            drawn = draw_image(image, found, pl_module.model.names)
             drawn.save((self.folder or Path()) / f"{name}.png")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -77,15 +77,15 @@ class DrawPredictions(Callback):
         written = torch.tensor(self._written, device=pl_module.device)
         written = trainer.strategy.reduce(written, reduce_op="sum")
         if trainer.is_global_zero:
-            Console().print(f"Written: {int(written)} pictures in {self.folder}", highlight=False, soft_wrap=True)
+            Console().print(f"Written: {int(written)} images in {self.folder}", highlight=False, soft_wrap=True)
 
 
-def draw_picture(image: Tensor, found: Mapping[str, Tensor] | Tensor, names: Mapping[int, str]) -> Any:
+def draw_image(image: Tensor, found: Mapping[str, Tensor] | Tensor, names: Mapping[int, str]) -> Any:
     """Draw by Ultralytics what was found in one image.
 
     Args:
         image: (3, H, W) in 0..1.
-        found: What `LitYOLO.detect` found in it, or the shares (C,) that `LitYOLO.classify` gave.
+        found: What `LitYOLO.detect` found in it, or the probabilities (C,) that `LitYOLO.classify` gave.
         names: Class to name.
 
     Returns:

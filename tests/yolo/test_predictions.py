@@ -5,7 +5,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lit_prune.yolo import DrawPredictions
-from lit_prune.yolo.pictures import draw_picture
+from lit_prune.yolo.predictions import draw_image
 
 _NAMES = {0: "cat", 1: "dog"}
 _ONE = {
@@ -17,8 +17,8 @@ _NONE = {name: value[:0] for name, value in _ONE.items()}
 
 
 def _changed(found) -> np.ndarray:
-    """Which pixels of a grey picture of 64×64 were drawn on, at its size."""
-    drawn = np.asarray(draw_picture(torch.full((3, 64, 64), 0.5), found, _NAMES)).astype(int)
+    """Which pixels of a grey image of 64×64 were drawn on, at its size."""
+    drawn = np.asarray(draw_image(torch.full((3, 64, 64), 0.5), found, _NAMES)).astype(int)
     assert drawn.shape == (640, 640, 3)
     return (np.abs(drawn - 127) > 3).any(2)
 
@@ -46,7 +46,7 @@ def test_what_a_task_has_beside_boxes_is_drawn():
     assert _changed({**_ONE, "rotated": turned})[320 - 145 : 320 - 138, 320].any()
 
 
-def test_a_class_is_written_on_the_picture():
+def test_a_class_is_written_on_the_as_image():
     changed = _changed(torch.tensor([0.3, 0.7]))
     assert changed[:200].any()
     assert not changed[300:].any()
@@ -69,7 +69,7 @@ def test_every_picture_gets_a_file_of_its_name(tmp_path, detector, batch, capsys
     named = {**batch, "im_file": [f"there/{name}.jpg" for name in "abcd"]}
     _trainer(tmp_path, callbacks=[DrawPredictions()]).predict(detector, _loader(named))
     assert sorted(path.name for path in (tmp_path / "predictions").iterdir()) == ["a.png", "b.png", "c.png", "d.png"]
-    assert "Written: 4 pictures" in capsys.readouterr().out
+    assert "Written: 4 images" in capsys.readouterr().out
 
     _trainer(tmp_path, callbacks=[DrawPredictions(tmp_path / "drawn")]).predict(detector, _loader(batch, batch))
     assert sorted(path.stem for path in (tmp_path / "drawn").iterdir()) == [f"{number:06d}" for number in range(8)]
