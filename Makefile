@@ -38,17 +38,16 @@ test-all: install
 # The same tests with the oldest releases that pyproject.toml admits: first with those that the core asks for, then with
 # those that the extras ask for instead, which concern fewer tests.
 OLDEST := .venv-oldest
-OLDEST_EXTRAS_TESTS ?= tests/yolo tests/training/test_trainings.py lit_prune
 
 test-oldest: $(OLDEST)/.installed
 	$(OLDEST_PIP) --no-deps --requirement $(OLDEST)/core.txt
 	$(THREADS) $(OLDEST)/bin/pytest -n $(WORKERS) $(QUICK) tests --ignore tests/yolo
 	$(OLDEST_PIP) --no-deps --requirement $(OLDEST)/extras.txt
-	$(THREADS) $(OLDEST)/bin/pytest -n $(WORKERS) $(QUICK) $(OLDEST_EXTRAS_TESTS)
+	$(THREADS) $(OLDEST)/bin/pytest -n $(WORKERS) $(QUICK) tests/yolo tests/training/test_trainings.py lit_prune
 
 OLDEST_PIP := PIP_FIND_LINKS= $(OLDEST)/bin/python -m pip install --disable-pip-version-check --quiet
 # The oldest Python that is at hand; pyenv hides those that it is not told to show.
-OLDEST_PYTHON = $(shell for minor in 10 11 12 13; do \
+OLDEST_PYTHON = $(shell for minor in 10 11 12; do \
 	PYENV_VERSION=3.$$minor python3.$$minor -c 'import sys; print(sys.executable)' 2>/dev/null && exit; done; echo $(PYTHON))
 
 $(OLDEST)/.installed: pyproject.toml tests/oldest.py

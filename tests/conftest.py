@@ -1,5 +1,6 @@
 """Settings that every test shares."""
 
+import logging
 import os
 import socket
 
@@ -15,6 +16,13 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _lightning_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    # It keeps its lines to itself if nobody listened when it was imported.
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
 
 
 @pytest.fixture

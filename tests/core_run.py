@@ -25,11 +25,10 @@ class Net(Classifier):
 
 
 def everything_is_imported() -> None:
+    clustering = "lit_prune.select.clustering"
     for found in pkgutil.walk_packages(lit_prune.__path__, "lit_prune."):
         # Some of these have subclasses of what the extras bring.
-        if not found.name.startswith(
-            ("lit_prune.yolo.", "lit_prune.select.clustering.tsne", "lit_prune.select.clustering._compat")
-        ):
+        if not found.name.startswith(("lit_prune.yolo.", f"{clustering}.tsne", f"{clustering}._compat")):
             importlib.import_module(found.name)
 
 

@@ -91,5 +91,10 @@ def trainer(*callbacks: pl.Callback, **options: Any) -> pl.Trainer:
     return pl.Trainer(callbacks=list(callbacks), **{**quiet, **options})
 
 
+def weight_averaging() -> list[pl.Callback]:
+    """Lightning's average of the weights, where it has one."""
+    return [pl.callbacks.WeightAveraging()] if LIGHTNING_AVERAGES else []
+
+
 def widths(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}

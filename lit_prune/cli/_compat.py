@@ -3,15 +3,12 @@
 from lightning.pytorch.cli import LightningCLI
 
 
-class OwnCheckpointPath(LightningCLI):
-    """Reads what `--ckpt_path` says of the model in a way of its own; Lightning has no other place for it.
+class UnreadCheckpoint(LightningCLI):
+    """Does not look by itself for what `--ckpt_path` says of the model.
 
-    Its own reads nothing but weights, whatever `--weights_only` says, and replaces arguments without a word.
+    Lightning's own way, where a release has one, reads nothing but weights, whatever `--weights_only` says, and
+    replaces arguments without a word.
     """
 
-    def read_ckpt_path(self) -> None:
-        """Change the configuration by the checkpoint, before classes are built."""
-        raise NotImplementedError
-
     def _parse_ckpt_path(self) -> None:
-        self.read_ckpt_path()
+        pass

@@ -35,7 +35,8 @@ def read_hyperparameters(config: Any) -> dict[str, Any]:
     if not path or not Path(path).is_file():
         # No checkpoint, or one that the Trainer looks for by itself ("last", "best", a remote one).
         return {}
-    weights_only = config.get("weights_only") is not False
+    # A Trainer that can't be told reads everything.
+    weights_only = config.get("weights_only", False) is not False
     checkpoint = read_checkpoint(path, weights_only=weights_only, remedy="add --weights_only false")
     found = dict(checkpoint.get("hyper_parameters", {}))
     found.pop(INSTANTIATOR, None)

@@ -31,14 +31,14 @@ def run_trainer(arguments: Sequence[str] | None = None) -> Any:
     """
     from lightning.pytorch import LightningDataModule, LightningModule
 
-    from lit_prune.cli._compat import OwnCheckpointPath
+    from lit_prune.cli._compat import UnreadCheckpoint
     from lit_prune.cli.ckpt_path import KeptRecord, read_hyperparameters, take_up
     from lit_prune.cli.num_classes import set_classes
 
     # What is imported is known to the command line by its short name.
     from lit_prune.yolo import DrawPredictions, LitYOLO
 
-    class PruneCLI(OwnCheckpointPath):
+    class PruneCLI(UnreadCheckpoint):
         def add_arguments_to_parser(self, parser: Any) -> None:
             parser.set_defaults(
                 {
@@ -50,8 +50,9 @@ def run_trainer(arguments: Sequence[str] | None = None) -> Any:
         def parse_arguments(self, parser: Any, args: Any) -> None:
             # Theirs warns that this process has arguments of its own; who calls us from Python means what it gives.
             self.config = parser.parse_args(args)
+            self._take_up_checkpoint()
 
-        def read_ckpt_path(self) -> None:
+        def _take_up_checkpoint(self) -> None:
             command = self.config.subcommand
             found = read_hyperparameters(self.config[command])
             if found:

@@ -1,10 +1,13 @@
 """Whether what is private in Lightning's command line is there, and still means what it meant."""
 
+import pickle
+
+import pytest
 import torch
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
 
-from lit_prune.cli._compat import OwnCheckpointPath
+from lit_prune.cli._compat import UnreadCheckpoint
 from lit_prune.common._compat import CLASS_PATH, INSTANTIATOR
 
 
@@ -18,22 +21,22 @@ class Model(BoringModel):
 _OFF = [f"--trainer.{name}=false" for name in ("logger", "enable_progress_bar", "enable_model_summary")]
 
 
-def test_the_checkpoint_is_read_before_classes_are_built(tmp_path):
-    read = []
+def test_the_checkpoint_is_left_to_us_and_classes_are_built_later(tmp_path):
+    (tmp_path / "none.ckpt").write_text("not a checkpoint")
+    arguments = ["validate", *_OFF, f"--ckpt_path={tmp_path / 'none.ckpt'}"]
 
-    class Reads(OwnCheckpointPath):
-        def read_ckpt_path(self):
-            read.append(self.config.validate.ckpt_path)
+    class Wider(UnreadCheckpoint):
+        def parse_arguments(self, parser, args):
+            super().parse_arguments(parser, args)
             self.config.validate.model.width = 5
-            assert not hasattr(self, "model")
 
-    class Stops(Reads):
         def _run_subcommand(self, subcommand):
             pass
 
-    cli = Stops(Model, BoringDataModule, args=["validate", *_OFF, "--ckpt_path=some.ckpt"])
-    assert read == ["some.ckpt"]
-    assert cli.model.width == 5
+    assert Wider(Model, BoringDataModule, args=arguments).model.width == 5
+    if hasattr(LightningCLI, "_parse_ckpt_path"):
+        with pytest.raises(pickle.UnpicklingError):
+            LightningCLI(Model, BoringDataModule, args=arguments)
 
 
 def test_what_the_command_line_notes_of_a_model(tmp_path):

@@ -244,7 +244,7 @@ def test_only_what_is_left_is_rehearsed_after_a_resumption(tmp_path):
     trainer(pruning(0.5, [1, 3]), saver, enable_checkpointing=True).fit(Classifier(), loader())
     callback = pruning(0.9, [1, 3], selection="macs", round_to=8)
     with pytest.raises(RehearsalError, match=r"Event 2 of 2 \(epoch 3\)"):
-        trainer(callback).fit(Classifier(), loader(), ckpt_path=tmp_path / "epoch=1.ckpt", weights_only=True)
+        trainer(callback).fit(Classifier(), loader(), ckpt_path=tmp_path / "epoch=1.ckpt")
 
 
 def test_what_fails_on_the_first_batch_leaves_the_weights_as_they_are():
@@ -276,7 +276,7 @@ def test_a_run_that_goes_on_after_its_last_event_has_no_use_for_another_amount(t
     trainer(pruning(0.5, [1]), saver, enable_checkpointing=True).fit(Classifier(), loader())
     path = tmp_path / "epoch=2.ckpt"
     with pytest.warns(UserWarning, match="by which 0.5 was to be gone: amount=0.75 changes nothing"):
-        trainer(pruning(0.75, [1])).fit(Classifier(), loader(), ckpt_path=path, weights_only=True)
+        trainer(pruning(0.75, [1])).fit(Classifier(), loader(), ckpt_path=path)
 
 
 @pytest.mark.parametrize("wrong", [True, {"rewarm_steps": 3}, "rewarm", Recovery])

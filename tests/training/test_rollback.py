@@ -9,7 +9,7 @@ from lit_prune import ChannelPruning
 from lit_prune.errors import PruningError
 from lit_prune.training.averaged_copies import copies_beside
 from lit_prune.training.recovery import Recovery
-from tests.toys import LIGHTNING_AVERAGES, Classifier, loader, trainer, widths
+from tests.toys import Classifier, loader, trainer, weight_averaging, widths
 
 
 class Scored(Classifier):
@@ -47,10 +47,9 @@ def pruning(epochs, max_drop=0.1, **options):
 def test_an_event_that_costs_too_much_is_taken_back_to_the_bit(optimizer):
     before, after = Watch(), Watch()
     module, callback = Scored(optimizer=optimizer), pruning([2, 3])
-    averages = [pl.callbacks.WeightAveraging()] if LIGHTNING_AVERAGES else []
     with pytest.warns(UserWarning, match=r"epoch 2 was taken back: score went from 0.9 to 0.5, .* Its 2 groups"):
         # Averages change with every batch, so those after the event are compared by shape.
-        trainer(before, callback, after, *averages, max_epochs=5).fit(module, loader(), loader())
+        trainer(before, callback, after, *weight_averaging(), max_epochs=5).fit(module, loader(), loader())
     good, again = before.seen[2], after.seen[3]
     for part in ("weights", "buffers", "state", "averages"):
         torch.testing.assert_close(good[part], again[part], rtol=0, atol=0)

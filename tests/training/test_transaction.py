@@ -5,7 +5,7 @@ import copy
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from lit_prune import ChannelPruning
 from lit_prune.activations import Calibration
@@ -14,7 +14,7 @@ from lit_prune.policy.steps import AFTER, BEFORE, carry_out
 from lit_prune.select import ClusterSelection
 from lit_prune.training.averaged_copies import copies_beside
 from lit_prune.training.recovery import Recovery
-from tests.toys import Classifier, loader, trainer
+from tests.toys import Classifier, loader, trainer, weight_averaging
 
 USED_BY = ("lit_prune.policy.policy.carry_out", "lit_prune.training.pruner.carry_out")
 
@@ -86,7 +86,7 @@ def fit(tmp_path, **options):
     )
     saver = ModelCheckpoint(tmp_path, filename="{epoch}", monitor="val_loss")
     run = trainer(
-        state, pruning, WeightAveraging(), saver, EarlyStopping("val_loss", patience=9), enable_checkpointing=True
+        state, pruning, *weight_averaging(), saver, EarlyStopping("val_loss", patience=9), enable_checkpointing=True
     )
     run.fit_with = lambda: run.fit(module, loader(), loader())
     return run, state, module
@@ -127,7 +127,7 @@ def test_a_run_that_may_goes_on_as_if_there_had_been_no_event(tmp_path, monkeypa
         run.fit_with()
     torch.manual_seed(0)
     plain = Classifier(optimizer="adamw")
-    trainer(WeightAveraging()).fit(plain, loader(), loader())
+    trainer(*weight_averaging()).fit(plain, loader(), loader())
     assert module.losses == plain.losses
 
 
