@@ -6,13 +6,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import RichProgressBar, StochasticWeightAveraging
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import multiprocessing
 from rich.progress import Progress
 
 from lit_prune.training import _compat
+from tests.toys import weight_averaging
 
 
 def trainer(tmp_path, **options):
@@ -42,15 +43,15 @@ def test_the_checkpoint_is_known_before_its_weights_are_loaded(tmp_path):
 
 
 def test_averages_lie_where_they_are_looked_for(tmp_path):
-    averaging = WeightAveraging()
-    trainer(tmp_path, callbacks=[averaging]).fit(BoringModel())
-    assert isinstance(_compat.average_of(averaging), torch.optim.swa_utils.AveragedModel)
     assert _compat.AVERAGE in vars(StochasticWeightAveraging(swa_lrs=0.1))
-    # Two batches were one step each, which a checkpoint notes.
-    assert averaging.state_dict() == {"latest_update_step": 2}
-    assert not _compat.is_new_step_(averaging, 2)
-    assert _compat.is_new_step_(averaging, 3)
-    assert averaging.state_dict() == {"latest_update_step": 3}
+    for averaging in weight_averaging():
+        trainer(tmp_path, callbacks=[averaging]).fit(BoringModel())
+        assert isinstance(_compat.average_of(averaging), torch.optim.swa_utils.AveragedModel)
+        # Two batches were one step each, which a checkpoint notes.
+        assert averaging.state_dict() == {"latest_update_step": 2}
+        assert not _compat.is_new_step_(averaging, 2)
+        assert _compat.is_new_step_(averaging, 3)
+        assert averaging.state_dict() == {"latest_update_step": 3}
 
 
 def test_spawned_processes_have_their_launcher():
