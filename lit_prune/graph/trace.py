@@ -108,7 +108,8 @@ def _run(network: nn.Module, calls: Sequence[Call], tracer: Tracer, until: Until
             for tensor in outputs:
                 tracer.freeze([block.labels for block in tracer.blocks(tensor)], OUTPUT)
             # A list of what was found may be empty.
-            if not outputs and len(calls) == 1 and output not in ([], (), {}):
+            nothing_found = isinstance(output, (list, tuple, dict)) and not output
+            if not outputs and len(calls) == 1 and not nothing_found:
                 raise TraceError(
                     f"{type(module).__name__} returns a {type(output).__name__} that holds no tensor: what its "
                     "channels are for can't be told. Let its forward return what it has computed"
