@@ -43,7 +43,7 @@ class Composites(TorchFunctionMode):
                 # What a forward makes itself (grids, masks) must lie where the weights are.
                 made = func(*args, **kwargs, device="meta")
                 if func in _COPYING and made.numel() <= MOST_VALUES:
-                    with torch._C._DisableTorchDispatch():
+                    with without_dispatch():
                         remember(made, func(*args, **kwargs, device="cpu"))
                 return made
             return func(*args, **kwargs)

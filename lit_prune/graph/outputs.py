@@ -1,15 +1,22 @@
-"""Which of a network's outputs count: whose channels must stay because a caller reads them."""
+"""Which tensors a caller can read: what a network returns, in whatever object, and what it leaves in attributes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from types import FunctionType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
 
-from lit_prune.common._compat import tree_flatten
 from lit_prune.common.names import modules_of
 from lit_prune.modules.registry import SIZE_ONLY_OUTPUTS, qualified_names
+
+# What holds no tensor that a caller would read, and may hold half of the process.
+_OPAQUE = (nn.Module, type, FunctionType, ModuleType, str, bytes, int, float, complex, bool, type(None))
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+# An output of more objects than that is no output.
+_MOST_OBJECTS = 100_000
 
 
 def used_outputs(module: nn.Module, output: Any) -> list[Tensor]:
@@ -21,12 +28,58 @@ def used_outputs(module: nn.Module, output: Any) -> list[Tensor]:
             for name in qualified_names(cls)
         )
     )
+    return list(tensors_in(output, ignored))
 
-    def strip(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: strip(item) for key, item in value.items() if key not in ignored}
-        if type(value) in (list, tuple):
-            return [strip(item) for item in value]
-        return value
 
-    return [leaf for leaf in tree_flatten(strip(output))[0] if isinstance(leaf, Tensor)]
+def tensors_in(value: Any, ignored: frozenset[str] = frozenset()) -> Iterator[Tensor]:
+    """All tensors in a value: in containers, dataclasses, distributions, and attributes of any other object.
+
+    Args:
+        value: Anything.
+        ignored: Keys of mappings to leave out.
+
+    Example:
+        >>> import torch
+        >>> from types import SimpleNamespace
+        >>> value = {"a": [torch.ones(1)], "b": SimpleNamespace(x=torch.ones(2)), "c": torch.ones(3)}
+        >>> [tensor.numel() for tensor in tensors_in(value, ignored=frozenset("c"))]
+        [1, 2]
+    """
+    seen: set[int] = set()
+    # Objects that are made on the way are held, so that their ids stay theirs.
+    held: list[Any] = []
+    waiting = [value]
+    while waiting and len(seen) < _MOST_OBJECTS:
+        value = waiting.pop()
+        if isinstance(value, Tensor):
+            yield value
+            continue
+        if isinstance(value, _OPAQUE) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        held.append(value)
+        waiting.extend(reversed([*_parts(value, ignored)]))
+
+
+def left_in_attributes(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Tensors in attributes of modules that a forward may have left there, weights and buffers apart; and where."""
+    for path, module in modules_of(network):
+        for name, value in vars(module).items():
+            if name not in _OF_EVERY_MODULE and isinstance(value, (Tensor, list, tuple, dict)):
+                for tensor in tensors_in(value):
+                    yield f"{path}.{name}" if path else name, tensor
+
+
+def _parts(value: Any, ignored: frozenset[str]) -> Iterator[Any]:
+    if isinstance(value, Mapping):
+        yield from (item for key, item in value.items() if key not in ignored)
+        return
+    if isinstance(value, (list, tuple, set, frozenset)):
+        yield from value
+    elif is_dataclass(value):
+        yield from (getattr(value, field.name, None) for field in fields(value))
+    # A container of a class of its own may have attributes, too.
+    yield from getattr(value, "__dict__", {}).values()
+    for cls in type(value).__mro__:
+        slots = vars(cls).get("__slots__", ())
+        yield from (getattr(value, name, None) for name in ([slots] if isinstance(slots, str) else slots))

@@ -17,7 +17,7 @@ from lit_prune.errors import TraceError
 from lit_prune.graph.composites import Composites
 from lit_prune.graph.labels import OUTPUT
 from lit_prune.graph.operation import Operation
-from lit_prune.graph.outputs import used_outputs
+from lit_prune.graph.outputs import left_in_attributes, used_outputs
 from lit_prune.graph.recording import Call, Product, Recording
 from lit_prune.graph.tracer import Rows, Rule, Tracer
 from lit_prune.plan import Slot
@@ -104,8 +104,19 @@ def _run(network: nn.Module, calls: Sequence[Call], tracer: Tracer, until: Until
                 where = tracer.layer or type(network).__name__
                 raise TraceError(f"{where}: {type(error).__name__}: {error}", tracer.layer) from error
             tracer.path[:] = []
-            for tensor in used_outputs(module, output):
+            outputs = used_outputs(module, output)
+            for tensor in outputs:
                 tracer.freeze([block.labels for block in tracer.blocks(tensor)], OUTPUT)
+            # A list of what was found may be empty.
+            nothing_found = isinstance(output, (list, tuple, dict)) and not output
+            if not outputs and len(calls) == 1 and not nothing_found:
+                raise TraceError(
+                    f"{type(module).__name__} returns a {type(output).__name__} that holds no tensor: what its "
+                    "channels are for can't be told. Let its forward return what it has computed"
+                )
+        for place, tensor in left_in_attributes(network):
+            if tracer.is_derived(tensor):
+                tracer.freeze([block.labels for block in tracer.blocks(tensor)], f"is kept in the attribute {place}")
 
 
 @contextmanager

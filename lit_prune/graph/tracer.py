@@ -96,6 +96,10 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
         self._see(func, args, kwargs, tensors, output)
         return output
 
+    def is_derived(self, tensor: Tensor) -> bool:
+        """Whether a value carries labels, and is none of the network's own tensors."""
+        return id(tensor) in self._values and id(tensor) not in self._names
+
     def _is_known(self, tensor: Tensor) -> bool:
         """Whether the numbers that a tensor stands for are known, and still hold."""
         return is_remembered(tensor) and memory_of(tensor) not in self._overwritten
