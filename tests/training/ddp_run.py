@@ -50,8 +50,8 @@ PLACES = {
     "criterion": ("lit_prune.criteria.Magnitude.__call__", 1),
     "selection": ("lit_prune.select.Uniform.__call__", 1),
     "rehearsal": ("lit_prune.graph.ChannelGraph.rehearse", 1),
-    "check before the cut": ("lit_prune.training.checks.targets", 1),
-    "cut": ("lit_prune.training.checks.shrink_", 1),
+    "check before the cut": ("lit_prune.surgery.prune.targets", 1),
+    "cut": ("lit_prune.surgery.prune.shrink_", 1),
     "activations": ("lit_prune.training.calibration_data.read_batch", 1),
 }
 

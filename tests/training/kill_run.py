@@ -40,10 +40,10 @@ class Stages(pl.Callback):
 class Told(ChannelPruning):
     stages: Stages
 
-    def _prune_if_due(self, trainer: Any, pl_module: Any) -> None:
-        if any(epoch <= trainer.current_epoch and epoch not in self.record.done for epoch in self._events):
+    def _prune_if_due(self, trainer: Any) -> None:
+        if any(epoch <= trainer.current_epoch and epoch not in self.record.done for epoch in self.agenda.events):
             self.stages.tell("event")
-        super()._prune_if_due(trainer, pl_module)
+        super()._prune_if_due(trainer)
         self.stages.tell("training")
 
 
