@@ -33,10 +33,6 @@ examples:
 """
 
 
-_OWN = ("demo", "inspect", "export", "compare", "digits")
-_COMMANDS = (*_OWN, *TRAINER_COMMANDS)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `lit-prune` and return its exit status: 0, or 2 where the user has to change something.
 
@@ -53,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run_trainer(None if own else arguments)
         else:
             if not arguments[0].startswith("-") and arguments[0] not in _OWN:
-                _parser().error(f"there is no command {arguments[0]!r}. {nearest(arguments[0], _COMMANDS)}")
+                known = (*_OWN, *TRAINER_COMMANDS)
+                _parser().error(f"there is no command {arguments[0]!r}. {nearest(arguments[0], known)}")
             options = _parser().parse_args(arguments)
             command: Callable[[argparse.Namespace], None] = options.command
             command(options)
@@ -132,11 +129,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"lit-prune {version('lit-prune')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    _add_demo(commands)
-    _add_inspect(commands)
-    _add_export(commands)
-    _add_compare(commands)
-    _add_digits(commands)
+    for add in _OWN.values():
+        add(commands)
     return parser
 
 
@@ -211,6 +205,16 @@ def _add_digits(commands: Any) -> None:
     digits.add_argument("--image-size", type=int, default=96, metavar="PIXELS", help="height and width; 32 divides it")
     digits.add_argument("--seed", type=int, default=0, help="which scenes")
     digits.add_argument("--task", default="detect", help="detect, segment, pose, obb or classify: what labels say")
+
+
+_OWN: dict[str, Callable[[Any], None]] = {
+    "demo": _add_demo,
+    "inspect": _add_inspect,
+    "export": _add_export,
+    "compare": _add_compare,
+    "digits": _add_digits,
+}
+"""The commands that need no Trainer, each with what adds it to a parser."""
 
 
 def _add(commands: Any, name: str, command: Callable[[argparse.Namespace], None], text: str) -> Any:

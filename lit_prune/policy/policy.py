@@ -190,7 +190,7 @@ class PruningPolicy:
         """What the criterion says of the groups that take part.
 
         Raises:
-            TypeError: If it answers in another form than it must.
+            ArgumentTypeError: If it answers in another form than it must.
             ArgumentError: If its scores are none, or it can judge no group.
         """
         scores = checked_scores(self.criterion, evidence)

@@ -25,8 +25,9 @@ _CANNOT_OPTIMIZERS = {
 
 def check_state(module: nn.Module, plan: PruningPlan, optimizers: Sequence[Optimizer]) -> None:
     """Raise an UnsupportedError for state of an optimizer that could not follow a plan."""
+    cuts = _cuts(module, plan)
     for optimizer in optimizers:
-        for _ in _state_changes(optimizer, _cuts(module, plan)):
+        for _ in _state_changes(optimizer, cuts):
             pass
 
 

@@ -65,7 +65,8 @@ def prepare(
     plans = [(module, plan), *((copy, plan.only(dict(tensors_of(copy)))) for copy in copies)]
     for network, part in plans:
         targets(network, part)
-    changes = [change for optimizer in optimizers for change in _state_changes(optimizer, _cuts(module, plan))]
+    cuts = _cuts(module, plan)
+    changes = [change for optimizer in optimizers for change in _state_changes(optimizer, cuts)]
 
     def commit() -> None:
         for network, part in plans:

@@ -1,4 +1,4 @@
-"""What a Trainer holds beside the model, kept in step with it: optimizers, averaged copies, DDP."""
+"""What can't be pruned under: strategies, launchers and callbacks, refused before training begins."""
 
 from __future__ import annotations
 

@@ -20,24 +20,29 @@ if TYPE_CHECKING:
 _BUCKET_MEMORY = ("error_dict", "p_memory_dict", "q_memory_dict")
 
 
-def forget_shapes(trainer: Trainer) -> None:
-    """Drop what was made for the old shapes: compiled code, cast copies of weights, DDP's wrapper and its buckets."""
+def forget_shapes(trainer: Trainer) -> list[tuple[Any, Any]] | None:
+    """Drop what was made for the old shapes: compiled code, cast copies of weights, DDP's wrapper and its buckets.
+
+    Returns:
+        The hooks of the wrapper, for :func:`wrap_again`; ``None`` where there was none.
+    """
     torch.compiler.reset()
     torch.clear_autocast_cache()
     strategy: Any = trainer.strategy
-    if isinstance(strategy.model, nn.parallel.DistributedDataParallel):
-        strategy._lit_prune_hooks = comm_hooks(trainer.strategy.model)
-        for _, state in strategy._lit_prune_hooks:
-            _start_anew(state)
-        # The old wrapper's hooks must be gone before the new ones come.
-        strategy.model = strategy.lightning_module
-        expect_first_step_(strategy)
+    if not isinstance(strategy.model, nn.parallel.DistributedDataParallel):
+        return None
+    hooks = comm_hooks(strategy.model)
+    for _, state in hooks:
+        _start_again(state)
+    # The old wrapper's hooks must be gone before the new ones come.
+    strategy.model = strategy.lightning_module
+    expect_first_step_(strategy)
+    return hooks
 
 
-def wrap_again(trainer: Trainer) -> None:
+def wrap_again(trainer: Trainer, hooks: list[tuple[Any, Any]] | None) -> None:
     """Make DDP's wrapper for the new shapes where :func:`forget_shapes` has dropped one; ranks wait for each other."""
     strategy: Any = trainer.strategy
-    hooks = vars(strategy).pop("_lit_prune_hooks", None)
     if hooks is not None:
         strategy.configure_ddp()
         if not comm_hooks(strategy.model):
@@ -63,7 +68,7 @@ def _holds_tensors(value: Any) -> bool:
     return any(isinstance(each, Tensor) for each in values)
 
 
-def _start_anew(state: Any) -> None:
+def _start_again(state: Any) -> None:
     """PowerSGD remembers errors by bucket, and has to wait again until the new wrapper's buckets are settled."""
     for name in _BUCKET_MEMORY:
         memory = getattr(state, name, None)

@@ -30,6 +30,8 @@ class LightningHost:
     def __init__(self, trainer: Trainer, averages: Averages) -> None:
         self.trainer = trainer
         self.known = averages
+        # Of DDP's wrapper, from when it is dropped to when there is a new one.
+        self._hooks: list[tuple[Any, Any]] | None = None
 
     @property
     def network(self) -> LightningModule:
@@ -91,11 +93,11 @@ class LightningHost:
 
     def unwrap(self) -> None:
         """Drop compiled code, cast copies of weights, and DDP's wrapper with its buckets."""
-        forget_shapes(self.trainer)
+        self._hooks = forget_shapes(self.trainer)
 
     def wrap(self) -> None:
         """Wrap the network for DDP again, where it was."""
-        wrap_again(self.trainer)
+        wrap_again(self.trainer, self._hooks)
 
     def checkpoint(self) -> str | None:
         """The newest file that a ``ModelCheckpoint`` has written, or that the run was resumed from."""

@@ -194,7 +194,6 @@ class UltralyticsPruning:
         """After a validation: note the monitored metric, and judge the last event where the run ends."""
         host = UltralyticsHost(trainer)
         self.pruner.note_score(host, validated=True)
-        self._write(trainer)
         if self._ended or not (trainer.stop or trainer.epoch + 1 >= trainer.epochs):
             return
         self._ended = True

@@ -201,8 +201,7 @@ def test_powersgd_goes_on_with_the_buckets_of_the_new_wrapper(wrapped):
     assert state.p_memory_dict
     check_comm_hooks(wrapped)
     prune_(net, half(net), [sgd])
-    forget_shapes(wrapped)
-    wrap_again(wrapped)
+    wrap_again(wrapped, forget_shapes(wrapped))
     assert state.iter == 0
     assert not state.error_dict
     assert not state.p_memory_dict
