@@ -89,6 +89,11 @@ def clear_hooks_(module: nn.Module) -> None:
         vars(module)[name].clear()
 
 
+def forward_hooks(module: nn.Module) -> list[Any]:
+    """What runs before and after the forward of one module."""
+    return [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+
+
 def remove_forward_hooks_(module: nn.Module, is_meant: Callable[[Any], bool]) -> list[Any]:
     """Take forward hooks and pre-hooks off one module, those of a copy too, to which no handle leads; return them."""
     removed = []

@@ -19,7 +19,8 @@ def find_module(network: nn.Module, path: str) -> nn.Module | None:
     for part in path.split(".") if path else ():
         if found is None:
             return None
-        found = found._modules.get(part)
+        # Those of a scripted module are no dict.
+        found = found._modules[part] if part in found._modules else None
     return found
 
 
@@ -57,8 +58,8 @@ def find_tensor(network: nn.Module, name: str) -> Tensor | None:
     module = find_module(network, path)
     if module is None:
         return None
-    tensor = module._parameters.get(own)
-    return module._buffers.get(own) if tensor is None else tensor
+    tables = [table for table in (module._parameters, module._buffers) if own in table]
+    return next((table[own] for table in tables), None)
 
 
 def tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import random
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from lit_prune.common._compat import compiler_is_loaded
+from lit_prune.common._compat import compiler_is_loaded, forward_hooks
 
 
 @contextmanager
@@ -32,27 +35,113 @@ def untouched(model: nn.Module) -> Iterator[None]:
         >>> net.training
         True
     """
-    modules = list(model.modules())
-    before = [(module, type(module), dict(vars(module)), dict(module._buffers)) for module in modules]
-    with ExitStack() as stack:
-        stack.enter_context(_isolated_rng(model))
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(eagerly())
+    with restored(model), torch.no_grad(), eagerly():
+        for module in model.modules():
+            module.training = False
+        yield
+
+
+@contextmanager
+def restored(model: nn.Module, seed: int | None = None) -> Iterator[None]:
+    """Afterwards ``model`` is as it was before: modes, attributes, what their containers hold, registered tensors.
+
+    So are the random states of Python, NumPy, the CPU and the model's CUDA devices.
+
+    What its hooks have noted down, in variables around them or in attributes of their object, is put back as well.
+
+    Args:
+        model: The live network.
+        seed: What all random generators start from within; ``None`` leaves them as they are.
+
+    Example:
+        >>> net = nn.Linear(2, 1)
+        >>> net.seen = []
+        >>> with restored(net):
+        ...     net.seen.append(1)
+        ...     net.weight = nn.Parameter(torch.zeros(4, 2))
+        >>> net.seen, net.weight.shape
+        ([], torch.Size([1, 2]))
+    """
+    before = [_Before(module) for module in model.modules()]
+    with _isolated_rng(model):
+        if seed is not None:
+            random.seed(seed)
+            np.random.seed(seed)  # noqa: NPY002
+            torch.manual_seed(seed)
         try:
-            for module in modules:
-                module.training = False
             yield
         finally:
-            for module, cls, attributes, buffers in before:
-                # A lazy module turns into another class with its first forward: that can't be undone.
-                if type(module) is not cls:
-                    module.training = attributes["training"]
-                    continue
-                for name in set(vars(module)) - set(attributes):
-                    del vars(module)[name]
-                vars(module).update(attributes)
-                module._buffers.clear()
-                module._buffers.update(buffers)
+            for state in before:
+                state.restore()
+
+
+class _Before:
+    """A module as it is now."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._class = type(module)
+        self._attributes = dict(vars(module))
+        held = [value for hook in forward_hooks(module) for value in _held_by(hook)]
+        self._containers = [(value, copy.copy(value)) for value in _containers([*self._attributes.values(), *held])]
+        # Of a scripted module these are no attributes of Python.
+        scripted = isinstance(module, torch.jit.ScriptModule)
+        self._tensors = [*module._parameters.items(), *module._buffers.items()] if scripted else []
+
+    def restore(self) -> None:
+        module, attributes = self._module, self._attributes
+        if type(module) is not self._class:
+            # A lazy module turns into another class with its first forward: that can't be undone.
+            module.training = attributes["training"]
+            return
+        for name in vars(module).keys() - attributes.keys():
+            del vars(module)[name]
+        vars(module).update(attributes)
+        for value, contents in self._containers:
+            if len(value) != len(contents) or any(
+                ours is not theirs for ours, theirs in zip(_items(value), _items(contents), strict=True)
+            ):
+                value.clear()
+                (value.extend if isinstance(value, (list, deque)) else value.update)(contents)
+        for name, tensor in self._tensors:
+            setattr(module, name, tensor)
+
+
+def _held_by(hook: Any) -> Iterator[Any]:
+    """What a hook may note down what it sees in: variables around a function, attributes of an object."""
+    for function in (hook, getattr(hook, "func", None)):
+        yield from (cell.cell_contents for cell in getattr(function, "__closure__", None) or () if _is_full(cell))
+        for owner in (function, getattr(function, "__self__", None)):
+            if not isinstance(owner, (nn.Module, type(None))):
+                yield getattr(owner, "__dict__", None)
+
+
+def _is_full(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:
+        return False
+
+
+def _containers(values: Iterable[Any], depth: int = 2) -> Iterator[Any]:
+    """The containers among some values, and those that they hold."""
+    for value in values:
+        if type(value) in _CONTAINERS:
+            yield value
+            if depth > 1 and len(value) < _LARGE:
+                yield from _containers(value.values() if isinstance(value, dict) else value, depth - 1)
+
+
+def _items(container: Any) -> Iterator[Any]:
+    for item in container:
+        yield item
+        if isinstance(container, dict):
+            yield container[item]
+
+
+_CONTAINERS = frozenset((list, dict, OrderedDict, set, deque))
+# A memory of past batches is put back itself; what it holds is not looked at.
+_LARGE = 1000
 
 
 @contextmanager

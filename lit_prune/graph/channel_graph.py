@@ -12,12 +12,13 @@ import numpy as np
 from torch import Tensor, nn
 
 from lit_prune.common.deprecated import warn_renamed
-from lit_prune.common.names import modules_of, tensors_of
 from lit_prune.errors import ArgumentError, ArgumentTypeError, UnknownNameError
 from lit_prune.graph.groups import ChannelGroup, Grouping, plan_without
 from lit_prune.graph.labels import Row
 from lit_prune.graph.probe import examine, rehearse
 from lit_prune.graph.recording import Call, Recording
+from lit_prune.graph.subject import Subject
+from lit_prune.graph.ties import unmet
 from lit_prune.plan import PruningPlan
 
 Removal = Mapping[str, "Sequence[int] | Tensor | Row"]
@@ -44,16 +45,15 @@ class ChannelGraph:
         tensor([0, 2, 3, 4, 6, 7])
     """
 
-    def __init__(self, network: nn.Module, calls: Sequence[Call], recording: Recording, grouping: Grouping) -> None:
+    def __init__(self, subject: Subject, recording: Recording, grouping: Grouping) -> None:
         self.groups: tuple[ChannelGroup, ...] = grouping.groups
-        self.unprunable: dict[str, str] = {**grouping.unprunable, **_idle(network, recording)}
+        self.unprunable: dict[str, str] = {**grouping.unprunable, **unmet(subject.network, recording)}
         self.unsupported: dict[str, int] = dict(recording.unsupported)
-        self._network = network
-        self._calls = tuple(calls)
+        self._subject = subject
         self._recording = recording
         self._components = grouping.components
         self._by_name = {group.name: group for group in self.groups}
-        self._batch = max(1, self._calls[0].batch_size) if self._calls else 1
+        self._batch = max(1, subject.calls[0].batch_size) if subject.calls else 1
         self.macs: int = self.macs_without({})
 
     def __repr__(self) -> str:
@@ -183,7 +183,7 @@ class ChannelGraph:
             TraceError: If the shrunk copy doesn't run, or couples its channels in another way.
         """
         with _collector_paused():
-            return ChannelGraph(*rehearse(self._network, self._calls, self._recording, plan))
+            return ChannelGraph(*rehearse(self._subject, self._recording, plan))
 
     def _channels(self, name: str, channels: Sequence[int] | Tensor | Row) -> Row:
         group = self[name]
@@ -225,19 +225,3 @@ def _collector_paused() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def _idle(network: nn.Module, recording: Recording) -> dict[str, str]:
-    """Layers whose weight no operation met, and why."""
-    tensors = dict(tensors_of(network))
-    used = {id(tensors[name]) for name, _ in recording.slots if name in tensors}
-    found = {}
-    for name, module in modules_of(network):
-        weight = getattr(module, "weight", None)
-        if isinstance(weight, Tensor) and weight.dim() > 1 and max(weight.shape[:2]) > 1 and id(weight) not in used:
-            found[name] = (
-                "takes no part in the forward of these inputs"
-                if "weight" in module._parameters
-                else "has no weight of its own to cut: each forward computes it (weight_norm, a parametrization)"
-            )
-    return found

@@ -189,7 +189,12 @@ def _is_plain(kind: Any) -> bool:
 
 def _kept(hooks: Mapping[int, Any]) -> OrderedDict[int, Any]:
     # A hook of a callback or a tracker would be copied with all that it refers to, and run.
-    return OrderedDict((key, hook) for key, hook in hooks.items() if type(hook).__module__.startswith("torch.nn.utils"))
+    return OrderedDict((key, hook) for key, hook in hooks.items() if is_torch_hook(hook))
+
+
+def is_torch_hook(hook: Any) -> bool:
+    """Whether a hook is one of torch's own, which compute weights."""
+    return type(hook).__module__.startswith("torch.nn.utils")
 
 
 def _held(value: Any) -> Iterator[Any]:

@@ -16,6 +16,7 @@ from scipy.sparse.csgraph import connected_components
 
 Row = npt.NDArray[np.int64]
 OUTPUT = "reaches the network's output"
+RETURNED = "is returned by the training step"
 
 
 @dataclass(frozen=True)

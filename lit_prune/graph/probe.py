@@ -7,26 +7,29 @@ or couples other channels, or computes with another constant.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
+from lit_prune.common._compat import forward_hooks
 from lit_prune.common.names import modules_of
 from lit_prune.errors import TraceError
 from lit_prune.graph.agreement import compare
+from lit_prune.graph.copying import is_torch_hook
 from lit_prune.graph.groups import ChannelGroup, Grouping, build_groups, plan_without
 from lit_prune.graph.labels import Components, Row
 from lit_prune.graph.recording import Call, Recording
 from lit_prune.graph.rules import RULES
-from lit_prune.graph.skeleton import has_values, on_meta, replica, skeleton, twin
-from lit_prune.graph.ties import keep_whole, tie_widths
+from lit_prune.graph.subject import Copies, InPlace, Subject
+from lit_prune.graph.ties import keep_whole, tie_widths, unmet
 from lit_prune.graph.trace import Reached, Until, record
 from lit_prune.plan import PruningPlan, Slot
-from lit_prune.surgery.mask import mask_
 
-Examined = tuple[nn.Module, Sequence[Call], Recording, Grouping]
+Examined = tuple[Subject, Recording, Grouping]
+_NOTHING = PruningPlan({})
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,51 +45,94 @@ class Unit:
 
 
 def examine(model: nn.Module, calls: Sequence[Call]) -> Examined:
-    """Trace a copy of ``model`` and probe every group.
+    """Trace ``model`` and probe every group.
+
+    Copies come first, without weights where that is enough. What they do not show, hooks of a user's and functions that
+    close over layers, is traced in place, and so is a step of training.
 
     Returns:
-        The copy, the calls as it takes them, the recording and the groups that passed.
+        What was traced, the recording, and the groups that passed.
 
     Raises:
         TraceError: If the forward fails on the example inputs.
     """
-    network, entered = skeleton(model).eval(), on_meta(calls)
+    forwards, steps = [call for call in calls if not call.is_step], [call for call in calls if call.is_step]
+    if steps:
+        try:
+            return _first_that_runs(InPlace, model, [calls, steps] if forwards else [steps])
+        except TraceError:
+            # What a step does beside the forward may be too much for stand-ins.
+            if not forwards:
+                raise
+    if any(isinstance(module, torch.jit.ScriptModule) for _, module in modules_of(model)):
+        # What compiled code has in place of tensors, no copy can be told.
+        return _first_that_runs(InPlace, model, [forwards])
+    if _has_hooks(model):
+        with suppress(TraceError):
+            return _first_that_runs(InPlace, model, [forwards])
     try:
-        return network, entered, *_probed(network, entered)
-    except TraceError:
-        # An operation may need values (`item`, `nonzero`) or a forward make tensors elsewhere: once more with weights.
-        pass
-    network = replica(model).eval()
-    with torch.random.fork_rng():
-        return network, calls, *_probed(network, calls)
+        examined = _first_that_runs(Copies, model, [forwards])
+    except TraceError as error:
+        try:
+            return _first_that_runs(InPlace, model, [forwards])
+        except TraceError:
+            raise error from None
+    subject, recording, _ = examined
+    if unmet(subject.network, recording):
+        with suppress(TraceError):
+            again = _first_that_runs(InPlace, model, [forwards])
+            if len(unmet(model, again[1])) < len(unmet(subject.network, recording)):
+                return again
+    return examined
 
 
-def rehearse(network: nn.Module, calls: Sequence[Call], recording: Recording, plan: PruningPlan) -> Examined:
-    """Shrink a copy of a traced network to ``plan`` and trace it.
+def _first_that_runs(kind: type[Copies] | type[InPlace], model: nn.Module, ways: Sequence[Sequence[Call]]) -> Examined:
+    """Trace without values, or with them: an operation may need them (`item`, `nonzero`) or make tensors elsewhere."""
+    for calls in ways:
+        for values in (False, True):
+            subject = kind.of(model, calls, values)
+            try:
+                with torch.random.fork_rng(enabled=values):
+                    return subject, *_probed(subject)
+            except TraceError as error:
+                failure = error
+    raise failure
+
+
+def _has_hooks(model: nn.Module) -> bool:
+    """Whether hooks of a user's run with the network: copies are without."""
+    return any(not is_torch_hook(hook) for _, module in modules_of(model) for hook in forward_hooks(module))
+
+
+def rehearse(subject: Subject, recording: Recording, plan: PruningPlan) -> Examined:
+    """Trace a subject once more in the shapes of ``plan``.
 
     Raises:
         TraceError: If it fails, or differs from what the recording foretells.
     """
-    shrunk = twin(network, plan)
-    again = _record(twin(shrunk), calls)
-    _verify(network, calls, recording, again, plan)
-    return shrunk, calls, again, build_groups(again)
+    shrunk = subject.cut(plan)
+    again = _record(shrunk)
+    _verify(subject, recording, again, plan)
+    return shrunk, again, build_groups(again)
 
 
-def _record(network: nn.Module, calls: Sequence[Call], until: Until | None = None) -> Recording:
-    """Trace a copy that is thrown away: a forward leaves caches behind (anchors, positions)."""
-    recording = record(network, calls, RULES, until)
-    tie_widths(network, recording)
+def _record(
+    subject: Subject, plan: PruningPlan = _NOTHING, until: Until | None = None, masked: bool = False
+) -> Recording:
+    """Run and record a subject, cut to a plan."""
+    with subject.running(plan, masked) as network:
+        recording = record(network, subject.calls, RULES, until)
+        tie_widths(network, recording)
     recording.raw = recording.labels.components()
     return recording
 
 
-def _probed(network: nn.Module, calls: Sequence[Call]) -> tuple[Recording, Grouping]:
-    recording = _record(twin(network), calls)
-    keep_whole(network, recording)
+def _probed(subject: Subject) -> tuple[Recording, Grouping]:
+    recording = _record(subject)
+    keep_whole(subject.network, recording)
     grouping = build_groups(recording)
     while grouping.groups:
-        failing = _Probe(network, calls, recording, grouping).failing()
+        failing = _Probe(subject, recording, grouping).failing()
         if not failing:
             break
         for unit, reason in failing:
@@ -126,9 +172,8 @@ class _Failure:
 class _Probe:
     """Takes a few channels from each of some groups and sees whether the network comes out as foretold."""
 
-    def __init__(self, network: nn.Module, calls: Sequence[Call], recording: Recording, grouping: Grouping) -> None:
-        self._network = network
-        self._calls = calls
+    def __init__(self, subject: Subject, recording: Recording, grouping: Grouping) -> None:
+        self._subject = subject
         self._recording = recording
         self._components = grouping.components
         self._units = _units(grouping.groups)
@@ -152,14 +197,14 @@ class _Probe:
         gone = [item for unit in units for item in unit.gone]
         plan = plan_without(self._recording, self._components, gone)
         try:
-            again = _record(twin(self._network, plan), self._calls, until)
+            again = _record(self._subject, plan, until)
         except Reached:
             return None
         except TraceError as error:
             calls = self._recording.calls[error.layer]
             return _Failure(error, Until(error.layer, calls) if error.layer and calls else None)
         try:
-            _verify(self._network, self._calls, self._recording, again, plan)
+            _verify(self._subject, self._recording, again, plan)
         except TraceError as error:
             return _Failure(error, None)
         return None
@@ -194,10 +239,10 @@ class _Probe:
         """The modules of the class of ``layer``; of a container only itself."""
         if not layer:
             return []
-        kind = type(self._network.get_submodule(layer))
+        kind = type(self._subject.network.get_submodule(layer))
         if kind.__module__.startswith("torch.nn."):
             return [layer]
-        return [name for name, module in modules_of(self._network) if type(module) is kind]
+        return [name for name, module in modules_of(self._subject.network) if type(module) is kind]
 
 
 def _place(unit: Unit, layer: str) -> frozenset[Slot]:
@@ -225,9 +270,7 @@ def _units(groups: Sequence[ChannelGroup]) -> list[Unit]:
     return units
 
 
-def _verify(
-    network: nn.Module, calls: Sequence[Call], recording: Recording, again: Recording, plan: PruningPlan
-) -> None:
+def _verify(subject: Subject, recording: Recording, again: Recording, plan: PruningPlan) -> None:
     """Raise unless the shrunk network couples what is left of the couplings before.
 
     Where the forward depends on values (a loop over what was found) they are the shrunk network's in a masked one.
@@ -235,9 +278,9 @@ def _verify(
     try:
         compare(recording, again, plan)
     except TraceError as error:
-        if not has_values(network):
+        if not subject.has_values:
             raise
         try:
-            compare(_record(mask_(twin(network), plan), calls), again, plan)
+            compare(_record(subject, plan, masked=True), again, plan)
         except TraceError:
             raise error from None

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_prune.common._compat import tree_flatten
 from lit_prune.graph.labels import Components, Labels, Row
@@ -30,6 +30,15 @@ class Call:
     module: str
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    is_step: ClassVar[bool] = False
+    """Whether it is a step of a training: it can only be made in place, and has the last word on what is an output."""
+    in_train_mode: ClassVar[bool] = False
+    """Whether modules are in the mode that they are trained in, but for norms."""
+
+    def enter(self, network: nn.Module) -> Any:
+        """Make the call, and return what it returns."""
+        return network.get_submodule(self.module)(*self.args, **self.kwargs)
 
     @property
     def batch_size(self) -> int:

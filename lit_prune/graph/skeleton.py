@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,12 +28,12 @@ def skeleton(network: nn.Module) -> nn.Module:
 
     Hooks stay behind, but for those of torch itself, which compute weights.
     """
-    return copy_module(network, _emptied)
+    return copy_module(network, emptied)
 
 
 def replica(network: nn.Module) -> nn.Module:
     """A copy of ``network`` with its weights, without its hooks: for forwards that need values."""
-    return copy_module(network, _cloned)
+    return copy_module(network, cloned)
 
 
 def twin(network: nn.Module, plan: PruningPlan = _NOTHING) -> nn.Module:
@@ -48,7 +49,7 @@ def twin(network: nn.Module, plan: PruningPlan = _NOTHING) -> nn.Module:
         dims = cut.get(id(tensor))
         if dims is not None:
             return _alike(select(tensor, dims), tensor)
-        return tensor if tensor.is_meta and not is_remembered(tensor) else _emptied(tensor, is_buffer)
+        return tensor if tensor.is_meta and not is_remembered(tensor) else emptied(tensor, is_buffer)
 
     result = copy_module(network, copied)
     if plan:
@@ -68,7 +69,7 @@ def on_meta(calls: Sequence[Call]) -> list[Call]:
     def convert(value: Any) -> Any:
         return tree_map_only(Tensor, _empty, value)
 
-    return [Call(call.module, convert(tuple(call.args)), convert(dict(call.kwargs))) for call in calls]
+    return [replace(call, args=convert(tuple(call.args)), kwargs=convert(dict(call.kwargs))) for call in calls]
 
 
 def remember(empty: Tensor, value: Tensor) -> None:
@@ -87,7 +88,8 @@ def remembered(arguments: Any) -> Any:
     return tree_map_only(Tensor, lambda tensor: vars(tensor)[_VALUE], arguments)
 
 
-def _emptied(tensor: Tensor, is_buffer: bool) -> Tensor:
+def emptied(tensor: Tensor, is_buffer: bool) -> Tensor:
+    """What stands for a tensor without values."""
     empty = _alike(_empty(tensor), tensor)
     # What a forward may read numbers from: strides, scales and the like; statistics are weights.
     if tensor.numel() <= MOST_VALUES and not isinstance(tensor, nn.Parameter) and not (is_buffer and tensor.dim()):
@@ -107,5 +109,6 @@ def _empty(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor, device="meta", requires_grad=False)
 
 
-def _cloned(tensor: Tensor, _: bool) -> Tensor:
+def cloned(tensor: Tensor, _: bool) -> Tensor:
+    """A tensor of the same values."""
     return _alike(tensor.detach().clone(), tensor)

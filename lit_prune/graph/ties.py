@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
-from lit_prune.common.names import modules_of
+from lit_prune.common.names import modules_of, tensors_of
 from lit_prune.graph.labels import Row
 from lit_prune.graph.recording import Recording
 from lit_prune.modules.registry import (
@@ -49,3 +49,19 @@ def keep_whole(network: nn.Module, recording: Recording) -> None:
     for fold in recording.labels.folds if rows else []:
         if fold.may_be_whole and not fold.whole and inside[fold.labels].all():
             recording.labels.make_whole(fold)
+
+
+def unmet(network: nn.Module, recording: Recording) -> dict[str, str]:
+    """Layers whose weight no operation met, and why."""
+    tensors = dict(tensors_of(network))
+    used = {id(tensors[name]) for name, _ in recording.slots if name in tensors}
+    found = {}
+    for name, module in modules_of(network):
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, Tensor) and weight.dim() > 1 and max(weight.shape[:2]) > 1 and id(weight) not in used:
+            found[name] = (
+                "takes no part in the forward of these inputs"
+                if "weight" in module._parameters
+                else "has no weight of its own to cut: each forward computes it (weight_norm, a parametrization)"
+            )
+    return found

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from lit_prune.common._compat import NormBase
 from lit_prune.common.running import eagerly
 from lit_prune.errors import TraceError
 from lit_prune.graph.composites import Composites
-from lit_prune.graph.labels import OUTPUT
+from lit_prune.graph.labels import OUTPUT, RETURNED
 from lit_prune.graph.operation import Operation
-from lit_prune.graph.outputs import left_in_attributes, used_outputs
+from lit_prune.graph.outputs import left_in_attributes, tensors_in, used_outputs
 from lit_prune.graph.recording import Call, Product, Recording
 from lit_prune.graph.tracer import Rows, Rule, Tracer
 from lit_prune.plan import Slot
@@ -52,9 +52,9 @@ class Until:
 def record(
     network: nn.Module, calls: Sequence[Call], rules: Mapping[str, Rule], until: Until | None = None
 ) -> Recording:
-    """Trace ``calls`` of ``network`` in eval mode; and in train mode too where eval leaves parameters unseen.
+    """Trace ``calls`` of ``network`` in eval mode; steps, and what eval leaves unseen, in train mode too.
 
-    The network is changed (modes, caches): hand in a copy.
+    The network is changed (modes, caches): hand in one that may be.
 
     Raises:
         TraceError: If the forward fails, naming the layer.
@@ -62,21 +62,33 @@ def record(
     """
     recording = Recording()
     tracer = Tracer(network, recording, rules)
-    if any(module.training for module in tracer.modules):
+    modes = {module: module.training for module in tracer.modules}
+    forwards, steps = [call for call in calls if not call.is_step], [call for call in calls if call.is_step]
+    if any(modes.values()):
         network.eval()
     with torch.no_grad(), eagerly(), _plain_attention():
-        _run(network, calls, tracer, until)
-        if tracer.leaves_unseen():
-            # What it costs is what it costs to use.
-            products = list(recording.products)
+        _run(network, forwards, tracer, until)
+        # What it costs is what it costs to use.
+        products = list(recording.products)
+        if not steps and tracer.leaves_unseen():
             network.train()
-            for module in tracer.modules:
-                # In train mode they would refuse a single value a channel; the labels are the same.
-                if isinstance(module, NormBase):
-                    module.eval()
-            _run(network, calls, tracer, until)
+            _freeze_norms_(tracer)
+            _run(network, forwards, tracer, until)
+        for step in steps:
+            for module, training in modes.items():
+                module.training = training and step.in_train_mode
+            _freeze_norms_(tracer)
+            _run(network, [step], tracer, until)
+        if forwards:
             recording.products = products
     return recording
+
+
+def _freeze_norms_(tracer: Tracer) -> None:
+    """In train mode they would refuse a single value a channel; the labels are the same."""
+    for module in tracer.modules:
+        if isinstance(module, NormBase):
+            module.eval()
 
 
 @contextmanager
@@ -95,18 +107,17 @@ def _run(network: nn.Module, calls: Sequence[Call], tracer: Tracer, until: Until
     composites = Composites(tracer, on_meta=first is not None and first.is_meta)
     with _paths(tracer, until):
         for call in calls:
-            module = network.get_submodule(call.module)
             tracer.path[:] = [call.module]
-            try:
-                with tracer, composites:
-                    output = module(*call.args, **call.kwargs)
-            except Exception as error:
-                where = tracer.layer or type(network).__name__
-                raise TraceError(f"{where}: {type(error).__name__}: {error}", tracer.layer) from error
+            tracer.outside = ", in the training step" if call.is_step else ""
+            output = _entered(network, call, tracer, composites)
             tracer.path[:] = []
+            if call.is_step:
+                _hold_outputs(tensors_in(output), tracer, RETURNED)
+                _hold_state(network, call, tracer, composites)
+                continue
+            module = network.get_submodule(call.module)
             outputs = used_outputs(module, output)
-            for tensor in outputs:
-                tracer.freeze([block.labels for block in tracer.blocks(tensor)], OUTPUT)
+            _hold_outputs(outputs, tracer, OUTPUT)
             # A list of what was found may be empty.
             nothing_found = isinstance(output, (list, tuple, dict)) and not output
             if not outputs and len(calls) == 1 and not nothing_found:
@@ -114,9 +125,43 @@ def _run(network: nn.Module, calls: Sequence[Call], tracer: Tracer, until: Until
                     f"{type(module).__name__} returns a {type(output).__name__} that holds no tensor: what its "
                     "channels are for can't be told. Let its forward return what it has computed"
                 )
-        for place, tensor in left_in_attributes(network):
-            if tracer.is_derived(tensor):
+        if calls and not calls[0].is_step:
+            for place, tensor in _left_behind(network, tracer):
                 tracer.freeze([block.labels for block in tracer.blocks(tensor)], f"is kept in the attribute {place}")
+
+
+def _entered(network: nn.Module, call: Call, tracer: Tracer, composites: Composites) -> Any:
+    try:
+        with tracer, composites:
+            return call.enter(network)
+    except Exception as error:
+        where = tracer.layer or type(network).__name__
+        raise TraceError(f"{where}: {type(error).__name__}: {error}", tracer.layer) from error
+
+
+def _hold_outputs(outputs: Iterable[Tensor], tracer: Tracer, reason: str) -> None:
+    for tensor in outputs:
+        tracer.freeze([block.labels for block in tracer.blocks(tensor)], reason)
+
+
+def _left_behind(network: nn.Module, tracer: Tracer) -> list[tuple[str, Tensor]]:
+    return [(place, tensor) for place, tensor in left_in_attributes(network) if tracer.is_derived(tensor)]
+
+
+def _hold_state(network: nn.Module, step: Call, tracer: Tracer, composites: Composites) -> None:
+    """Freeze what one step leaves in an attribute and the next one reads: it would have the old width then."""
+    left = _left_behind(network, tracer)
+    if not left:
+        return
+    tracer.watch(tensor for _, tensor in left)
+    products = list(tracer.recording.products)
+    _entered(network, step, tracer, composites)
+    tracer.path[:], tracer.recording.products = [], products
+    for place, tensor in left:
+        if tracer.was_read(tensor):
+            tracer.freeze(
+                [block.labels for block in tracer.blocks(tensor)], f"is kept in the attribute {place} between steps"
+            )
 
 
 @contextmanager

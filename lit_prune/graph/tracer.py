@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,8 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
         self.recording = recording
         self.labels = recording.labels
         self.path: list[str] = []
+        # What a reason says where no layer is at work.
+        self.outside = ""
         self._names: dict[int, str] = {}
         self._kernels: set[int] = set()
         self.modules: dict[nn.Module, str] = {module: name for name, module in modules_of(network)}
@@ -55,6 +57,9 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
         self._made: dict[int, Tensor] = {}
         # Memory that something unknown was written into: numbers that were known of it are no longer.
         self._overwritten: dict[int, Tensor] = {}
+        # Values of which it counts whether an operation reads them.
+        self._watched: dict[int, Tensor] = {}
+        self._read: set[int] = set()
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -100,6 +105,14 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
         """Whether a value carries labels, and is none of the network's own tensors."""
         return id(tensor) in self._values and id(tensor) not in self._names
 
+    def watch(self, values: Iterable[Tensor]) -> None:
+        """Note from now on which of these values are read."""
+        self._watched = {id(value): value for value in values}
+
+    def was_read(self, value: Tensor) -> bool:
+        """Whether an operation has read a value that is watched."""
+        return id(value) in self._read
+
     def _is_known(self, tensor: Tensor) -> bool:
         """Whether the numbers that a tensor stands for are known, and still hold."""
         return is_remembered(tensor) and memory_of(tensor) not in self._overwritten
@@ -141,6 +154,8 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
 
     def apply(self, operation: Operation, qualified_name: str) -> None:
         """Run the rule of an operation; without one, freeze all that enters it."""
+        if self._watched:
+            self._read.update(id(tensor) for tensor in operation.tensors() if id(tensor) in self._watched)
         rule = self._rules.get(operation.name)
         if rule is None:
             self.recording.unsupported[qualified_name] += 1
@@ -218,7 +233,7 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
 
     def freeze(self, rows: Sequence[Row | None], reason: str) -> None:
         """Freeze all tracked rows among ``rows``, naming the layer at work."""
-        where = f", in {self.layer}" if self.layer else ""
+        where = f", in {self.layer}" if self.layer else self.outside
         for row in rows:
             if row is not None:
                 self.labels.freeze(row, reason + where)

@@ -65,7 +65,7 @@ def _norms(module: nn.Module, plan: PruningPlan) -> Iterator[tuple[nn.Module, Ma
     for name, dims in plan.kept.items():
         path, _, own = name.rpartition(".")
         child = find_module(module, path) if own == "weight" else None
-        if child is None or isinstance(child, (NormBase, nn.Linear, nn.Embedding)):
+        if child is None or isinstance(child, (NormBase, nn.Linear, nn.Embedding, torch.jit.ScriptModule)):
             continue
         if not isinstance(child, ConvNd):
             yield child, dims

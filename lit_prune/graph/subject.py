@@ -1,0 +1,147 @@
+"""What is traced: copies of a network, or the network itself with other tensors in the place of its own.
+
+A copy is cheap and far from what trains. But it has no hooks of a user's, and functions that close over layers lead to
+those of the original: what needs these is traced in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from lit_prune.common._compat import tree_map_only
+from lit_prune.common.names import modules_of
+from lit_prune.common.running import restored
+from lit_prune.graph.copying import CopyTensor
+from lit_prune.graph.recording import Call
+from lit_prune.graph.skeleton import cloned, emptied, has_values, on_meta, replica, skeleton, twin
+from lit_prune.plan import PruningPlan
+from lit_prune.surgery.mask import mask_
+from lit_prune.surgery.shrink import shrink_
+
+_NOTHING = PruningPlan({})
+
+
+class Subject(Protocol):
+    """A network that can be run in the shapes of any plan, and comes to no harm.
+
+    Attributes:
+        network: Its modules, by the names that a recording has.
+        calls: How it is entered.
+        has_values: Whether its tensors hold numbers.
+    """
+
+    network: nn.Module
+    calls: Sequence[Call]
+    has_values: bool
+
+    def running(self, plan: PruningPlan = _NOTHING, masked: bool = False) -> Any:
+        """A context in which the network, cut to ``plan`` or masked, can be run once."""
+
+    def cut(self, plan: PruningPlan) -> Subject:
+        """The subject that is left by a plan."""
+
+
+class Copies:
+    """Copies of a network without weights, or with them where a forward needs values.
+
+    Args:
+        network: As :func:`skeleton` or :func:`replica` made it.
+        calls: How it is entered.
+    """
+
+    def __init__(self, network: nn.Module, calls: Sequence[Call]) -> None:
+        self.network = network
+        self.calls = calls
+        self.has_values = has_values(network)
+
+    @classmethod
+    def of(cls, model: nn.Module, calls: Sequence[Call], values: bool) -> Copies:
+        """Copies of a live network, in eval mode."""
+        return cls(replica(model).eval(), calls) if values else cls(skeleton(model).eval(), on_meta(calls))
+
+    @contextmanager
+    def running(self, plan: PruningPlan = _NOTHING, masked: bool = False) -> Iterator[nn.Module]:
+        """A copy that is thrown away: a forward leaves caches behind (anchors, positions)."""
+        yield mask_(twin(self.network), plan) if masked else twin(self.network, plan)
+
+    def cut(self, plan: PruningPlan) -> Copies:
+        """Copies of what is left by a plan."""
+        return Copies(twin(self.network, plan), self.calls)
+
+
+@dataclass
+class InPlace:
+    """The live network itself; while it runs, its parameters and buffers are others, and afterwards its own again.
+
+    Attributes:
+        network: The live network.
+        calls: How it is entered.
+        has_values: Whether what stands in has numbers.
+        plan: What it was cut to before.
+    """
+
+    network: nn.Module
+    calls: Sequence[Call]
+    has_values: bool
+    plan: PruningPlan = field(default_factory=lambda: _NOTHING)
+
+    @classmethod
+    def of(cls, model: nn.Module, calls: Sequence[Call], values: bool) -> InPlace:
+        """A live network, entered by ``calls``."""
+        return cls(model, calls if values else on_meta(calls), values)
+
+    @contextmanager
+    def running(self, plan: PruningPlan = _NOTHING, masked: bool = False) -> Iterator[nn.Module]:
+        """The network with tensors that stand in for its own; each time the random numbers are the same."""
+        with restored(self.network, seed=0):
+            _replace_tensors_(self.network, cloned if self.has_values else emptied)
+            if self.plan:
+                shrink_(self.network, self.plan)
+            if plan:
+                (mask_ if masked else shrink_)(self.network, plan)
+            yield self.network
+
+    def cut(self, plan: PruningPlan) -> InPlace:
+        """The same network, from now on in the shapes of a plan."""
+        return InPlace(self.network, self.calls, self.has_values, self.plan.then(plan))
+
+
+def _replace_tensors_(network: nn.Module, copy_tensor: CopyTensor) -> None:
+    """Put a copy in the place of each parameter, buffer and tensor in an attribute."""
+    known: dict[int, Tensor] = {}
+    # The copies of a module that is no child, but kept in a list, would be nobody's.
+    originals: list[Tensor] = []
+
+    def copied(tensor: Tensor, is_buffer: bool = False) -> Tensor:
+        if id(tensor) not in known:
+            originals.append(tensor)
+            known[id(tensor)] = copy_tensor(tensor, is_buffer)
+        return known[id(tensor)]
+
+    for _, module in modules_of(network):
+        # A class of its own way to set attributes keeps a second list of its weights (`nn.LSTM`), or is a script.
+        plain = type(module).__setattr__ is nn.Module.__setattr__
+        for own in (module._parameters, module._buffers):
+            for name, tensor in list(own.items()):
+                if tensor is not None:
+                    copy = copied(tensor, own is module._buffers)
+                    if plain:
+                        own[name] = copy
+                    else:
+                        setattr(module, name, copy)
+        for name, value in list(vars(module).items()):
+            if isinstance(value, Tensor):
+                vars(module)[name] = copied(value)
+            elif type(value) in (dict, list) and name not in _OF_EVERY_MODULE:
+                # In the container itself: a hook may hold it too.
+                for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+                    if isinstance(item, (Tensor, list, tuple, dict)):
+                        value[key] = tree_map_only(Tensor, copied, item)
+
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
