@@ -35,11 +35,12 @@ test: install
 test-all: install
 	$(THREADS) $(BIN)/pytest -n $(WORKERS) -m "not gpu"
 
-# The same tests with the oldest releases that pyproject.toml admits: first with those that the core asks for, then with
-# those that the extras ask for instead, which concern fewer tests.
+# The same tests with the oldest releases that pyproject.toml admits: first the core alone, as `pip install lit-prune`
+# brings it; then everything, with the releases that the core asks for; then with those that the extras ask for instead,
+# which concern fewer tests.
 OLDEST := .venv-oldest
 
-test-oldest: $(OLDEST)/.installed
+test-oldest: $(OLDEST)/.extras
 	$(OLDEST_PIP) --no-deps --requirement $(OLDEST)/core.txt
 	$(THREADS) $(OLDEST)/bin/pytest -n $(WORKERS) $(QUICK) tests --ignore tests/yolo
 	$(OLDEST_PIP) --no-deps --requirement $(OLDEST)/extras.txt
@@ -50,13 +51,18 @@ OLDEST_PIP := PIP_FIND_LINKS= $(OLDEST)/bin/python -m pip install --disable-pip-
 OLDEST_PYTHON = $(shell for minor in 10 11 12; do \
 	PYENV_VERSION=3.$$minor python3.$$minor -c 'import sys; print(sys.executable)' 2>/dev/null && exit; done; echo $(PYTHON))
 
-$(OLDEST)/.installed: pyproject.toml tests/oldest.py
+$(OLDEST)/.extras: $(OLDEST)/.core
+	$(OLDEST_PIP) --constraint $(OLDEST)/extras.txt --editable '.[test]'
+	touch $@
+
+$(OLDEST)/.core: pyproject.toml tests/oldest.py
 	rm -rf $(OLDEST)
 	$(OLDEST_PYTHON) -m venv $(OLDEST)
 	$(OLDEST_PIP) packaging tomli
 	$(OLDEST)/bin/python -m tests.oldest > $(OLDEST)/core.txt
 	$(OLDEST)/bin/python -m tests.oldest test > $(OLDEST)/extras.txt
-	$(OLDEST_PIP) --constraint $(OLDEST)/extras.txt --editable '.[test]'
+	$(OLDEST_PIP) --constraint $(OLDEST)/core.txt --editable . pytest
+	$(THREADS) $(OLDEST)/bin/pytest tests/test_core.py
 	touch $@
 
 gpu-check: install

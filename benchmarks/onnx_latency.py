@@ -146,17 +146,17 @@ class Device:
 
     def __init__(self, graph: ChannelGraph, layers: list[Layer], steps: dict[Layer, list[float]], rest: float) -> None:
         # Groups that must stay equally wide change together.
-        self.units = list(dict.fromkeys(tuple(sorted(group.balanced)) or (group.name,) for group in graph.groups))
-        unit_of = {name: number for number, unit in enumerate(self.units) for name in unit}
-        self.dense = np.array([graph[unit[0]].size for unit in self.units])
+        self.bundles = list(dict.fromkeys(tuple(sorted(group.balanced)) or (group.name,) for group in graph.groups))
+        bundle_of = {name: number for number, bundle in enumerate(self.bundles) for name in bundle}
+        self.dense = np.array([graph[bundle[0]].size for bundle in self.bundles])
         rows = {layer.name: row for row, layer in enumerate(layers)}
-        # How many outputs and inputs a convolution loses with a channel of each unit.
-        self.lost = np.zeros((2, len(layers), len(self.units)))
+        # How many outputs and inputs a convolution loses with a channel of each bundle.
+        self.lost = np.zeros((2, len(layers), len(self.bundles)))
         for group in graph.groups:
             for (tensor, dim), members in group.members.items():
                 name, _, kind = tensor.rpartition(".")
                 if name in rows and kind == "weight":
-                    self.lost[dim, rows[name], unit_of[group.name]] += len(members.indices) / group.size
+                    self.lost[dim, rows[name], bundle_of[group.name]] += len(members.indices) / group.size
         self.wide = np.array([layer.weight for layer in layers]).T.astype(float)
         self.steps = np.array([steps[layer] for layer in layers])
         self.area = np.array([layer.leaving[0] * layer.leaving[1] for layer in layers], dtype=float)
@@ -179,12 +179,12 @@ class Device:
         budget = share * macs
         while macs > budget:
             best = None
-            for unit in range(len(widths)):
+            for bundle in range(len(widths)):
                 # Several blocks at once, as the first of them may save nothing.
                 for step in range(1, RUN + 1):
                     trial = widths.copy()
-                    trial[unit] = BLOCK * (-(-trial[unit] // BLOCK) - step)
-                    if trial[unit] < least[unit]:
+                    trial[bundle] = BLOCK * (-(-trial[bundle] // BLOCK) - step)
+                    if trial[bundle] < least[bundle]:
                         break
                     costs = self.costs(trial)
                     gain = (taken - costs[0]) / (macs - max(costs[1], budget))
@@ -193,7 +193,7 @@ class Device:
             if best is None:
                 raise ValueError(f"{share:.0%} of the MACs are out of reach with {LEAST:.0%} of each layer left.")
             _, widths, (taken, macs) = best
-        return {name: int(width) for unit, width in zip(self.units, widths, strict=True) for name in unit}
+        return {name: int(width) for bundle, width in zip(self.bundles, widths, strict=True) for name in bundle}
 
 
 def uniform(network: nn.Module, graph: ChannelGraph, share: float, round_to: int) -> dict[str, int]:
@@ -235,7 +235,7 @@ def variants(model: str, share: float, runs: int) -> tuple[dict[str, nn.Module],
         network = build(model)
         plan = graph.plan({group.name: range(widths[group.name], group.size) for group in graph.groups})
         networks[name] = shrink_(network, plan).eval()
-        predicted = device.costs(device.dense)[0] / device.costs(np.array([widths[u[0]] for u in device.units]))[0]
+        predicted = device.costs(device.dense)[0] / device.costs(np.array([widths[u[0]] for u in device.bundles]))[0]
         macs = ChannelGraph.trace(network, torch.zeros(1, 3, SIZE, SIZE)).macs
         facts[name] = {"macs": macs, "predicted": predicted, "widths": widths}
     return networks, facts

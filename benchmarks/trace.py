@@ -24,7 +24,6 @@ import copy
 import importlib.util
 import json
 import math
-import multiprocessing
 import os
 import time
 from collections.abc import Callable
@@ -166,16 +165,6 @@ def main() -> None:
     parser.add_argument("--peer-limit", type=int, default=30, help="CPU seconds a model for Torch-Pruning")
     parser.add_argument("--no-growth", action="store_true", help="only the models")
     arguments = parser.parse_args()
-    preloaded = [
-        "torch",
-        "torchvision",
-        "timm",
-        "ultralytics.nn.tasks",
-        "lit_prune",
-        "testing.invariant",
-        "testing.zoo",
-    ]
-    multiprocessing.get_context("forkserver").set_forkserver_preload(preloaded)
     console = Console()
     models = [row for name in arguments.names for row in measure_model(name, arguments.sizes, arguments.peer_limit)]
     console.print(table_of_models(models))

@@ -70,7 +70,7 @@ def measure(name: str) -> dict[str, Any]:
         "prunable_share_of_convolutions": round(share.convolutions, 4),
         "convolutional": share.convolutional >= CONVOLUTIONAL,
         "groups": len(graph.groups),
-        "frozen": share.reasons,
+        "unprunable": share.reasons,
         "unsupported": graph.unsupported,
         "first_s": seconds[0],
         "second_s": seconds[1],
@@ -137,11 +137,14 @@ KINDS: dict[str, Callable[[str], dict[str, Any]]] = {
     "modelopt": measure_modelopt,
 }
 
+_PRELOADED = ["torch", "torchvision", "timm", "ultralytics.nn.tasks", "lit_prune", "testing.invariant", "testing.zoo"]
+
 
 def in_a_process(work: Callable[..., dict[str, Any]], *arguments: Any, limit: int) -> dict[str, Any]:
     """Measure one model in a process that ends after ``limit`` CPU seconds."""
     # The server has imported the packages once; what it forks need not again.
     context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
     mine, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(theirs, work, arguments, limit))
     process.start()
@@ -248,16 +251,6 @@ def main() -> None:
     parser.add_argument("--peer-limit", type=int, default=100, help="CPU seconds a model for each peer")
     arguments = parser.parse_args()
     os.environ.setdefault("YOLO_OFFLINE", "true")
-    preloaded = [
-        "torch",
-        "torchvision",
-        "timm",
-        "ultralytics.nn.tasks",
-        "lit_prune",
-        "testing.invariant",
-        "testing.zoo",
-    ]
-    multiprocessing.get_context("forkserver").set_forkserver_preload(preloaded)
     beside = [kind for kind in KINDS if kind != "lit_prune" and importlib.util.find_spec(kind) is not None]
     rows = _stored()
     for name in _asked(arguments.names):

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_prune.checkpoint import RECORD
+from lit_prune.checkpoint import RECORD_KEY
 from lit_prune.common.choices import resolve
 from lit_prune.common.deprecated import warn_renamed
 from lit_prune.criteria import CRITERIA, Criterion
@@ -66,7 +66,7 @@ class ChannelPruning(Callback):
         min_channels: The least that a layer keeps.
         layers_per_event: Prune only so many layers an event, each to the full amount: those with the most channels
             first, and none that shares a tensor with another of the same event.
-        recovery: What follows an event: scores of other callbacks that Start again (the default), a learning rate that
+        recovery: What follows an event: the best scores of other callbacks start again (the default), the learning rate
             rises again.
         on_error: ``"raise"`` ends the training with the old network when an event fails; ``"continue"`` warns and
             goes on with it.
@@ -108,12 +108,12 @@ class ChannelPruning(Callback):
         super().__init__()
         if before_wrap is not None:
             warn_renamed(f"before_wrap={before_wrap}", "epochs='before_wrap'" if before_wrap else "nothing")
-            epochs = _only_at_the_start(epochs) if before_wrap else epochs
+            epochs = _before_wrap_only(epochs) if before_wrap else epochs
         policy = PruningPolicy(
             scope=Scope(blocks, exclude or []),
             criterion=resolve("criterion", criterion, Criterion, CRITERIA),
             selection=resolve("selection", selection, Selection, SELECTIONS),
-            round_to=_given(round_to),
+            round_to=_width_step(round_to),
             min_channels=min_channels,
             layers_per_event=layers_per_event,
         )
@@ -122,7 +122,7 @@ class ChannelPruning(Callback):
         self.before_wrap = epochs == BEFORE_WRAP
         self.verbose = verbose
         self.averages = Averages()
-        self._recorder: CallRecorder | None = None
+        self._watch: CallRecorder | None = None
         self._hooks: list[Any] = []
         self._missed_start = False
         # Whether events that are due wait for the first batch.
@@ -145,13 +145,13 @@ class ChannelPruning(Callback):
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """One record an event, as plain data."""
+        """One dict an event, as plain data."""
         return self.record.events
 
     @property
     def state_key(self) -> str:
         """Where a checkpoint has the record; subclasses share it."""
-        return RECORD
+        return RECORD_KEY
 
     # --- before and after -----------------------------------------------------------------------------------------
 
@@ -162,14 +162,14 @@ class ChannelPruning(Callback):
                 check_strategy(trainer)
             check_callbacks(trainer)
             check_launcher(trainer, pl_module)
-            self.agenda.plan(declared_length(trainer, self.schedule.unit))
+            self.agenda.set_length(declared_length(trainer, self.schedule.unit))
             self.pruner.policy.scope.check(pl_module)
             if not is_cut_to(pl_module, self.plan):
                 # The record of an earlier fit, of another network.
                 self.pruner.forget()
             if self.before_wrap:
                 self._prune_before_wrap(trainer, pl_module)
-        self._hooks = [LoadGuard(trainer, self.plan).stand_before(pl_module), NamedReading(trainer)]
+        self._hooks = [LoadGuard(trainer, self.plan).register_on(pl_module), NamedReading(trainer)]
         self._hooks += [*accept_for_now([pl_module]), *accept_in_copies(trainer)]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -201,11 +201,11 @@ class ChannelPruning(Callback):
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Watch a validation step where the network's inputs are not known."""
         if not self.before_wrap and not self.pruner.sees:
-            self._recorder = CallRecorder(pl_module)
+            self._watch = CallRecorder(pl_module)
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go through the events to come on the inputs that the validation step has shown."""
-        if (calls := self._recorded()) is not None:
+        if (calls := self._watched()) is not None:
             self.agenda.rehearse_on(self._host(trainer), calls)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -216,7 +216,7 @@ class ChannelPruning(Callback):
         """Leave no hook behind."""
         self.pruner.close()
         self.averages.forget()
-        self._recorded()
+        self._watched()
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -226,12 +226,12 @@ class ChannelPruning(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Watch for the first batch where the network's inputs are not known."""
         # How many steps an epoch has is known only now.
-        self.agenda.plan(known_length(trainer, self.schedule.unit))
+        self.agenda.set_length(known_length(trainer, self.schedule.unit))
         self._missed_start = True
         self.averages.watch(trainer)
         self._waited = not self.pruner.sees
         if self._waited:
-            self._recorder = CallRecorder(pl_module)
+            self._watch = CallRecorder(pl_module)
         elif self.agenda.waits_for_data:
             self.agenda.rehearse(self._host(trainer))
         self.pruner.rewarm_again(self._host(trainer))
@@ -286,14 +286,14 @@ class ChannelPruning(Callback):
         return LightningHost(trainer, self.averages)
 
     def _see_what_was_shown(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if (calls := self._recorded()) is not None:
+        if (calls := self._watched()) is not None:
             self.pruner.see(pl_module, calls)
             self.agenda.rehearse(self._host(trainer))
 
-    def _recorded(self) -> list[Call] | None:
+    def _watched(self) -> list[Call] | None:
         """The calls that were watched, for the last time; ``None`` where none were."""
-        recorder, self._recorder = self._recorder, None
-        return None if recorder is None else recorder.close()
+        watch, self._watch = self._watch, None
+        return None if watch is None else watch.close()
 
     def _prune_before_wrap(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if pl_module.example_input_array is None:
@@ -321,13 +321,13 @@ class ChannelPruning(Callback):
                 print_above_progress(trainer, table)
 
 
-def _only_at_the_start(epochs: Any) -> Literal["before_wrap"]:
+def _before_wrap_only(epochs: Any) -> Literal["before_wrap"]:
     if epochs != BEFORE_WRAP and checked_events(Agenda.schedule_of(epochs), None) != {0: 1.0}:
         raise ArgumentError("before_wrap prunes once, before the first epoch: it takes epochs=0.")
     return BEFORE_WRAP
 
 
-def _given(round_to: int | None) -> int:
+def _width_step(round_to: int | None) -> int:
     if round_to is None:
         warn_renamed("round_to=None", "round_to=8", stacklevel=4)
         return 8

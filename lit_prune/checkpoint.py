@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -18,13 +18,10 @@ from lit_prune.errors import CheckpointError
 from lit_prune.plan import PruningPlan
 from lit_prune.surgery.adoption import adopt_shapes_
 
-if TYPE_CHECKING:
-    pass
-
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Shapes = Mapping[str, tuple[int, ...]]
 
-RECORD = "ChannelPruning"
+RECORD_KEY = "ChannelPruning"
 """Under this key a checkpoint's ``callbacks`` have the record of what was pruned."""
 
 # Loads one after the other; one that is begun while a module is built, in the same thread, may go on.
@@ -141,10 +138,10 @@ def plan_of(checkpoint: Mapping[str, Any]) -> PruningPlan:
         CheckpointError: If there is a record that is none.
     """
     callbacks = checkpoint.get("callbacks", {})
-    if RECORD not in callbacks:
+    if RECORD_KEY not in callbacks:
         return PruningPlan({})
     try:
-        return PruningPlan.from_state_dict(callbacks[RECORD]["plan"])
+        return PruningPlan.from_state_dict(callbacks[RECORD_KEY]["plan"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"The record of what was pruned is damaged: {error}") from error
 

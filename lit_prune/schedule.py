@@ -36,7 +36,7 @@ class Schedule(ABC):
             length: The length of the run in this unit, ``None`` where it has no set end or is not known yet.
 
         Returns:
-            Moments in rising order; parts in (0, 1], rising.
+            Points in rising order; parts in (0, 1], rising.
 
         Raises:
             ArgumentError: If an event lies beyond the run.
@@ -63,14 +63,14 @@ class AtEpochs(Schedule):
     """
 
     def __init__(self, epochs: int | list[int], curve: Curve = "linear") -> None:
-        self.moments = _checked_moments("epochs", epochs)
+        self.points = _checked_points("epochs", epochs)
         self.curve = _checked_curve(curve)
 
     def events(self, length: int | None) -> dict[int, float]:
-        """One event for each moment given."""
-        check_within(self.moments, length, self.unit)
-        number = len(self.moments)
-        return {moment: _part((index + 1) / number, self.curve) for index, moment in enumerate(self.moments)}
+        """One event for each point given."""
+        check_within(self.points, length, self.unit)
+        number = len(self.points)
+        return {point: _part((index + 1) / number, self.curve) for index, point in enumerate(self.points)}
 
 
 class AtSteps(AtEpochs):
@@ -91,7 +91,7 @@ class AtSteps(AtEpochs):
     unit: Unit = "steps"
 
     def __init__(self, steps: int | list[int], curve: Curve = "linear") -> None:
-        self.moments = _checked_moments("steps", steps)
+        self.points = _checked_points("steps", steps)
         self.curve = _checked_curve(curve)
 
 
@@ -118,7 +118,7 @@ class Every(AtEpochs):
         super().__init__([first + every * index for index in range(times)], curve)
 
 
-def check_within(moments: Sequence[int], length: int | None, unit: Unit = "epochs") -> None:
+def check_within(points: Sequence[int], length: int | None, unit: Unit = "epochs") -> None:
     """Raise an ArgumentError if an event would never come.
 
     Example:
@@ -126,25 +126,25 @@ def check_within(moments: Sequence[int], length: int | None, unit: Unit = "epoch
         Traceback (most recent call last):
         lit_prune.errors.ArgumentError: epochs=[3, 12] goes beyond the run, which has 10 epochs, 0 to 9; ...
     """
-    if length is not None and any(moment >= length for moment in moments):
+    if length is not None and any(point >= length for point in points):
         raise ArgumentError(
-            f"{unit}={list(moments)} goes beyond the run, which has {length} {unit}, 0 to {length - 1}; and some "
+            f"{unit}={list(points)} goes beyond the run, which has {length} {unit}, 0 to {length - 1}; and some "
             "should be left for fine-tuning. Prune earlier or train longer."
         )
 
 
-def _checked_moments(name: str, given: int | list[int]) -> list[int]:
-    moments = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
-    if not moments:
+def _checked_points(name: str, given: int | list[int]) -> list[int]:
+    points = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+    if not points:
         raise ArgumentError(f"{name} is empty: name at least one of the {name} at whose start to prune.")
-    wrong = [moment for moment in moments if not isinstance(moment, Integral) or isinstance(moment, bool) or moment < 0]
+    wrong = [point for point in points if not isinstance(point, Integral) or isinstance(point, bool) or point < 0]
     if isinstance(given, str):
         raise ArgumentError(f"{name} must be whole numbers from 0 on, a schedule, or 'before_wrap', but has {given!r}.")
     if wrong:
         raise ArgumentError(f"{name} must be whole numbers from 0 on, but has {wrong[0]!r}.")
-    if len(set(moments)) < len(moments):
-        raise ArgumentError(f"{name} must differ from each other, but are {moments}.")
-    return sorted(map(int, moments))
+    if len(set(points)) < len(points):
+        raise ArgumentError(f"{name} must differ from each other, but are {points}.")
+    return sorted(map(int, points))
 
 
 def _checked_curve(curve: Curve) -> Curve:

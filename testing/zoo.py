@@ -350,7 +350,7 @@ class Shares:
         channels: Share of the output channels of convolutions and linear layers.
         convolutions: Share of those of convolutions.
         convolutional: Share of the channels that are those of convolutions.
-        reasons: Number of frozen channels, by reason; the layer at work is left out of it.
+        reasons: Number of unprunable channels, by reason; the layer at work is left out of it.
     """
 
     channels: float

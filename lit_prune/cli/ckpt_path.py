@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from lit_prune.checkpoint import RECORD
+from lit_prune.checkpoint import RECORD_KEY
 from lit_prune.common._compat import CLASS_PATH, INSTANTIATOR
 from lit_prune.common.reading import read_checkpoint
 from lit_prune.errors import MissingFileError
@@ -89,13 +89,13 @@ class KeptRecord(Callback):
     @classmethod
     def add_to(cls, trainer: Trainer) -> None:
         """Give a Trainer one, unless it has a `ChannelPruning`."""
-        if not any(callback.state_key == RECORD for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        if not any(callback.state_key == RECORD_KEY for callback in trainer.callbacks):  # type: ignore[attr-defined]
             trainer.callbacks.insert(0, cls())  # type: ignore[attr-defined]
 
     @property
     def state_key(self) -> str:
         """That of `ChannelPruning`."""
-        return RECORD
+        return RECORD_KEY
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let the module take the widths of a checkpoint, if its record explains them."""
@@ -103,7 +103,7 @@ class KeptRecord(Callback):
 
         # LitYOLO does so by itself, also where it began with a pruned file, whose widths no record explains.
         if not isinstance(pl_module, LitYOLO):
-            self._hooks = [LoadGuard(trainer, PruningPlan({})).stand_before(pl_module)]
+            self._hooks = [LoadGuard(trainer, PruningPlan({})).register_on(pl_module)]
             self._hooks += accept_for_now([pl_module])
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

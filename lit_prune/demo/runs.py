@@ -33,7 +33,7 @@ class Run:
     Attributes:
         detector: The network after its last epoch.
         epochs: One dict an epoch: ``epoch``, ``map``, ``map_50``, ``macs``, ``params``.
-        events: The records of the prunings.
+        events: What was pruned, one dict an event.
         seconds: How long it took.
     """
 

@@ -27,14 +27,14 @@ class Recipe:
         model: Configuration of an Ultralytics detection network.
         epochs: Length of both runs, the pruned and the dense one.
         prune_at: Epochs at whose start channels are removed, counted from 0.
-        amount: Share of the dense network's multiply-adds that is gone after the last of them.
+        amount: Ratio of the dense network's multiply-adds that is gone after the last of them.
         factors: Pattern of layers to a factor on the ratio of channels that they lose; 1 where none fits.
         round_to: Kept widths are multiples of it; ``None`` as for `ChannelPruning`.
         scenes: Number of training scenes.
         image_size: Height and width of a scene in pixels.
         batch_size: Scenes in a batch.
         lr: The highest learning rate of AdamW.
-        warmup: Share of the run in which the learning rate rises; then it falls along a cosine.
+        warmup: Ratio of the run in which the learning rate rises; then it falls along a cosine.
         seed: Of weights, order and scenes.
     """
 

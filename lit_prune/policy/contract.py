@@ -74,16 +74,16 @@ def checked_events(schedule: Schedule, length: int | None) -> dict[int, float]:
     given = _mapping(
         f"{who}.events must return a dict from {schedule.unit} to the part that is gone", schedule.events(length)
     )
-    events = {moment: given[moment] for moment in sorted(given)}
+    events = {point: given[point] for point in sorted(given)}
     if not events:
         raise ArgumentError(f"{who} has no event, so nothing would be pruned.")
     before = 0.0
-    for moment, part in events.items():
-        if not isinstance(moment, int) or isinstance(moment, bool) or moment < 0:
-            raise ArgumentError(f"{who}: events come at whole {schedule.unit} from 0 on, but one is at {moment!r}.")
+    for point, part in events.items():
+        if not isinstance(point, int) or isinstance(point, bool) or point < 0:
+            raise ArgumentError(f"{who}: events come at whole {schedule.unit} from 0 on, but one is at {point!r}.")
         if not isinstance(part, (int, float)) or not before <= part <= 1 or part == 0:
             raise ArgumentError(
-                f"{who}: the part that is gone after each event rises within (0, 1], but at {moment} it is {part!r}"
+                f"{who}: the part that is gone after each event rises within (0, 1], but at {point} it is {part!r}"
                 f"{f', after {before:g}' if before else ''}."
             )
         before = part

@@ -44,7 +44,7 @@ class PruningEvent:
     groups: tuple[ChannelGroup, ...]
     skipped: Mapping[str, str]
 
-    def record(self, **known: Any) -> dict[str, Any]:
+    def summary(self, **known: Any) -> dict[str, Any]:
         """The event as plain data, beside what else is ``known`` of it."""
         return {
             **known,
@@ -137,8 +137,7 @@ class PruningPolicy:
             layers = dict.fromkeys(layer for group in groups for layer in group.layers)
             moments = carry_out("measure", partial(measure, list(layers), self.calibration))
         evidence = Evidence(network, graph, groups, moments)
-        dense = record.dense or Dense.of(network, graph)
-        target = Target(ratio, dense.widths, dense.macs, self.round_to, self.min_channels)
+        target = self.target(network, graph, ratio, record)
         plan = carry_out("choose", lambda: extended(self._choose(evidence, target, skipped), averages))
         plan = from_rank_zero(plan)
         after = carry_out("rehearse", lambda: graph.rehearse(plan))
@@ -179,6 +178,11 @@ class PruningPolicy:
             raise ArgumentError(f"No layer that may be pruned can lose a channel now: {_listed(skipped)}.")
         # They stay by their width, but count where all channels do.
         return groups, skipped | self._narrow(groups, record)
+
+    def target(self, network: nn.Module, graph: ChannelGraph, ratio: float | None, record: Record) -> Target:
+        """How far an event goes, counted against the dense network: the record's, or this one before any event."""
+        dense = record.dense or Dense.of(network, graph)
+        return Target(ratio, dense.widths, dense.macs, self.round_to, self.min_channels)
 
     def _narrow(self, groups: Sequence[ChannelGroup], record: Record) -> dict[str, str]:
         """Groups that can't lose any channel, and never could."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_prune.common.packages import require
 from lit_prune.errors import ArgumentError
-from lit_prune.report.tables import History, Record
+from lit_prune.report.tables import Event, History
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,22 +33,22 @@ _GRID = "#e3e8ee"
 _RUNS = ("#d9822b", "#1f6f8b", "#6b4e9b", "#3a7d44")
 
 
-def channels_figure(records: Sequence[Record]) -> Figure:
-    """Channels of every pruned group, dense and kept after the last of the prunings.
+def channels_figure(events: Sequence[Event]) -> Figure:
+    """Channels of every pruned group, dense and kept after the last event.
 
     Args:
-        records: The events of one run, in order; at least one.
+        events: The events of one run, in order; at least one.
 
     Raises:
-        ArgumentError: If there is no record.
+        ArgumentError: If there is no event.
         MissingPackageError: If matplotlib is missing.
     """
-    if not records:
-        raise ArgumentError("channels_figure needs at least one pruning record, but got none.")
+    if not events:
+        raise ArgumentError("channels_figure needs at least one event, but got none.")
     dense: dict[str, int] = {}
     kept: dict[str, int] = {}
-    for record in records:
-        for name, (before, after) in record["channels"].items():
+    for event in events:
+        for name, (before, after) in event["channels"].items():
             dense.setdefault(name, before)
             kept[name] = after
     width = max(6.0, 1.2 + 0.155 * len(dense))
@@ -66,12 +66,12 @@ def channels_figure(records: Sequence[Record]) -> Figure:
     return figure
 
 
-def history_figure(history: History, records: Sequence[Record]) -> Figure:
+def history_figure(history: History, events: Sequence[Event]) -> Figure:
     """Mean average precision and multiply-adds over the epochs of one or more runs, with the prunings marked.
 
     Args:
         history: Name of each run to its epochs, each with ``epoch``, ``map`` and ``macs``.
-        records: The prunings to mark.
+        events: The prunings to mark.
 
     Raises:
         ArgumentError: If no run has an epoch.
@@ -97,13 +97,13 @@ def history_figure(history: History, records: Sequence[Record]) -> Figure:
             fontsize=8,
             annotation_clip=False,
         )
-    for record in records:
+    for event in events:
         for one in axes:
             # Above the grid, which would hide a line on one of its own, and below the curves.
-            one.axvline(record["epoch"], color=_EVENT, lw=1, ls=(0, (4, 3)), zorder=1)
+            one.axvline(event["epoch"], color=_EVENT, lw=1, ls=(0, (4, 3)), zorder=1)
         upper.annotate(
-            f"−{1 - record['macs'][1] / record['macs'][0]:.0%} MACs",
-            (record["epoch"], 0.02),
+            f"−{1 - event['macs'][1] / event['macs'][0]:.0%} MACs",
+            (event["epoch"], 0.02),
             xycoords=("data", "axes fraction"),
             xytext=(-3, 0),
             textcoords="offset points",

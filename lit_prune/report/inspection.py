@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lit_prune.common.names import count_parameters
 from lit_prune.cost.counts import Cost
 from lit_prune.graph import ChannelGraph, ChannelGroup
-from lit_prune.report.tables import human, share_bar
+from lit_prune.report.tables import human, ratio_bar
 
 _OUTPUT = "reaches the network's output"
 _INDENT = 2  # of what is said of a name, below it
@@ -137,7 +137,7 @@ def _totals(graph: ChannelGraph, network: nn.Module) -> Table:
     totals.add_row(
         "prunable",
         Text.assemble(
-            share_bar(found.prunable, inner), f", {found.prunable:,} of {inner:,} channels of layers, outputs left out"
+            ratio_bar(found.prunable, inner), f", {found.prunable:,} of {inner:,} channels of layers, outputs left out"
         ),
     )
     unsupported = ", ".join(f"{name} ({count}×)" for name, count in graph.unsupported.items())

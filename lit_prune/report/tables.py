@@ -1,21 +1,18 @@
-"""What was pruned, as a table, as JSON and as figures; all from plain records."""
+"""What was pruned, as a table, as JSON and as figures; all from plain data."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from lit_prune.errors import ArgumentTypeError
 
-if TYPE_CHECKING:
-    pass
-
-Record = Mapping[str, Any]
+Event = Mapping[str, Any]
 """One pruning: ``epoch``, ``step``, ``ratio`` (aimed at so far; ``None`` where the selection decided), ``channels``
 (group name to [before, after]), ``params`` and ``macs`` ([before, after]), ``seconds``, ``skipped`` (group name to the
 reason)."""
@@ -25,40 +22,40 @@ History = Mapping[str, Sequence[Mapping[str, float]]]
 _BAR = 12  # characters of a bar in a table
 
 
-def event_table(record: Record, max_rows: int | None = 24) -> Table:
+def event_table(event: Event, max_rows: int | None = 24) -> Table:
     """One pruning as a table: channels of every group before and after, then parameters and multiply-adds.
 
     Args:
-        record: What :class:`lit_prune.ChannelPruning` keeps of an event.
-        max_rows: Where there are more groups, those of one block (a common beginning of their names) share a row;
+        event: What :class:`lit_prune.ChannelPruning` keeps of an event.
+        max_rows: Where there are more groups, those of one module (names that begin alike) share a row;
             ``None`` gives every group its own.
 
     Example:
-        >>> record = {"epoch": 3, "step": 90, "ratio": 0.5, "channels": {"0": [8, 4]}, "params": [512, 256],
+        >>> event = {"epoch": 3, "step": 90, "ratio": 0.5, "channels": {"0": [8, 4]}, "params": [512, 256],
         ...           "macs": [20000, 10000], "seconds": 0.1, "skipped": {}}
-        >>> event_table(record).row_count
+        >>> event_table(event).row_count
         3
     """
-    rows = fold_groups(record["channels"], max_rows)
+    rows = fold_groups(event["channels"], max_rows)
     table = Table(
-        title=f"Pruned at epoch {record['epoch']}, {_aim(record)}",
+        title=f"Pruned at epoch {event['epoch']}, {_aim(event)}",
         title_style="bold",
-        caption=_caption(record),
+        caption=_caption(event),
         caption_justify="left",
         header_style="bold",
     )
-    folded = len(rows) < len(record["channels"])
-    table.add_column("block (groups)" if folded else "group", no_wrap=True)
+    folded = len(rows) < len(event["channels"])
+    table.add_column("module (groups)" if folded else "group", no_wrap=True)
     for heading in ("before", "after"):
         table.add_column(heading, justify="right")
     table.add_column("kept", no_wrap=True)
     for name, (groups, before, after) in rows.items():
         label = Text.assemble(name, (f" ({groups})", "dim")) if folded else Text(name)
-        table.add_row(label, f"{before:,}", f"{after:,}", share_bar(after, before))
+        table.add_row(label, f"{before:,}", f"{after:,}", ratio_bar(after, before))
     table.add_section()
     for title, key in (("parameters", "params"), ("multiply-adds", "macs")):
-        before, after = record[key]
-        table.add_row(title, human(before), human(after), share_bar(after, before), style="bold")
+        before, after = event[key]
+        table.add_row(title, human(before), human(after), ratio_bar(after, before), style="bold")
     return table
 
 
@@ -81,7 +78,7 @@ def fold_groups(channels: Mapping[str, Sequence[int]], max_rows: int | None) -> 
         depth -= 1
 
 
-def share_bar(part: float, whole: float) -> Text:
+def ratio_bar(part: float, whole: float) -> Text:
     """A bar and a percentage, for a table's cell."""
     ratio = part / whole if whole else 0.0
     full = round(_BAR * min(1.0, ratio))
@@ -89,16 +86,16 @@ def share_bar(part: float, whole: float) -> Text:
 
 
 def human(number: float) -> str:
-    """A count with a unit: three digits are what a reader compares.
+    """A count in three digits and an SI prefix.
 
     Example:
         >>> human(812), human(3012798), human(96_400_000), human(4.1e9)
         ('812', '3.01 M', '96.4 M', '4.10 G')
     """
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+    for prefix, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size:
             value = number / size
-            return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {unit}"
+            return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {prefix}"
     return f"{number:.0f}"
 
 
@@ -145,19 +142,19 @@ def save_json(report: Mapping[str, Any], path: str | Path) -> None:
     Path(path).write_text(json.dumps(report, indent=2, default=_plain) + "\n", encoding="utf-8")
 
 
-def _aim(record: Record) -> str:
-    """How far the event was to go; older records call it share."""
-    ratio = record.get("ratio", record.get("share"))
+def _aim(event: Event) -> str:
+    """How far the event was to go; files of earlier versions call it share."""
+    ratio = event.get("ratio", event.get("share"))
     if ratio is not None:
         return f"target so far {float(ratio):.0%}"
-    before, after = (sum(widths[side] for widths in record["channels"].values()) for side in (0, 1))
+    before, after = (sum(widths[side] for widths in event["channels"].values()) for side in (0, 1))
     return f"{before - after:,} of {before:,} channels by the selection's decision"
 
 
-def _caption(record: Record) -> str:
-    lines = [f"took {float(record['seconds']):.1f} s"]
+def _caption(event: Event) -> str:
+    lines = [f"took {float(event['seconds']):.1f} s"]
     by_reason: dict[str, list[str]] = {}
-    for name, reason in record.get("skipped", {}).items():
+    for name, reason in event.get("skipped", {}).items():
         by_reason.setdefault(reason, []).append(name)
     for reason, names in by_reason.items():
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""

@@ -1,7 +1,7 @@
 """From scores to channels: selections by name, and the base class for your own."""
 
 from lit_prune.errors import SelectionError
-from lit_prune.select.base import Selection, Target, lowest, units
+from lit_prune.select.base import Bundle, Selection, Target, bundled, lowest, units
 from lit_prune.select.clustering.selection import ClusterSelection
 from lit_prune.select.spread import Global, MacsBudget, Spread, Uniform
 from lit_prune.select.weighted import Weighted
@@ -15,6 +15,7 @@ SELECTIONS: dict[str, type[Selection]] = {
 
 __all__ = [
     "SELECTIONS",
+    "Bundle",
     "ClusterSelection",
     "Global",
     "MacsBudget",
@@ -24,6 +25,7 @@ __all__ = [
     "Target",
     "Uniform",
     "Weighted",
+    "bundled",
     "lowest",
     "units",
 ]

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 Scores = Mapping[str, Tensor]
 Widths = dict[str, int]
+Bundle = tuple[ChannelGroup, ...]
+"""Groups that must lose equally many channels; most have one group."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,8 @@ class Selection(ABC):
         return self(evidence, scores, target) if self.calibration is None else {}
 
 
-def units(groups: Iterable[ChannelGroup], scores: Scores) -> list[tuple[ChannelGroup, ...]]:
-    """Groups that must lose equally many, together; units that are not fully scored are left out."""
+def bundled(groups: Iterable[ChannelGroup], scores: Scores) -> list[Bundle]:
+    """Groups in bundles that must lose equally many channels; those that are not fully scored are left out."""
     by_name = {group.name: group for group in groups}
     found = dict.fromkeys(tuple(sorted(group.balanced)) or (group.name,) for group in by_name.values())
     return [
@@ -121,9 +123,15 @@ def units(groups: Iterable[ChannelGroup], scores: Scores) -> list[tuple[ChannelG
     ]
 
 
-def flat(members: Iterable[tuple[ChannelGroup, ...]]) -> list[ChannelGroup]:
-    """All groups of some units."""
-    return [group for unit in members for group in unit]
+def units(groups: Iterable[ChannelGroup], scores: Scores) -> list[Bundle]:
+    """The old name of :func:`bundled`."""
+    warn_renamed("units", "bundled")
+    return bundled(groups, scores)
+
+
+def flat(bundles: Iterable[Bundle]) -> list[ChannelGroup]:
+    """All groups of some bundles."""
+    return [group for bundle in bundles for group in bundle]
 
 
 def lowest(groups: Sequence[ChannelGroup], scores: Scores, widths: Mapping[str, int]) -> dict[str, Tensor]:

@@ -11,17 +11,14 @@ from torch import Tensor
 from lit_prune.common.choices import resolve
 from lit_prune.criteria import Evidence
 from lit_prune.errors import SelectionError
-from lit_prune.graph import ChannelGroup
-from lit_prune.select.base import Scores, Selection, Target, Widths, flat, lowest, units
-
-Unit = tuple[ChannelGroup, ...]
+from lit_prune.select.base import Bundle, Scores, Selection, Target, Widths, bundled, flat, lowest
 
 
 class Spread(Selection):
     """A way to share out a removal among layers, from nothing (level 0) to as much as is allowed (level 1)."""
 
     @abstractmethod
-    def widths(self, level: float, members: Sequence[Unit], scores: Scores, target: Target) -> Widths:
+    def widths(self, level: float, bundles: Sequence[Bundle], scores: Scores, target: Target) -> Widths:
         """Group name to what it keeps at a level in [0, 1]; never wider at a higher level."""
 
 
@@ -30,13 +27,13 @@ class Uniform(Spread):
 
     def __call__(self, evidence: Evidence, scores: Scores, target: Target) -> dict[str, Tensor]:
         """Remove ``target.ratio`` of each group's dense channels."""
-        members = units(evidence.groups, scores)
-        widths = self.widths(ratio_of(target, self), members, scores, target)
-        return lowest(flat(members), scores, widths)
+        bundles = bundled(evidence.groups, scores)
+        widths = self.widths(ratio_of(target, self), bundles, scores, target)
+        return lowest(flat(bundles), scores, widths)
 
-    def widths(self, level: float, members: Sequence[Unit], scores: Scores, target: Target) -> Widths:
+    def widths(self, level: float, bundles: Sequence[Bundle], scores: Scores, target: Target) -> Widths:
         """The level is the ratio that is gone."""
-        return {group.name: target.keep(group, level) for unit in members for group in unit}
+        return {group.name: target.keep(group, level) for bundle in bundles for group in bundle}
 
 
 class Global(Spread):
@@ -49,23 +46,24 @@ class Global(Spread):
     def __call__(self, evidence: Evidence, scores: Scores, target: Target) -> dict[str, Tensor]:
         """Remove ``target.ratio`` of all dense channels of these groups."""
         ratio = ratio_of(target, self)
-        members = units(evidence.groups, scores)
-        groups = flat(members)
+        bundles = bundled(evidence.groups, scores)
+        groups = flat(bundles)
         dense = sum(target.widths.get(group.name, group.size) for group in groups)
-        widths = fit(self, members, scores, target, lambda kept: sum(kept.values()), (1 - ratio) * dense)
+        widths = fit(self, bundles, scores, target, lambda kept: sum(kept.values()), (1 - ratio) * dense)
         return lowest(groups, scores, widths)
 
-    def widths(self, level: float, members: Sequence[Unit], scores: Scores, target: Target) -> Widths:
+    def widths(self, level: float, bundles: Sequence[Bundle], scores: Scores, target: Target) -> Widths:
         """The level is a quantile of all scores: what lies below it goes."""
-        curves = [_curve(unit, scores) for unit in members]
+        curves = [_curve(bundle, scores) for bundle in bundles]
         if not curves:
             return {}
-        pool = torch.cat([curve.repeat(len(unit)) for curve, unit in zip(curves, members, strict=True)]).sort().values
+        pooled = [curve.repeat(len(bundle)) for curve, bundle in zip(curves, bundles, strict=True)]
+        pool = torch.cat(pooled).sort().values
         threshold = torch.inf if level >= 1 else float(pool[int(level * len(pool))])
         widths = {}
-        for curve, unit in zip(curves, members, strict=True):
+        for curve, bundle in zip(curves, bundles, strict=True):
             wanted = int((curve >= threshold).sum())
-            for group in unit:
+            for group in bundle:
                 widths[group.name] = target.allowed(group, wanted)
         return widths
 
@@ -83,26 +81,26 @@ class MacsBudget(Selection):
     def __call__(self, evidence: Evidence, scores: Scores, target: Target) -> dict[str, Tensor]:
         """Remove channels until at most ``1 - target.ratio`` of the dense MACs are left."""
         ratio = ratio_of(target, self)
-        members = units(evidence.groups, scores)
-        groups = flat(members)
+        bundles = bundled(evidence.groups, scores)
+        groups = flat(bundles)
 
         def macs(kept: Widths) -> float:
             # Every channel of a group costs the same, so any of them will do.
             return evidence.graph.macs_without({group.name: range(kept[group.name], group.size) for group in groups})
 
         budget = (1 - ratio) * target.macs
-        widths = fit(self.spread, members, scores, target, macs, budget, unit="MACs")
+        widths = fit(self.spread, bundles, scores, target, macs, budget, counted="MACs")
         return lowest(groups, scores, widths)
 
 
 def fit(
     spread: Spread,
-    members: Sequence[Unit],
+    bundles: Sequence[Bundle],
     scores: Scores,
     target: Target,
     cost: Callable[[Widths], float],
     budget: float,
-    unit: str = "channels",
+    counted: str = "channels",
 ) -> Widths:
     """The widths of the lowest level whose cost is within ``budget``, with what is left of it spent where it counts.
 
@@ -110,17 +108,17 @@ def fit(
         SelectionError: If even the highest level costs more.
     """
     low, high = 0.0, 1.0
-    wide, narrow = (spread.widths(level, members, scores, target) for level in (low, high))
+    wide, narrow = (spread.widths(level, bundles, scores, target) for level in (low, high))
     if cost(wide) <= budget:
         return wide
     if cost(narrow) > budget:
         raise SelectionError(
-            f"The wanted {budget:,.0f} {unit} are out of reach: with each of the {len(narrow)} groups at its least "
+            f"The wanted {budget:,.0f} {counted} are out of reach: with each of the {len(narrow)} groups at its least "
             f"width, {cost(narrow):,.0f} are left. Lower `amount`, `round_to` or `min_channels`, or widen `blocks`."
         )
     for _ in range(24):
         level = (low + high) / 2
-        widths = spread.widths(level, members, scores, target)
+        widths = spread.widths(level, bundles, scores, target)
         if cost(widths) <= budget:
             high, narrow = level, widths
         else:
@@ -128,9 +126,9 @@ def fit(
         if wide == narrow:
             break
     # Rounding makes many layers jump at the same level: give back to those whose channels score highest.
-    jumped = [group for group in members if any(wide[part.name] != narrow[part.name] for part in group)]
-    for group in sorted(jumped, key=lambda group: -_regained(group, scores, wide, narrow)):
-        trial = narrow | {part.name: wide[part.name] for part in group}
+    jumped = [bundle for bundle in bundles if any(wide[group.name] != narrow[group.name] for group in bundle)]
+    for bundle in sorted(jumped, key=lambda bundle: -_regained(bundle, scores, wide, narrow)):
+        trial = narrow | {group.name: wide[group.name] for group in bundle}
         if cost(trial) <= budget:
             narrow = trial
     return narrow
@@ -147,13 +145,13 @@ def ratio_of(target: Target, selection: Selection) -> float:
     return target.ratio
 
 
-def _curve(unit: Unit, scores: Scores) -> Tensor:
-    """``(size,)`` rising: what the k-th channel is worth that all groups of a unit lose together."""
-    normed = [scores[group.name].double().cpu() for group in unit]
+def _curve(bundle: Bundle, scores: Scores) -> Tensor:
+    """``(size,)`` rising: what the k-th channel is worth that all groups of a bundle lose together."""
+    normed = [scores[group.name].double().cpu() for group in bundle]
     return torch.stack([score.sort().values / score.mean().clamp(min=1e-12) for score in normed]).mean(0)
 
 
-def _regained(unit: Unit, scores: Scores, wide: Widths, narrow: Widths) -> float:
-    curve, name = _curve(unit, scores), unit[0].name
+def _regained(bundle: Bundle, scores: Scores, wide: Widths, narrow: Widths) -> float:
+    curve, name = _curve(bundle, scores), bundle[0].name
     size = len(curve)
     return float(curve[size - wide[name] : size - narrow[name]].mean())

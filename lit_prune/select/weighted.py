@@ -7,8 +7,7 @@ from fnmatch import fnmatchcase
 
 from lit_prune.common.arguments import check_number
 from lit_prune.errors import ArgumentError
-from lit_prune.graph import ChannelGroup
-from lit_prune.select.base import Scores, Target, Widths
+from lit_prune.select.base import Bundle, Scores, Target, Widths
 from lit_prune.select.spread import Uniform
 
 
@@ -45,15 +44,13 @@ class Weighted(Uniform):
         self.factors = dict(factors)
         self.most = most
 
-    def widths(
-        self, level: float, members: Sequence[tuple[ChannelGroup, ...]], scores: Scores, target: Target
-    ) -> Widths:
+    def widths(self, level: float, bundles: Sequence[Bundle], scores: Scores, target: Target) -> Widths:
         """The level is the ratio of a layer with the factor 1."""
         widths = {}
-        for unit in members:
+        for bundle in bundles:
             # Groups that lose equally many follow the first of them.
-            ratio = self._ratio(unit[0].name, level)
-            widths.update({group.name: target.keep(group, ratio) for group in unit})
+            ratio = self._ratio(bundle[0].name, level)
+            widths.update({group.name: target.keep(group, ratio) for group in bundle})
         return widths
 
     def _ratio(self, name: str, level: float) -> float:

@@ -27,7 +27,7 @@ class Agenda:
 
     Attributes:
         schedule: When events come.
-        events: Epoch or step to the part of the amount that is gone after it, once :meth:`plan` was called.
+        events: Epoch or step to the part of the amount that is gone after it, once :meth:`set_length` was called.
 
     Raises:
         ArgumentError: If an argument is out of range.
@@ -47,8 +47,8 @@ class Agenda:
         """The schedule that an argument names."""
         return epochs if isinstance(epochs, Schedule) else AtEpochs(epochs)
 
-    def plan(self, length: int | None) -> None:
-        """Ask the schedule, for a run of this length in its unit.
+    def set_length(self, length: int | None) -> None:
+        """Take the events of the schedule for a run of this length, counted in its unit.
 
         Raises:
             ArgumentError: If an event would never come, or the schedule breaks its promise.
@@ -66,35 +66,35 @@ class Agenda:
         Raises:
             RehearsalError: If one can't be carried out, and ``on_error`` is ``"raise"``.
         """
-        self._tell_of_changed_amount()
-        self._heed(lambda: self._rehearsal.calibration(host))
-        self._heed(lambda: self._rehearsal.events(host, self._ahead()))
+        self._warn_of_unused_amount()
+        self._attempt(lambda: self._rehearsal.calibration(host))
+        self._attempt(lambda: self._rehearsal.events(host, self._ahead()))
         self.rehearse_optimizers(host)
 
     def rehearse_on(self, host: Host, calls: Sequence[Call]) -> None:
         """:meth:`rehearse` by the calls of a validation step, as far as they show what is trained."""
-        self._heed(lambda: self._rehearsal.by_validation(host, calls, self._ahead()))
+        self._attempt(lambda: self._rehearsal.by_validation(host, calls, self._ahead()))
 
     def rehearse_optimizers(self, host: Host) -> None:
         """Once optimizers have state: see whether it can follow."""
-        self._heed(lambda: self._rehearsal.optimizers(host))
+        self._attempt(lambda: self._rehearsal.optimizers(host))
 
     def check_monitor(self, host: Host) -> None:
         """Once metrics are logged: see whether the monitored one is among them."""
-        self._heed(lambda: self.pruner.check_monitor(host))
+        self._attempt(lambda: self.pruner.check_monitor(host))
 
     def prune_if_due(self, host: Host) -> dict[str, Any] | None:
         """Carry out what is due; what a resumed run has missed is made up for at once.
 
         Returns:
-            The event's record; ``None`` where none was carried out.
+            The event, as plain data; ``None`` where none was carried out.
 
         Raises:
             PruningError: If it can't be carried out, and ``on_error`` is ``"raise"``; the network is as it was.
             HalfPrunedError: If it broke off; training can't go on.
         """
         now, done = host.step if self.schedule.unit == "steps" else host.epoch, self.pruner.record.done
-        due = [moment for moment in self.events if moment <= now and moment not in done]
+        due = [point for point in self.events if point <= now and point not in done]
         if not due or not self.pruner.sees:
             return None
         self.pruner.end_trial(host)
@@ -121,14 +121,14 @@ class Agenda:
         """Judge the last event, too, and say which never came, unless the run was ``cut_short`` on purpose."""
         self.check_monitor(host)
         self.pruner.end_trial(host)
-        missed = [moment for moment in self.events if moment not in self.pruner.record.done]
+        missed = [point for point in self.events if point not in self.pruner.record.done]
         if missed and not cut_short:
             warn_once(
                 f"Training has ended before the pruning at {self.schedule.unit} {missed}: the network has more "
                 "channels than was asked for."
             )
 
-    def _tell_of_changed_amount(self) -> None:
+    def _warn_of_unused_amount(self) -> None:
         """A run that goes on after its last event has no use for another amount."""
         last = self.pruner.record.events[-1].get("ratio") if self.pruner.record.events else None
         if last is not None and self.pruner.amount not in (None, last) and not self._ahead():
@@ -141,12 +141,12 @@ class Agenda:
         """The events that are to come, by what messages call them, with the part that is gone after each."""
         unit = self.schedule.unit.removesuffix("s")
         return {
-            f"Event {number} of {len(self.events)} ({unit} {moment})": part
-            for number, (moment, part) in enumerate(self.events.items(), 1)
-            if moment not in self.pruner.record.done
+            f"Event {number} of {len(self.events)} ({unit} {point})": part
+            for number, (point, part) in enumerate(self.events.items(), 1)
+            if point not in self.pruner.record.done
         }
 
-    def _heed(self, action: Callable[[], None]) -> None:
+    def _attempt(self, action: Callable[[], None]) -> None:
         try:
             action()
         except (PruningError, UnsupportedError) as error:

@@ -33,7 +33,7 @@ def forget_shapes(trainer: Trainer) -> list[tuple[Any, Any]] | None:
         return None
     hooks = comm_hooks(strategy.model)
     for _, state in hooks:
-        _start_again(state)
+        _forget_buckets_(state)
     # The old wrapper's hooks must be gone before the new ones come.
     strategy.model = strategy.lightning_module
     expect_first_step_(strategy)
@@ -68,7 +68,7 @@ def _holds_tensors(value: Any) -> bool:
     return any(isinstance(each, Tensor) for each in values)
 
 
-def _start_again(state: Any) -> None:
+def _forget_buckets_(state: Any) -> None:
     """PowerSGD remembers errors by bucket, and has to wait again until the new wrapper's buckets are settled."""
     for name in _BUCKET_MEMORY:
         memory = getattr(state, name, None)

@@ -36,7 +36,7 @@ class LoadGuard:
         self._plan = plan
         self._shapes: Shapes = {}
 
-    def stand_before(self, module: nn.Module) -> Any:
+    def register_on(self, module: nn.Module) -> Any:
         """Register on a module before all its other hooks; the handle to remove it by."""
         self._shapes = _shapes(module.state_dict())
         handle = module.register_load_state_dict_pre_hook(self)  # type: ignore[no-untyped-call]

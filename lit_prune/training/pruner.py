@@ -129,7 +129,7 @@ class Pruner:
             due: The points of the schedule that this event settles.
 
         Returns:
-            The event's record.
+            The event, as plain data.
 
         Raises:
             LitPruneError: If it can't be carried out; the network is as it was.
@@ -149,14 +149,14 @@ class Pruner:
         commit = carry_out("prepare", lambda: prepare(network, decision.plan, host.optimizers, [*averages.values()]))
 
         def record() -> dict[str, Any]:
-            event = decision.record(
+            event = decision.summary(
                 epoch=host.epoch,
                 step=host.step,
                 ratio=ratio,
                 params=[params, count_parameters(network)],
                 seconds=time.perf_counter() - started,
             )
-            self._take_up(decision, trial, event, due)
+            self._add_to_record(decision, trial, event, due)
             return event
 
         with _from_the_first_cut(host, "pruned"):
@@ -167,7 +167,9 @@ class Pruner:
             carry_out("recover", lambda: self._recover(host))
         return event
 
-    def _take_up(self, decision: PruningEvent, trial: Trial | None, event: dict[str, Any], due: Sequence[int]) -> None:
+    def _add_to_record(
+        self, decision: PruningEvent, trial: Trial | None, event: dict[str, Any], due: Sequence[int]
+    ) -> None:
         self.graph, self._trial = decision.after, trial
         self.record.plan = self.record.plan.then(decision.plan)
         self.record.pruned.extend(group.name for group in decision.groups)

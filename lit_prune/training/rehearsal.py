@@ -17,9 +17,8 @@ from lit_prune.errors import NoObjectsError, RehearsalError, TraceError
 from lit_prune.graph import Call, ChannelGraph
 from lit_prune.plan import PruningPlan, extended
 from lit_prune.policy.contract import checked_removal
-from lit_prune.policy.history import Dense, Record
+from lit_prune.policy.history import Record
 from lit_prune.policy.policy import PruningPolicy
-from lit_prune.select import Target
 from lit_prune.surgery.optimizers import check_state
 from lit_prune.training.calibration_pass import calibrate
 from lit_prune.training.host import Host
@@ -148,14 +147,13 @@ def rehearse(
     Raises:
         RehearsalError: Naming the first event that can't be carried out, and why.
     """
-    dense = record.dense or Dense.of(network, graph)
     ahead = replace(record, pruned=list(record.pruned))
     removal: dict[str, Tensor] = {}
 
     def choose(ratio: float | None) -> None:
         groups, _ = policy.candidates(network, graph, ahead, averages, all_trained)
         evidence = Evidence(network, graph, groups)
-        target = Target(ratio, dense.widths, dense.macs, policy.round_to, policy.min_channels)
+        target = policy.target(network, graph, ratio, record)
         with untouched(network):
             told = policy.selection.foretell(evidence, _scores(policy, evidence), target)
         removal.update(checked_removal(policy.selection, told, groups))

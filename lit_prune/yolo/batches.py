@@ -57,8 +57,8 @@ def box_targets(batch: dict[str, Tensor]) -> Detections:
     """Turn a batch's objects into one dict an image: `boxes` (n, 4; x0, y0, x1, y1 in pixels) and `labels` (n,)."""
     images = batch["img"]
     size = torch.tensor([images.shape[3], images.shape[2]], dtype=torch.float32, device=images.device)
-    shares = batch["bboxes"].float() if batch["bboxes"].shape[1] == 4 else upright_targets(batch)
-    centre, extent = shares.tensor_split(2, dim=1)
+    normalised = batch["bboxes"].float() if batch["bboxes"].shape[1] == 4 else upright_targets(batch)
+    centre, extent = normalised.tensor_split(2, dim=1)
     boxes = torch.cat([(centre - extent / 2) * size, (centre + extent / 2) * size], dim=1)
     labels = batch["cls"].flatten().long()
     rows = [batch["batch_idx"] == image for image in range(len(images))]

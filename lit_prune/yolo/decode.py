@@ -81,8 +81,8 @@ def decode_queries(network: Any, answer: Any, images: Tensor, thresholds: Thresh
 
 def decode_classes(network: Any, answer: Any, images: Tensor, thresholds: Thresholds) -> Tensor:
     """The class probabilities (B, C) of a classification head; each row adds up to 1."""
-    shares: Tensor = answer[0]
-    return shares.float()
+    probabilities: Tensor = answer[0]
+    return probabilities.float()
 
 
 def _suppress(network: Any, predictions: Tensor, thresholds: Thresholds, rotated: bool = False) -> list[Tensor]:

@@ -188,8 +188,8 @@ class LitYOLO(LightningModule):
         """
         if self.task.finds_objects:
             raise ArgumentError(f"This network's task is {self.task.name}, which finds objects: use `detect`.")
-        shares: Tensor = run_untouched(self.model, images, Thresholds())
-        return shares
+        probabilities: Tensor = run_untouched(self.model, images, Thresholds())
+        return probabilities
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return Ultralytics' loss of one batch: for most tasks the sum over its images."""

@@ -158,7 +158,7 @@ class UltralyticsPruning:
                 "with ChannelPruning in a Lightning Trainer."
             )
         _check_widths(trainer)
-        self.agenda.plan(trainer.epochs)
+        self.agenda.set_length(trainer.epochs)
         check_optimizer(trainer.optimizer)
         self.pruner.forget()
         self._ended = False

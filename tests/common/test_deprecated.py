@@ -7,6 +7,7 @@ import pytest
 import lit_prune
 from lit_prune import Recovery
 from lit_prune.common.deprecated import MOVED
+from lit_prune.select import bundled, units
 
 
 @pytest.mark.parametrize("old", MOVED)
@@ -31,3 +32,8 @@ def test_a_class_path_of_old_is_found(monkeypatch):
 def test_other_modules_are_not_found():
     with pytest.raises(ModuleNotFoundError, match=r"lit_prune\.nothing"):
         importlib.import_module(f"{lit_prune.__name__}.nothing")
+
+
+def test_units_are_called_bundles():
+    with pytest.warns(FutureWarning, match="units is deprecated: write bundled"):
+        assert units([], {}) == bundled([], {})

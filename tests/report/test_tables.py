@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from rich.console import Console
 
 from lit_prune.report.figures import channels_figure, history_figure
-from lit_prune.report.tables import event_table, fold_groups, human, save_json, share_bar
+from lit_prune.report.tables import event_table, fold_groups, human, ratio_bar, save_json
 
 
 def _record(epoch: int = 8, **changes):
@@ -76,8 +76,8 @@ def test_event_table_of_an_event_that_pruned_nothing():
 
 
 @pytest.mark.parametrize(("part", "whole", "text"), [(1, 2, "50%"), (0, 0, "0%"), (3, 3, "100%")])
-def test_share_bar(part, whole, text):
-    assert str(share_bar(part, whole)).strip().endswith(text)
+def test_ratio_bar(part, whole, text):
+    assert str(ratio_bar(part, whole)).strip().endswith(text)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_figures_are_no_state_of_pyplot(tmp_path):
 
 
 def test_figures_of_nothing():
-    with pytest.raises(ValueError, match="at least one pruning record"):
+    with pytest.raises(ValueError, match="at least one event, but got none"):
         channels_figure([])
     with pytest.raises(ValueError, match="at least one run"):
         history_figure({"run": []}, [])

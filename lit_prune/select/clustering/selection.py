@@ -17,11 +17,9 @@ from lit_prune.criteria import Evidence, batch_norm_scales, power_sums
 from lit_prune.errors import ArgumentError, SelectionError
 from lit_prune.graph import ChannelGroup
 from lit_prune.plan import Slot
-from lit_prune.select.base import Scores, Selection, Target, flat, lowest, units
+from lit_prune.select.base import Bundle, Scores, Selection, Target, bundled, flat, lowest
 from lit_prune.select.clustering.decisions import Decision, Method, decide, survey_channels
 from lit_prune.select.clustering.kmedoids import Embedding, Matrix
-
-Unit = tuple[ChannelGroup, ...]
 
 _MOST_CLASSES = 100
 
@@ -95,15 +93,15 @@ class ClusterSelection(Selection):
         from threadpoolctl import threadpool_limits
 
         self._check_classes(evidence)
-        members = [unit for unit in units(evidence.groups, scores) if _is_observed(unit, evidence)]
+        bundles = [bundle for bundle in bundled(evidence.groups, scores) if _is_observed(bundle, evidence)]
         self.decisions = {}
         # The steps are many and small: more threads would wait for each other longer than they compute.
         with threadpool_limits(1):
-            for unit in members:
-                self.decisions |= self._settle(unit, evidence, target)
+            for bundle in bundles:
+                self.decisions |= self._settle(bundle, evidence, target)
         gone = {}
-        for unit in members:
-            for group in unit:
+        for bundle in bundles:
+            for group in bundle:
                 if group.name in self.decisions:
                     stays = np.zeros(group.size, dtype=np.bool_)
                     stays[self.decisions[group.name].kept] = True
@@ -117,32 +115,32 @@ class ClusterSelection(Selection):
         Raises:
             SelectionError: If a method needs BatchNorm scales and a group has none.
         """
-        members = units(evidence.groups, scores)
-        for group in flat(members):
+        bundles = bundled(evidence.groups, scores)
+        for group in flat(bundles):
             self._strength(group, evidence)
         if target.ratio is None:
             return {}
-        widths = {group.name: target.keep(unit[0], target.ratio) for unit in members for group in unit}
-        return lowest(flat(members), scores, widths)
+        widths = {group.name: target.keep(bundle[0], target.ratio) for bundle in bundles for group in bundle}
+        return lowest(flat(bundles), scores, widths)
 
-    def _settle(self, unit: Unit, evidence: Evidence, target: Target) -> dict[str, Decision]:
+    def _settle(self, bundle: Bundle, evidence: Evidence, target: Target) -> dict[str, Decision]:
         """Decide about groups that must stay equally wide; nothing where they lose nothing."""
         by_knee = target.ratio is None
-        width = unit[0].size if target.ratio is None else target.keep(unit[0], target.ratio)
-        if not by_knee and width >= unit[0].size:
+        width = bundle[0].size if target.ratio is None else target.keep(bundle[0], target.ratio)
+        if not by_knee and width >= bundle[0].size:
             return {}
         # Ranks of |γ| need no clusters, unless to know how many stay.
         embedding = "none" if self.method == "gamma" and not by_knee else self.embedding
         surveys = [
-            survey_channels(separability_of(group, evidence), embedding, self.seed, curve=by_knee) for group in unit
+            survey_channels(separability_of(group, evidence), embedding, self.seed, curve=by_knee) for group in bundle
         ]
         if by_knee:
             # Without a knee nothing says how many would do, and all stay.
-            knees = [survey.knee or group.size for group, survey in zip(unit, surveys, strict=True)]
-            width = target.allowed(unit[0], float(np.mean(knees)))
+            knees = [survey.knee or group.size for group, survey in zip(bundle, surveys, strict=True)]
+            width = target.allowed(bundle[0], float(np.mean(knees)))
         return {
             group.name: decide(survey, width, self.method, self._strength(group, evidence), self.seed)
-            for group, survey in zip(unit, surveys, strict=True)
+            for group, survey in zip(bundle, surveys, strict=True)
         }
 
     def _strength(self, group: ChannelGroup, evidence: Evidence) -> Matrix | None:
@@ -179,7 +177,7 @@ def separability_of(group: ChannelGroup, evidence: Evidence) -> Matrix:
 
     Of more than 100 classes, those with the most objects are compared: a thousand would make half a million pairs.
     """
-    blocks = []
+    columns = []
     for layer in group.layers:
         slot = output_slot(group, layer, evidence)
         if slot is None or layer not in evidence.moments:
@@ -192,8 +190,8 @@ def separability_of(group: ChannelGroup, evidence: Evidence) -> Matrix:
         np.add.at(total, members.channels, distances[members.indices])
         # A channel that takes up several places of a layer has the mean of what is seen there.
         places = np.bincount(members.channels, minlength=group.size)
-        blocks.append(total / np.maximum(places, 1)[:, None])
-    return np.concatenate(blocks, axis=1)
+        columns.append(total / np.maximum(places, 1)[:, None])
+    return np.concatenate(columns, axis=1)
 
 
 def _most_frequent(moments: Moments) -> Moments:
@@ -222,9 +220,9 @@ def output_slot(group: ChannelGroup, layer: str, evidence: Evidence) -> Slot | N
     return slot if slot in group.members else None
 
 
-def _is_observed(unit: Unit, evidence: Evidence) -> bool:
-    """Whether there are activations of all groups of a unit; says so where there are none."""
-    for group in unit:
+def _is_observed(bundle: Bundle, evidence: Evidence) -> bool:
+    """Whether there are activations of all groups of a bundle; says so where there are none."""
+    for group in bundle:
         if not any(layer in evidence.moments for layer in group.layers):
             warnings.warn(
                 f"{group.name} stays as it is: no layer that makes its channels ({', '.join(group.layers)}) runs in "
