@@ -56,47 +56,38 @@ def examine(model: nn.Module, calls: Sequence[Call]) -> Examined:
     Raises:
         TraceError: If the forward fails on the example inputs.
     """
-    forwards, steps = [call for call in calls if not call.is_step], [call for call in calls if call.is_step]
-    if steps:
-        try:
-            return _first_that_runs(InPlace, model, [calls, steps] if forwards else [steps])
-        except TraceError:
-            # What a step does beside the forward may be too much for stand-ins.
-            if not forwards:
-                raise
-    if any(isinstance(module, torch.jit.ScriptModule) for _, module in modules_of(model)):
-        # What compiled code has in place of tensors, no copy can be told.
-        return _first_that_runs(InPlace, model, [forwards])
+    # What compiled code has in place of tensors, no copy can be told.
+    scripted = any(isinstance(module, torch.jit.ScriptModule) for _, module in modules_of(model))
+    if scripted or any(call.is_step for call in calls):
+        return _examined(InPlace, model, calls)
     if _has_hooks(model):
         with suppress(TraceError):
-            return _first_that_runs(InPlace, model, [forwards])
+            return _examined(InPlace, model, calls)
     try:
-        examined = _first_that_runs(Copies, model, [forwards])
+        examined = _examined(Copies, model, calls)
     except TraceError as error:
         try:
-            return _first_that_runs(InPlace, model, [forwards])
+            return _examined(InPlace, model, calls)
         except TraceError:
             raise error from None
     subject, recording, _ = examined
-    if unmet(subject.network, recording):
+    if idle := unmet(subject.network, recording):
         with suppress(TraceError):
-            again = _first_that_runs(InPlace, model, [forwards])
-            if len(unmet(model, again[1])) < len(unmet(subject.network, recording)):
-                return again
+            again = _examined(InPlace, model, calls)
+            return again if len(unmet(model, again[1])) < len(idle) else examined
     return examined
 
 
-def _first_that_runs(kind: type[Copies] | type[InPlace], model: nn.Module, ways: Sequence[Sequence[Call]]) -> Examined:
-    """Trace without values, or with them: an operation may need them (`item`, `nonzero`) or make tensors elsewhere."""
-    for calls in ways:
-        for values in (False, True):
-            subject = kind.of(model, calls, values)
-            try:
-                with torch.random.fork_rng(enabled=values):
-                    return subject, *_probed(subject)
-            except TraceError as error:
-                failure = error
-    raise failure
+def _examined(kind: type[Copies] | type[InPlace], model: nn.Module, calls: Sequence[Call]) -> Examined:
+    try:
+        subject = kind.of(model, calls, values=False)
+        return subject, *_probed(subject)
+    except TraceError:
+        # An operation may need values (`item`, `nonzero`) or a forward make tensors elsewhere: once more with weights.
+        pass
+    subject = kind.of(model, calls, values=True)
+    with torch.random.fork_rng():
+        return subject, *_probed(subject)
 
 
 def _has_hooks(model: nn.Module) -> bool:

@@ -33,8 +33,11 @@ class Call:
 
     is_step: ClassVar[bool] = False
     """Whether it is a step of a training: it can only be made in place, and has the last word on what is an output."""
-    in_train_mode: ClassVar[bool] = False
-    """Whether modules are in the mode that they are trained in, but for norms."""
+
+    @property
+    def in_train_mode(self) -> bool:
+        """Whether modules are in the mode that they are trained in, but for norms."""
+        return False
 
     def enter(self, network: nn.Module) -> Any:
         """Make the call, and return what it returns."""
