@@ -27,12 +27,14 @@ from lit_prune.training.agenda import Agenda, OnError
 from lit_prune.training.averages import Averages, accept_in_copies
 from lit_prune.training.checks import check_callbacks, check_launcher, check_strategy
 from lit_prune.training.console import print_above_progress, tell_loggers
-from lit_prune.training.inputs import CallRecorder, call_of_example
+from lit_prune.training.inputs import CallRecorder, call_of_example, step_of
+from lit_prune.training.latecomers import Latecomers
 from lit_prune.training.lightning import LightningHost
 from lit_prune.training.loading import LoadGuard, NamedReading
 from lit_prune.training.pruner import Pruner
 from lit_prune.training.recovery import Recovery
 from lit_prune.training.run_length import declared_length, known_length
+from lit_prune.training.step import StepCall
 
 BEFORE_WRAP: Literal["before_wrap"] = "before_wrap"
 """In place of epochs: once, before the strategy wraps the model."""
@@ -123,6 +125,10 @@ class ChannelPruning(Callback):
         self.verbose = verbose
         self.averages = Averages()
         self._watch: CallRecorder | None = None
+        self._latecomers = Latecomers()
+        # The first step, until it was seen.
+        self._step: StepCall | None = None
+        self._step_is_due = False
         self._hooks: list[Any] = []
         self._missed_start = False
         # Whether events that are due wait for the first batch.
@@ -163,7 +169,6 @@ class ChannelPruning(Callback):
             check_callbacks(trainer)
             check_launcher(trainer, pl_module)
             self.agenda.set_length(declared_length(trainer, self.schedule.unit))
-            self.pruner.policy.scope.check(pl_module)
             if not is_cut_to(pl_module, self.plan):
                 # The record of an earlier fit, of another network.
                 self.pruner.forget()
@@ -190,6 +195,8 @@ class ChannelPruning(Callback):
         if self.before_wrap:
             # The strategy has wrapped the parameters; what can be told of the network was seen before.
             return
+        # Layers may be made in `setup` or `configure_model`.
+        self.pruner.policy.scope.check(pl_module)
         for optimizer in trainer.optimizers:
             check_optimizer(optimizer)
         self.averages.follow(trainer)
@@ -217,6 +224,8 @@ class ChannelPruning(Callback):
         self.pruner.close()
         self.averages.forget()
         self._watched()
+        self._latecomers.close()
+        self._step = None
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -234,6 +243,7 @@ class ChannelPruning(Callback):
             self._watch = CallRecorder(pl_module)
         elif self.agenda.waits_for_data:
             self.agenda.rehearse(self._host(trainer))
+        self._step_is_due = not any(call.is_step for call in self.pruner.calls)
         self.pruner.rewarm_again(self._host(trainer))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -248,6 +258,8 @@ class ChannelPruning(Callback):
         if self._missed_start or self.schedule.unit == "steps":
             self._prune_if_due(trainer)
         self._missed_start = False
+        if self._step_is_due:
+            self._step_is_due, self._step = False, step_of(pl_module, batch, batch_idx)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Before the first step, so that what can't be done leaves the weights as they are: see what a batch has shown.
@@ -262,10 +274,23 @@ class ChannelPruning(Callback):
     ) -> None:
         """After the first batch, which has shown the network's inputs, catch up on what waited for them."""
         self._see_what_was_shown(trainer, pl_module)
+        self._note_latecomers(pl_module, batch, batch_idx, "training_step")
         if self._waited:
             self._waited = False
             self._prune_if_due(trainer)
         self.agenda.rehearse_optimizers(self._host(trainer))
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """See what only a validation uses."""
+        self._note_latecomers(pl_module, batch, batch_idx, "validation_step")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the monitored metric before a checkpoint is written."""
@@ -286,9 +311,16 @@ class ChannelPruning(Callback):
         return LightningHost(trainer, self.averages)
 
     def _see_what_was_shown(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if (calls := self._watched()) is not None:
-            self.pruner.see(pl_module, calls)
+        calls, step, self._step = self._watched(), self._step, None
+        if calls is not None or step is not None:
+            forwards = [call for call in self.pruner.calls if not call.is_step] if calls is None else calls
+            self.pruner.see(pl_module, forwards, [] if step is None else [step])
             self.agenda.rehearse(self._host(trainer))
+            self._latecomers.watch(pl_module, self.pruner.idle)
+
+    def _note_latecomers(self, pl_module: LightningModule, batch: Any, batch_idx: int, name: str) -> None:
+        if self._latecomers.came() and (step := step_of(pl_module, batch, batch_idx, name)) is not None:
+            self.pruner.late.append(step)
 
     def _watched(self) -> list[Call] | None:
         """The calls that were watched, for the last time; ``None`` where none were."""
@@ -296,6 +328,7 @@ class ChannelPruning(Callback):
         return None if watch is None else watch.close()
 
     def _prune_before_wrap(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.pruner.policy.scope.check(pl_module)
         if pl_module.example_input_array is None:
             raise ArgumentError(
                 f"epochs='before_wrap' prunes before a batch is seen: give {type(pl_module).__name__} an "

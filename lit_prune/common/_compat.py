@@ -105,6 +105,11 @@ def remove_forward_hooks_(module: nn.Module, is_meant: Callable[[Any], bool]) ->
     return removed
 
 
+def in_backward() -> bool:
+    """Whether this thread is computing gradients: what runs then was run before."""
+    return int(torch._C._current_graph_task_id()) != -1
+
+
 def comm_hooks(wrapper: Any) -> list[tuple[Any, Any]]:
     """Communication hooks of DDP's wrapper, each with its state: they are registered, but can't be asked for."""
     return list(getattr(wrapper, "_comm_hooks", ()))

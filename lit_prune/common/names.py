@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
 
 
@@ -19,8 +20,12 @@ def find_module(network: nn.Module, path: str) -> nn.Module | None:
     for part in path.split(".") if path else ():
         if found is None:
             return None
-        # Those of a scripted module are no dict.
-        found = found._modules[part] if part in found._modules else None
+        # Those of a scripted module are no dict, and have no `get`.
+        found = (
+            dict(found._modules.items()).get(part)
+            if isinstance(found, torch.jit.ScriptModule)
+            else found._modules.get(part)
+        )
     return found
 
 

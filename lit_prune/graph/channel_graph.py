@@ -18,7 +18,7 @@ from lit_prune.graph.labels import Row
 from lit_prune.graph.probe import examine, rehearse
 from lit_prune.graph.recording import Call, Recording
 from lit_prune.graph.subject import Subject
-from lit_prune.graph.ties import unmet
+from lit_prune.graph.ties import IDLE, unmet
 from lit_prune.plan import PruningPlan
 
 Removal = Mapping[str, "Sequence[int] | Tensor | Row"]
@@ -34,6 +34,8 @@ class ChannelGraph:
         unprunable: Layer name to the reason why some or all of its channels must stay.
         unsupported: aten operation to the number of times it met channels and had no rule.
         macs: Multiply-adds of one example.
+        idle: Layers that took no part in the forward.
+        followed: Modules that took none either, and are cut as one that lies beside them in a list or dict of modules.
 
     Example:
         >>> import torch
@@ -47,7 +49,10 @@ class ChannelGraph:
 
     def __init__(self, subject: Subject, recording: Recording, grouping: Grouping) -> None:
         self.groups: tuple[ChannelGroup, ...] = grouping.groups
-        self.unprunable: dict[str, str] = {**grouping.unprunable, **unmet(subject.network, recording)}
+        idle = unmet(subject.network, recording)
+        self.unprunable: dict[str, str] = {**grouping.unprunable, **idle}
+        self.followed = tuple(recording.followed)
+        self.idle = tuple(name for name, reason in idle.items() if reason == IDLE)
         self.unsupported: dict[str, int] = dict(recording.unsupported)
         self._subject = subject
         self._recording = recording

@@ -14,6 +14,7 @@ from lit_prune.modules.registry import SIZE_ONLY_OUTPUTS, qualified_names
 
 # What holds no tensor that a caller would read, and may hold half of the process.
 _OPAQUE = (nn.Module, type, FunctionType, ModuleType, str, bytes, int, float, complex, bool, type(None))
+_PLAIN = (Tensor, list, tuple, dict)
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 # An output of more objects than that is no output.
 _MOST_OBJECTS = 100_000
@@ -62,12 +63,19 @@ def tensors_in(value: Any, ignored: frozenset[str] = frozenset()) -> Iterator[Te
 
 
 def left_in_attributes(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Tensors in attributes of modules that a forward may have left there, weights and buffers apart; and where."""
+    """Tensors in attributes of modules, and in buffers, that a forward may have left there; and where."""
     for path, module in modules_of(network):
-        for name, value in vars(module).items():
-            if name not in _OF_EVERY_MODULE and isinstance(value, (Tensor, list, tuple, dict)):
-                for tensor in tensors_in(value):
-                    yield f"{path}.{name}" if path else name, tensor
+        prefix = f"{path}." if path else ""
+        for name, value in (*vars(module).items(), *module._buffers.items()):
+            if name not in _OF_EVERY_MODULE:
+                for tensor in tensors_in(value) if isinstance(value, _PLAIN) else _held_by(value):
+                    yield prefix + name, tensor
+
+
+def _held_by(value: Any) -> Iterator[Tensor]:
+    """Tensors in attributes of an object; what else it holds may be half of the process."""
+    if not isinstance(value, _OPAQUE):
+        yield from (item for item in getattr(value, "__dict__", {}).values() if isinstance(item, Tensor))
 
 
 def _parts(value: Any, ignored: frozenset[str]) -> Iterator[Any]:

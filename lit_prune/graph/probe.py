@@ -18,6 +18,7 @@ from lit_prune.common._compat import forward_hooks
 from lit_prune.common.names import modules_of
 from lit_prune.errors import TraceError
 from lit_prune.graph.agreement import compare
+from lit_prune.graph.alternatives import follow_alternatives
 from lit_prune.graph.copying import is_torch_hook
 from lit_prune.graph.groups import ChannelGroup, Grouping, build_groups, plan_without
 from lit_prune.graph.labels import Components, Row
@@ -114,6 +115,7 @@ def _record(
     with subject.running(plan, masked) as network:
         recording = record(network, subject.calls, RULES, until)
         tie_widths(network, recording)
+        follow_alternatives(network, recording)
     recording.raw = recording.labels.components()
     return recording
 

@@ -70,6 +70,7 @@ class Recording:
         unsupported: Operations without a rule, with their number.
         raw: The components of what the operations alone say, before folds are settled.
         calls: How often each module was called, by its qualified name.
+        followed: Modules that took no part, and are cut as one beside them that did.
         constants: For each operation the numbers that it was given, and the layer; a shrunk network must give the same.
     """
 
@@ -81,3 +82,4 @@ class Recording:
     raw: Components = field(default_factory=lambda: Labels().components())
     constants: list[Constant] = field(default_factory=list)
     calls: Counter[str] = field(default_factory=Counter)
+    followed: list[str] = field(default_factory=list)

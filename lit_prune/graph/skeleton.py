@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -70,6 +71,31 @@ def on_meta(calls: Sequence[Call]) -> list[Call]:
         return tree_map_only(Tensor, _empty, value)
 
     return [replace(call, args=convert(tuple(call.args)), kwargs=convert(dict(call.kwargs))) for call in calls]
+
+
+def with_values(calls: Sequence[Call], device: torch.device) -> list[Call]:
+    """The same calls with made-up values where inputs have none."""
+
+    def convert(tensor: Tensor) -> Tensor:
+        return made_up(tensor.shape, tensor.dtype, device) if tensor.is_meta else tensor.to(device)
+
+    return [
+        replace(
+            call,
+            args=tree_map_only(Tensor, convert, tuple(call.args)),
+            kwargs=tree_map_only(Tensor, convert, dict(call.kwargs)),
+        )
+        for call in calls
+    ]
+
+
+def made_up(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Values between 0 and 1; zeros where they are integers, which may be indices; true where they may be a mask."""
+    if dtype == torch.bool:
+        return torch.ones(tuple(shape), dtype=dtype, device=device)
+    if not dtype.is_floating_point:
+        return torch.zeros(tuple(shape), dtype=dtype, device=device)
+    return torch.linspace(0, 1, math.prod(shape)).reshape(tuple(shape)).to(device, dtype)
 
 
 def remember(empty: Tensor, value: Tensor) -> None:

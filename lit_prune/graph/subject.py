@@ -18,7 +18,7 @@ from lit_prune.common.names import modules_of
 from lit_prune.common.running import restored
 from lit_prune.graph.copying import CopyTensor
 from lit_prune.graph.recording import Call
-from lit_prune.graph.skeleton import cloned, emptied, has_values, on_meta, replica, skeleton, twin
+from lit_prune.graph.skeleton import cloned, emptied, has_values, on_meta, replica, skeleton, twin, with_values
 from lit_prune.plan import PruningPlan
 from lit_prune.surgery.mask import mask_
 from lit_prune.surgery.shrink import shrink_
@@ -36,8 +36,10 @@ class Subject(Protocol):
     """
 
     network: nn.Module
-    calls: Sequence[Call]
     has_values: bool
+
+    @property
+    def calls(self) -> Sequence[Call]: ...  # noqa: D102
 
     def running(self, plan: PruningPlan = _NOTHING, masked: bool = False) -> Any:
         """A context in which the network, cut to ``plan`` or masked, can be run once."""
@@ -56,7 +58,7 @@ class Copies:
 
     def __init__(self, network: nn.Module, calls: Sequence[Call]) -> None:
         self.network = network
-        self.calls = calls
+        self.calls: Sequence[Call] = calls
         self.has_values = has_values(network)
 
     @classmethod
@@ -80,20 +82,27 @@ class InPlace:
 
     Attributes:
         network: The live network.
-        calls: How it is entered.
+        given: How it is entered.
         has_values: Whether what stands in has numbers.
         plan: What it was cut to before.
     """
 
     network: nn.Module
-    calls: Sequence[Call]
+    given: Sequence[Call]
     has_values: bool
     plan: PruningPlan = field(default_factory=lambda: _NOTHING)
 
     @classmethod
     def of(cls, model: nn.Module, calls: Sequence[Call], values: bool) -> InPlace:
         """A live network, entered by ``calls``."""
-        return cls(model, calls if values else on_meta(calls), values)
+        return cls(model, calls, values)
+
+    @property
+    def calls(self) -> Sequence[Call]:
+        """How it is entered, made when it is asked for: a batch of images is too large to be kept."""
+        if not self.has_values:
+            return on_meta(self.given)
+        return with_values(self.given, next(self.network.parameters()).device)
 
     @contextmanager
     def running(self, plan: PruningPlan = _NOTHING, masked: bool = False) -> Iterator[nn.Module]:
@@ -108,7 +117,7 @@ class InPlace:
 
     def cut(self, plan: PruningPlan) -> InPlace:
         """The same network, from now on in the shapes of a plan."""
-        return InPlace(self.network, self.calls, self.has_values, self.plan.then(plan))
+        return InPlace(self.network, self.given, self.has_values, self.plan.then(plan))
 
 
 def _replace_tensors_(network: nn.Module, copy_tensor: CopyTensor) -> None:
@@ -126,7 +135,8 @@ def _replace_tensors_(network: nn.Module, copy_tensor: CopyTensor) -> None:
     for _, module in modules_of(network):
         # A class of its own way to set attributes keeps a second list of its weights (`nn.LSTM`), or is a script.
         plain = type(module).__setattr__ is nn.Module.__setattr__
-        for own in (module._parameters, module._buffers):
+        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for own in tables:
             for name, tensor in list(own.items()):
                 if tensor is not None:
                     copy = copied(tensor, own is module._buffers)

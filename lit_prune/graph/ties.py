@@ -15,6 +15,8 @@ from lit_prune.modules.registry import (
     qualified_names,
 )
 
+IDLE = "takes no part in the forward of these inputs"
+
 
 def tie_widths(network: nn.Module, recording: Recording) -> None:
     """Join and freeze what the tables say of the modules of ``network``."""
@@ -60,7 +62,7 @@ def unmet(network: nn.Module, recording: Recording) -> dict[str, str]:
         weight = getattr(module, "weight", None)
         if isinstance(weight, Tensor) and weight.dim() > 1 and max(weight.shape[:2]) > 1 and id(weight) not in used:
             found[name] = (
-                "takes no part in the forward of these inputs"
+                IDLE
                 if "weight" in module._parameters
                 else "has no weight of its own to cut: each forward computes it (weight_norm, a parametrization)"
             )

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import math
+import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lit_prune.common._compat import tree_flatten, tree_map_only
+from lit_prune.common._compat import in_backward, tree_flatten, tree_map_only
 from lit_prune.errors import ArgumentTypeError
 from lit_prune.graph import Call
+from lit_prune.graph.skeleton import made_up
+from lit_prune.training.step import StepCall
 
+# Larger tensors are images and the like: of these the shape tells enough.
+FEW = 1024
 # A step that enters more submodules than this one by one calls layers, not networks.
 _MOST_CALLS = 64
 
@@ -40,7 +45,8 @@ class CallRecorder:
         self._inside = 0
         self._handles: list[Any] = []
         for name, child in module.named_modules():
-            if any(True for _ in child.parameters()):
+            # What is inside of a script calls no hook.
+            if any(True for _ in child.parameters()) and not isinstance(child, torch.jit.ScriptModule):
                 self._handles.append(child.register_forward_pre_hook(self._entering(name), with_kwargs=True))
                 self._handles.append(child.register_forward_hook(self._leaving, always_call=True))
 
@@ -53,7 +59,8 @@ class CallRecorder:
 
     def _entering(self, name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self._is_redirected(module):
+            # What checkpointing computes again is no call.
+            if in_backward() or (not name and self._is_redirected(module)):
                 return
             self._inside += 1
             if self._inside == 1 and len(self._calls) < _MOST_CALLS:
@@ -63,7 +70,8 @@ class CallRecorder:
         return hook
 
     def _leaving(self, module: nn.Module, *_: Any) -> None:
-        self._inside = max(0, self._inside - 1)
+        if not in_backward():
+            self._inside = max(0, self._inside - 1)
 
     @staticmethod
     def _is_redirected(module: nn.Module) -> bool:
@@ -89,13 +97,37 @@ def first_example(call: Call) -> Call:
     return Call(call.module, args, kwargs)
 
 
-def made_up(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Values between 0 and 1; zeros where they are integers, which may be indices; true where they may be a mask."""
-    if dtype == torch.bool:
-        return torch.ones(tuple(shape), dtype=dtype, device=device)
-    if not dtype.is_floating_point:
-        return torch.zeros(tuple(shape), dtype=dtype, device=device)
-    return torch.linspace(0, 1, math.prod(shape)).reshape(tuple(shape)).to(device, dtype)
+def step_of(module: Any, batch: Any, batch_idx: int, name: str = "training_step") -> StepCall | None:
+    """The step that a Trainer has just made, with a batch of the same shapes; None where that can't be made again.
+
+    Small tensors keep their values: lengths, classes and boxes decide what a step does.
+    """
+    parameters = inspect.signature(getattr(module, name)).parameters
+    if "dataloader_iter" in parameters:
+        return None
+
+    def stand_in(tensor: Tensor) -> Tensor:
+        few = tensor.numel() <= FEW
+        return tensor.detach().clone() if few else torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+
+    # As Lightning does it: the second argument may have any name.
+    arguments = (batch, batch_idx) if len(parameters) > 1 else (batch,)
+    call = StepCall("", tree_map_only(Tensor, stand_in, arguments), {}, name)
+    if len(parameters) > 2 and name != "training_step":
+        return replace(call, kwargs={"dataloader_idx": 0} if "dataloader_idx" in parameters else {})
+    return call
+
+
+def ways_to_see(forwards: Sequence[Call], steps: Sequence[Call]) -> list[Sequence[Call]]:
+    """In which ways a network may be traced, the one that says most first.
+
+    A step that enters one network uses what that returns; one that enters several passes values between them, which are
+    no outputs then.
+    """
+    ways: list[Sequence[Call]] = [steps, forwards]
+    if steps and len({call.module for call in forwards}) == 1:
+        ways.insert(0, [*forwards, *steps])
+    return [way for way in ways if way]
 
 
 def calls_to_state(calls: Sequence[Call]) -> list[dict[str, Any]] | None:
@@ -107,17 +139,34 @@ def calls_to_state(calls: Sequence[Call]) -> list[dict[str, Any]] | None:
         torch.Size([1, 3])
     """
     try:
-        return [{"module": call.module, "args": _pack(call.args), "kwargs": _pack(dict(call.kwargs))} for call in calls]
+        return [
+            {
+                "module": call.module,
+                "args": _pack(call.args),
+                "kwargs": _pack(dict(call.kwargs)),
+                **({"step": call.name} if isinstance(call, StepCall) else {}),
+            }
+            for call in calls
+        ]
     except TypeError:
         return None
 
 
 def calls_from_state(state: Sequence[Mapping[str, Any]], device: torch.device) -> list[Call]:
     """The calls that :func:`calls_to_state` wrote, on a device."""
-    return [Call(each["module"], _unpack(each["args"], device), _unpack(each["kwargs"], device)) for each in state]
+    return [_call_from_state(each, device) for each in state]
+
+
+def _call_from_state(state: Mapping[str, Any], device: torch.device) -> Call:
+    # Of a step only what is small has values.
+    place = torch.device("meta") if "step" in state else device
+    parts = state["module"], _unpack(state["args"], place), _unpack(state["kwargs"], place)
+    return StepCall(*parts, name=state["step"]) if "step" in state else Call(*parts)
 
 
 def _pack(value: Any) -> Any:
+    if isinstance(value, Tensor) and not value.is_meta and value.numel() <= FEW:
+        return {"values": value.detach().cpu()}
     if isinstance(value, Tensor):
         return {"tensor": list(value.shape), "dtype": value.dtype}
     if type(value) in (tuple, list):
@@ -130,6 +179,8 @@ def _pack(value: Any) -> Any:
 
 
 def _unpack(packed: Mapping[str, Any], device: torch.device) -> Any:
+    if "values" in packed:
+        return packed["values"] if device.type == "meta" else packed["values"].to(device)
     if "tensor" in packed:
         return made_up(packed["tensor"], packed["dtype"], device)
     if "dict" in packed:
@@ -144,8 +195,8 @@ def call_of_example(example: Any, device: torch.device) -> Call:
     """How Lightning calls a module with its ``example_input_array``: a dict by keywords, a tuple by position."""
     example = tree_map_only(Tensor, lambda tensor: tensor.to(device), example)
     if isinstance(example, Mapping):
-        return first_example(Call("", (), dict(example)))
-    return first_example(Call("", example if isinstance(example, tuple) else (example,)))
+        return Call("", (), dict(example))
+    return Call("", example if isinstance(example, tuple) else (example,))
 
 
 def _signature(call: Call) -> Any:

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lit_prune.activations import Calibration, Moments
 from lit_prune.common.arguments import check_ratio
 from lit_prune.common.choices import nearest
 from lit_prune.common.names import count_parameters
-from lit_prune.common.ranks import any_rank, together, warn_once
+from lit_prune.common.ranks import any_rank, gather, together, warn_once
 from lit_prune.errors import ArgumentError, ArgumentTypeError, HalfPrunedError, PruningError, TraceError
 from lit_prune.graph import Call, ChannelGraph
 from lit_prune.plan import PruningPlan
@@ -24,7 +24,7 @@ from lit_prune.select import Selection
 from lit_prune.surgery.prune import prepare
 from lit_prune.training.calibration_pass import calibrate
 from lit_prune.training.host import Host
-from lit_prune.training.inputs import calls_from_state, calls_to_state
+from lit_prune.training.inputs import calls_from_state, calls_to_state, ways_to_see
 from lit_prune.training.recovery import Recovery, Rewarming
 from lit_prune.training.rollback import Trial
 
@@ -41,6 +41,7 @@ class Pruner:
         record: What was pruned so far.
         graph: The channels of the network as it is; ``None`` until it was seen.
         calls: How the network is entered.
+        late: Steps that have used what the first did not, since the network was seen.
 
     Raises:
         ArgumentError: If the amount is out of range, or missing and needed.
@@ -56,6 +57,7 @@ class Pruner:
         self.amount = _checked_amount(amount, policy.selection)
         self.record = Record()
         self.calls: Sequence[Call] = ()
+        self.late: list[Call] = []
         self.graph: ChannelGraph | None = None
         self._trial: Trial | None = None
         self._noted: float | None = None
@@ -70,36 +72,68 @@ class Pruner:
         """Whether the network's inputs are known, and so its channels."""
         return self.graph is not None
 
-    def see(self, network: nn.Module, calls: Sequence[Call]) -> None:
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """Layers that have taken no part so far."""
+        return () if self.graph is None else self.graph.idle + self.graph.followed
+
+    def see(self, network: nn.Module, calls: Sequence[Call], steps: Sequence[Call] = ()) -> None:
         """Trace the network as it is; the first time, check that it can be pruned as the policy says.
+
+        Args:
+            network: The live network.
+            calls: How it is entered.
+            steps: Whole steps of the training, which say more.
 
         Raises:
             PruningError: If there is no call, or the network can't be run on one.
             ArgumentError: If nothing can be pruned in this way.
         """
-        if not calls:
+        steps = _of_rank_zero(network, steps)
+        ways = ways_to_see(calls, steps)
+        if not ways:
             raise PruningError(
                 f"No layer of {type(network).__name__} was called in the first batch, so its channels can't be traced. "
                 "Set `example_input_array` on the LightningModule."
             )
-        try:
-            graph = together(lambda: ChannelGraph.trace_calls(network, calls))
-        except TraceError as error:
-            raise PruningError(
-                f"The network can't be run on {[call.module or 'its example inputs' for call in calls]}: {error}. Give "
-                "the LightningModule an `example_input_array` that its forward takes."
-            ) from error
+        graph, used, failure = together(lambda: _seen(network, ways))
+        if steps and not any(call.is_step for call in used):
+            warn_once(
+                f"The training step of {type(network).__name__} can't be run on stand-ins: {failure}. Channels are "
+                "judged by the forward alone: where the step does more with features than that, leave their layers out "
+                "by `exclude`."
+            )
         if self.record.dense is None:
             self.policy.check(network, graph)
             self.record.dense = Dense.of(network, graph)
-        self.graph, self.calls, self._inputs = graph, calls, calls_to_state(calls)
+        self.graph, self.calls, self._inputs = graph, used, calls_to_state(used)
+
+    def _see_late(self, network: nn.Module) -> None:
+        """See the network again by the steps that have used more of it, on whatever rank."""
+        late, self.late = _of_all_ranks(network, self.late), []
+        if late:
+            forwards, steps = _parted(self.calls)
+            self.see(network, forwards, [*steps, *late])
+
+    def _warn_of_idle(self, network: nn.Module, decision: PruningEvent) -> None:
+        """Say which layers might break: no batch has shown what they are fed with, and it may be what was cut."""
+        cut = {group.size: group.name for group in decision.groups if group.width_under(decision.plan) < group.size}
+        for name in decision.before.idle:
+            weight = network.get_submodule(name).weight
+            fed = cut.get(weight.shape[1]) if isinstance(weight, Tensor) and weight.requires_grad else None
+            if fed is not None:
+                warn_once(
+                    f"{name} has taken part in no step so far. If a later step gives it the channels of {fed}, which "
+                    f"are cut now, that step fails. Add {fed!r} to `exclude`, or give an `example_input_array` that "
+                    f"uses {name}."
+                )
 
     def see_again(self, network: nn.Module) -> bool:
         """See the network by the calls of a resumed run, to prune when it would have; False if there is none."""
         self.graph = None
         if self._inputs is not None:
             device = next(network.parameters()).device
-            self.see(network, calls_from_state(self._inputs, device))
+            self.see(network, *_parted(calls_from_state(self._inputs, device)))
         return self.sees
 
     def ratio(self, part: float) -> float | None:
@@ -142,7 +176,9 @@ class Pruner:
             return calibrate(host, layers, calibration, self.calls)
 
         carry_out("check", host.check)
+        self._see_late(network)
         decision = self.policy.decide(network, self.calls, ratio, self.record, measure, host.averages_within())
+        self._warn_of_idle(network, decision)
         params, averages = count_parameters(network), host.averages()
         groups = [group.name for group in decision.groups]
         trial = carry_out("keep", lambda: self._begin_trial(host, decision.plan, groups, averages))
@@ -237,7 +273,7 @@ class Pruner:
         """The record, and what it takes to go on from here, as plain data."""
         return {
             **self.record.state_dict(),
-            "inputs": self._inputs,
+            "inputs": calls_to_state([*self.calls, *self.late]) if self.calls else self._inputs,
             "trial": None if self._trial is None else self._trial.state_dict(),
             "score": self._noted,
             "rewarmed": None if self._rewarming is None else self._rewarming.taken,
@@ -295,6 +331,47 @@ class Pruner:
     def _score(self, host: Host) -> float | None:
         self.note_score(host)
         return self._noted
+
+
+def _parted(calls: Sequence[Call]) -> tuple[list[Call], list[Call]]:
+    """Forwards and steps."""
+    return [call for call in calls if not call.is_step], [call for call in calls if call.is_step]
+
+
+def _of_rank_zero(network: nn.Module, calls: Sequence[Call]) -> Sequence[Call]:
+    """The calls of rank 0, on every rank, where they are plain: batches differ, and graphs must not."""
+    states = gather(calls_to_state(calls))
+    if len(states) == 1 or None in states:
+        return calls
+    return calls_from_state(states[0] or (), next(network.parameters()).device)
+
+
+def _of_all_ranks(network: nn.Module, calls: Sequence[Call]) -> list[Call]:
+    """The calls of each rank, on every rank."""
+    states = gather(calls_to_state(calls))
+    if len(states) == 1:
+        return list(calls)
+    device = next(network.parameters()).device
+    return calls_from_state([state for of_rank in states for state in of_rank or ()], device)
+
+
+def _seen(network: nn.Module, ways: Sequence[Sequence[Call]]) -> tuple[ChannelGraph, Sequence[Call], TraceError | None]:
+    """The graph by the first way in which the network can be run, and what failed before.
+
+    Raises:
+        PruningError: If there is none.
+    """
+    failure = None
+    for calls in ways:
+        try:
+            return ChannelGraph.trace_calls(network, calls), calls, failure
+        except TraceError as error:
+            failure = error
+    entered = [call.module or "its example inputs" for call in ways[-1]]
+    raise PruningError(
+        f"The network can't be run on {entered}: {failure}. Give the LightningModule an `example_input_array` that its "
+        "forward takes."
+    ) from failure
 
 
 @contextmanager
