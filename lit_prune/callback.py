@@ -243,7 +243,7 @@ class ChannelPruning(Callback):
             self._watch = CallRecorder(pl_module)
         elif self.agenda.waits_for_data:
             self.agenda.rehearse(self._host(trainer))
-        self._step_is_due = not any(call.is_step for call in self.pruner.calls)
+        self._step_is_due = not self.before_wrap and not self.pruner.knows_a_step
         self.pruner.rewarm_again(self._host(trainer))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -313,7 +313,7 @@ class ChannelPruning(Callback):
     def _see_what_was_shown(self, trainer: Trainer, pl_module: LightningModule) -> None:
         calls, step, self._step = self._watched(), self._step, None
         if calls is not None or step is not None:
-            forwards = [call for call in self.pruner.calls if not call.is_step] if calls is None else calls
+            forwards = self.pruner.forwards if calls is None else calls
             self.pruner.see(pl_module, forwards, [] if step is None else [step])
             self.agenda.rehearse(self._host(trainer))
             self._latecomers.watch(pl_module, self.pruner.idle)

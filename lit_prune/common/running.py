@@ -108,11 +108,13 @@ class _Before:
 
 
 def _held_by(hook: Any) -> Iterator[Any]:
-    """What a hook may note down what it sees in: variables around a function, attributes of an object."""
+    """What a hook may note down in what it sees: variables around a function, attributes of an object."""
     for function in (hook, getattr(hook, "func", None)):
-        yield from (cell.cell_contents for cell in getattr(function, "__closure__", None) or () if _is_full(cell))
-        for owner in (function, getattr(function, "__self__", None)):
-            if not isinstance(owner, (nn.Module, type(None))):
+        cells = getattr(function, "__closure__", None) or ()
+        around = [cell.cell_contents for cell in cells if _is_full(cell)]
+        yield from around
+        for owner in (function, getattr(function, "__self__", None), *around):
+            if not isinstance(owner, (nn.Module, type)):
                 yield getattr(owner, "__dict__", None)
 
 

@@ -40,7 +40,7 @@ class Pruner:
     Attributes:
         record: What was pruned so far.
         graph: The channels of the network as it is; ``None`` until it was seen.
-        calls: How the network is entered.
+        calls: How the network is entered, as it was traced.
         late: Steps that have used what the first did not, since the network was seen.
 
     Raises:
@@ -58,6 +58,8 @@ class Pruner:
         self.record = Record()
         self.calls: Sequence[Call] = ()
         self.late: list[Call] = []
+        # All calls and steps that are known.
+        self._known: list[Call] = []
         self.graph: ChannelGraph | None = None
         self._trial: Trial | None = None
         self._noted: float | None = None
@@ -76,6 +78,16 @@ class Pruner:
     def idle(self) -> tuple[str, ...]:
         """Layers that have taken no part so far."""
         return () if self.graph is None else self.graph.idle + self.graph.followed
+
+    @property
+    def knows_a_step(self) -> bool:
+        """Whether the network was seen in a whole step, or tried to be."""
+        return any(call.is_step for call in self._known)
+
+    @property
+    def forwards(self) -> list[Call]:
+        """How a step enters the network."""
+        return _parted(self._known)[0]
 
     def see(self, network: nn.Module, calls: Sequence[Call], steps: Sequence[Call] = ()) -> None:
         """Trace the network as it is; the first time, check that it can be pruned as the policy says.
@@ -106,13 +118,13 @@ class Pruner:
         if self.record.dense is None:
             self.policy.check(network, graph)
             self.record.dense = Dense.of(network, graph)
-        self.graph, self.calls, self._inputs = graph, used, calls_to_state(used)
+        self.graph, self.calls, self._known = graph, used, [*calls, *steps]
 
     def _see_late(self, network: nn.Module) -> None:
         """See the network again by the steps that have used more of it, on whatever rank."""
         late, self.late = _of_all_ranks(network, self.late), []
         if late:
-            forwards, steps = _parted(self.calls)
+            forwards, steps = _parted(self._known)
             self.see(network, forwards, [*steps, *late])
 
     def _warn_of_idle(self, network: nn.Module, decision: PruningEvent) -> None:
@@ -130,7 +142,7 @@ class Pruner:
 
     def see_again(self, network: nn.Module) -> bool:
         """See the network by the calls of a resumed run, to prune when it would have; False if there is none."""
-        self.graph = None
+        self.graph, self.calls, self._known, self.late = None, [], [], []
         if self._inputs is not None:
             device = next(network.parameters()).device
             self.see(network, *_parted(calls_from_state(self._inputs, device)))
@@ -173,7 +185,7 @@ class Pruner:
         network, ratio = host.network, self.ratio(part)
 
         def measure(layers: list[str], calibration: Calibration) -> Mapping[str, Moments]:
-            return calibrate(host, layers, calibration, self.calls)
+            return calibrate(host, layers, calibration, self.forwards)
 
         carry_out("check", host.check)
         self._see_late(network)
@@ -273,7 +285,7 @@ class Pruner:
         """The record, and what it takes to go on from here, as plain data."""
         return {
             **self.record.state_dict(),
-            "inputs": calls_to_state([*self.calls, *self.late]) if self.calls else self._inputs,
+            "inputs": calls_to_state([*self._known, *self.late]) if self._known else self._inputs,
             "trial": None if self._trial is None else self._trial.state_dict(),
             "score": self._noted,
             "rewarmed": None if self._rewarming is None else self._rewarming.taken,

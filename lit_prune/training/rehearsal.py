@@ -79,7 +79,7 @@ class Rehearsal:
         layers = dict.fromkeys(layer for group in groups for layer in group.layers)
         one = replace(policy.calibration, batches=host.ranks)
         try:
-            calibrate(host, list(layers), one, self._pruner.calls)
+            calibrate(host, list(layers), one, self._pruner.forwards)
         except NoObjectsError:
             # So few images may show none, and a network that has learnt nothing yet finds none.
             return

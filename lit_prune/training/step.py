@@ -51,7 +51,7 @@ def _nothing_else_happens(network: Any) -> Iterator[None]:
         stack.enter_context(_NoBackward())
         if trainer is not None:
             stack.enter_context(trainer.precision_plugin.forward_context())
-            stack.enter_context(_holding(trainer, loggers=[_Ignored() for _ in trainer.loggers]))
+            stack.enter_context(_without_loggers(trainer))
             for optimizer in trainer.optimizers:
                 stack.enter_context(_holding(optimizer, step=_idle_step, zero_grad=_nothing))
             stack.enter_context(_holding(network, **_idle_methods(network, trainer)))
@@ -82,16 +82,12 @@ def _idle_methods(module: Any, trainer: Any) -> dict[str, Any]:
 
 @contextmanager
 def _holding(owner: Any, **values: Any) -> Iterator[None]:
-    """While open, an object has other attributes of its own."""
+    """While open, an object has other attributes."""
     missing = object()
     before = {name: vars(owner).get(name, missing) for name in values}
-    is_plain = not isinstance(owner, nn.Module)
     try:
-        for name, value in values.items():
-            if is_plain:
-                setattr(owner, name, value)
-            else:
-                vars(owner)[name] = value
+        # A module's own `__setattr__` may do more.
+        vars(owner).update(values)
         yield
     finally:
         for name, value in before.items():
@@ -99,6 +95,16 @@ def _holding(owner: Any, **values: Any) -> Iterator[None]:
                 vars(owner).pop(name, None)
             else:
                 vars(owner)[name] = value
+
+
+@contextmanager
+def _without_loggers(trainer: Any) -> Iterator[None]:
+    before = trainer.loggers
+    trainer.loggers = [_Ignored() for _ in before]
+    try:
+        yield
+    finally:
+        trainer.loggers = before
 
 
 class _NoBackward(TorchFunctionMode):
