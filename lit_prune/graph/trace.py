@@ -68,6 +68,9 @@ def record(
         network.eval()
     with torch.no_grad(), eagerly(), _plain_attention():
         _run(network, forwards, tracer, until)
+        for place, tensor in [] if steps else _left_behind(network, tracer):
+            # Nothing shows whether anybody reads it.
+            tracer.freeze([block.labels for block in tracer.blocks(tensor)], f"is kept in the attribute {place}")
         # What it costs is what it costs to use.
         products = list(recording.products)
         if not steps and tracer.leaves_unseen():
@@ -125,9 +128,6 @@ def _run(network: nn.Module, calls: Sequence[Call], tracer: Tracer, until: Until
                     f"{type(module).__name__} returns a {type(output).__name__} that holds no tensor: what its "
                     "channels are for can't be told. Let its forward return what it has computed"
                 )
-        if calls and not calls[0].is_step:
-            for place, tensor in _left_behind(network, tracer):
-                tracer.freeze([block.labels for block in tracer.blocks(tensor)], f"is kept in the attribute {place}")
 
 
 def _entered(network: nn.Module, call: Call, tracer: Tracer, composites: Composites) -> Any:
