@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lit_prune.common._compat import ITEM, ConvNd, DispatchMode, memory_of
 from lit_prune.common.names import modules_of
 from lit_prune.graph.labels import Row
-from lit_prune.graph.made import INTEGERS, values_made
+from lit_prune.graph.made import ALIKE, INTEGERS, values_made
 from lit_prune.graph.memo import output_of
 from lit_prune.graph.operation import Operation, signature, tensors_among
 from lit_prune.graph.recording import Recording
@@ -51,6 +51,8 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
         self._rules = rules
         # The tensors are held so that their ids stay theirs until the end of the trace.
         self._values: dict[int, tuple[Tensor, list[Block]]] = {}
+        # Pieces that were cut out of a dimension, each with the memory that it lies in.
+        self.cuts: list[tuple[int, Row]] = []
         # What a forward makes of numbers alone; held, as above.
         self._made: dict[int, Tensor] = {}
         # Memory that something unknown was written into: numbers that were known of it are no longer.
@@ -112,18 +114,22 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
             # Numbers on their way to where they count, and grids that a forward makes or has made before.
             for made in tensors_among([output] if isinstance(output, Tensor) else output or ()):
                 self._made[id(made)] = made
+            self._follow(signature(func).operation(args, kwargs, output), signature(func).qualified_name, tensors)
             return
         known = signature(func)
         operation = known.operation(args, kwargs, output)
         numbers = known.numbers(operation) + self._small(tensors)
         if numbers or known.counts:
             self.recording.constants.append((operation.name, numbers, self.layer))
-        if not any(map(self._is_tracked, tensors)):
-            return
-        self.apply(operation, known.qualified_name)
+        self._follow(operation, known.qualified_name, tensors)
         if isinstance(output, Tensor) and not output.numel():
             # A forward may go on by a loop over what it has found, and this time there was nothing.
             self.freeze([block.labels for block in self.blocks(output)], "is run on nothing for these inputs")
+
+    def _follow(self, operation: Operation, qualified_name: str, tensors: Sequence[Tensor]) -> None:
+        """Run the rule of an operation that labels enter, or that makes values which are alike."""
+        if operation.name in ALIKE or any(map(self._is_tracked, tensors)):
+            self.apply(operation, qualified_name)
 
     def _small(self, tensors: Sequence[Tensor]) -> tuple[float, ...]:
         """The values of the small tensors among some, as far as they are known and are none of the network's own."""
@@ -143,6 +149,8 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
         """Run the rule of an operation; without one, freeze all that enters it."""
         rule = self._rules.get(operation.name)
         if rule is None:
+            if not any(self.has_channels(tensor) for tensor in operation.tensors()):
+                return
             self.recording.unsupported[qualified_name] += 1
             self.freeze_inputs(operation, f"{qualified_name} is not understood")
         else:
@@ -228,8 +236,27 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
         for tensor in operation.tensors():
             self.freeze([block.labels for block in self.blocks(tensor)], reason)
 
+    def has_channels(self, tensor: Tensor) -> bool:
+        """Whether a value carries labels other than those of values that are alike."""
+        return self._is_tracked(tensor) and not all(self.labels.is_loose(b.labels) for b in self.blocks(tensor))
+
+    def is_piece(self, tensor: Tensor, row: Row) -> bool:
+        """Whether a row of a value lies in a piece that was cut out of a dimension of another in the same memory."""
+        memory = memory_of(tensor) if self.cuts else 0
+        return any(memory == other and np.isin(row, piece).all() for other, piece in self.cuts)
+
+    def is_firm(self, tensor: Tensor, dims: Collection[int]) -> bool:
+        """Whether values differ along any of these dimensions, counted from the last: those are wide, and not alike."""
+        wide = {dim for dim in dims if tensor.dim() + dim >= 0 and tensor.shape[dim] > 1}
+        for block in self.blocks(tensor):
+            if self.labels.is_loose(block.labels):
+                wide.difference_update(dim - tensor.dim() for dim in block.dims)
+        return bool(wide)
+
     def unite(self, rows: Sequence[Row | None], reason: str) -> Row | None:
         """Join all rows; where one is not tracked, freeze the others. Returns the row that the result carries."""
+        # What is alike however long it is fits to any.
+        rows = [row for row in rows if row is None or not self.labels.is_loose(row)]
         tracked = [row for row in rows if row is not None]
         if not tracked:
             return None
@@ -251,12 +278,22 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
     ) -> list[Block]:
         """:meth:`meet` for values of which the shape and the blocks are known."""
         moved = []
+        loose_blocks = []
         for own, carried in values:
             offset = len(shape) - len(own)
             blocks = (
                 [block.moved({dim: dim + offset for dim in block.dims}) for block in carried] if offset else carried
             )
-            moved.append((blocks, {dim + offset for dim, size in enumerate(own) if size > 1}))
+            wide = {dim + offset for dim, size in enumerate(own) if size > 1}
+            firm = []
+            for block in blocks:
+                if self.labels.is_loose(block.labels):
+                    # It is like a dimension of one: what it meets says how long it is.
+                    loose_blocks.append(block)
+                    wide.difference_update(block.dims)
+                else:
+                    firm.append(block)
+            moved.append((firm, wide))
         result = []
         for connected in _connected([block.dims for blocks, _ in moved for block in blocks]):
             dims = connected
@@ -273,6 +310,8 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
                 loose |= missing
             if untracked or loose == set(dims):
                 self.freeze(arrays, reason)
+                if all(map(self.labels.is_even, arrays)):
+                    continue
             elif loose:
                 # Along a dimension that is not tracked nothing is lost: what lies along it goes together.
                 thin = [array[tuple(slice(1) if dim in loose else slice(None) for dim in dims)] for array in arrays]
@@ -284,6 +323,11 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
             for array in arrays[1:]:
                 self.labels.join(arrays[0], array)
             result.append(Block(tuple(dims), np.broadcast_to(arrays[0], [shape[dim] for dim in dims])))
+        taken = {dim for _, wide in moved for dim in wide} if loose_blocks else set()
+        for block in loose_blocks:
+            if taken.isdisjoint(block.dims) and block.labels.shape == tuple(shape[dim] for dim in block.dims):
+                result.append(block)
+                taken.update(block.dims)
         return result
 
     def _tied(self, tensor: Tensor, block: Block, dim: int) -> Row:

@@ -3,13 +3,14 @@
 Whatever has no rule freezes all that enters it. A rule that can't be exact freezes too; it never guesses.
 """
 
-from lit_prune.graph.rules import attention, elementwise, norms, pieces, products, shapes, spatial
+from lit_prune.graph.rules import attention, elementwise, indexing, norms, pieces, products, shapes, spatial
 from lit_prune.graph.rules.table import RULES, register_rule
 
 __all__ = [
     "RULES",
     "attention",
     "elementwise",
+    "indexing",
     "norms",
     "pieces",
     "products",

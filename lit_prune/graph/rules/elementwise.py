@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from torch import Tensor
 
@@ -26,6 +26,7 @@ def _unary(trace: Tracer, op: Operation) -> None:
         # Overloads that take their bounds or values as tensors.
         _broadcast(trace, op)
         return
+    _write_in_place(trace, op)
     blocks = trace.blocks(tensors[0])
     for output in op.outputs():
         if output.dim() == tensors[0].dim():
@@ -38,14 +39,40 @@ def _unary(trace: Tracer, op: Operation) -> None:
     "xlogy prelu_kernel".split()
 )
 def _broadcast(trace: Tracer, op: Operation) -> None:
+    _write_in_place(trace, op)
     shape = op.output.shape
     trace.assign_blocks(op.output, trace.meet(shape, op.tensors(), "meets what is not tracked"))
 
 
-@register_rule(*"new_full new_zeros new_ones new_empty new_empty_strided".split())
+def _write_in_place(trace: Tracer, op: Operation) -> None:
+    target, *others = op.tensors()
+    if op.output is target:
+        for block in trace.blocks(target):
+            write(trace, target, block, [(other, {dim - target.dim() for dim in block.dims}) for other in others])
+
+
+def write(trace: Tracer, target: Tensor, block: Block, values: Sequence[tuple[Tensor, Collection[int]]]) -> None:
+    """Say that values are written where a block lies: what was alike there may be so no longer.
+
+    Args:
+        trace: The tracer.
+        target: What is written to.
+        block: Of its blocks that which is written over.
+        values: What is written, each with its dimensions, counted from the last, that lie along the block.
+    """
+    if any(trace.is_firm(value, dims) for value, dims in values):
+        trace.labels.bind(block.labels)
+    elif trace.is_piece(target, block.labels):
+        trace.freeze([block.labels], "is filled in part")
+
+
+@register_rule(
+    *"zeros ones full empty empty_strided empty_permuted rand randn randint new_full new_zeros new_ones new_empty "
+    "new_empty_strided".split()
+)
 def _new(trace: Tracer, op: Operation) -> None:
     # Nothing of the values enters; a size that follows a width shows when the result meets the channels.
-    trace.assign(op.output, [])
+    trace.assign(op.output, [trace.labels.even(size) if size > 1 else None for size in op.output.shape])
 
 
 @register_rule("prelu")
