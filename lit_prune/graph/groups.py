@@ -276,4 +276,5 @@ def plan_without(recording: Recording, components: Components, gone: Iterable[tu
         indices = positions[edges[number] : edges[number + 1]] - bounds[number]
         kept.setdefault(name, {})[dim] = torch.from_numpy(indices)
         sizes.setdefault(name, {})[dim] = len(rows[number])
-    return PruningPlan(kept, sizes)
+    reduced_in = {layer for layer, row in recording.reduced if leaves[components.of[row]].any()}
+    return PruningPlan(kept, sizes, frozenset(reduced_in))

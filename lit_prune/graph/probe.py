@@ -24,7 +24,7 @@ from lit_prune.graph.skeleton import has_values, on_meta, replica, skeleton, twi
 from lit_prune.graph.ties import keep_whole, tie_widths
 from lit_prune.graph.trace import Reached, Until, record
 from lit_prune.plan import PruningPlan, Slot
-from lit_prune.surgery.mask import mask_
+from lit_prune.surgery.mask import zero_
 
 Examined = tuple[nn.Module, Sequence[Call], Recording, Grouping]
 
@@ -238,6 +238,8 @@ def _verify(
         if not has_values(network):
             raise
         try:
-            compare(_record(mask_(twin(network), plan), calls), again, plan)
+            masked = twin(network)
+            zero_(masked, plan)
+            compare(_record(masked, calls), again, plan)
         except TraceError:
             raise error from None

@@ -58,6 +58,7 @@ class Recording:
         unsupported: Operations without a rule, with their number.
         raw: The components of what the operations alone say, before folds are settled.
         calls: How often each module was called, by its qualified name.
+        reduced: Layer and labels of what a statistic is taken over: of the labels that are left, once some go.
         pieces: Layer and labels of each piece that was taken out of a dimension.
         constants: For each operation the numbers that it was given, and the layer; a shrunk network must give the same.
     """
@@ -68,6 +69,7 @@ class Recording:
     products: list[Product] = field(default_factory=list)
     unsupported: Counter[str] = field(default_factory=Counter)
     raw: Components = field(default_factory=lambda: Labels().components())
+    reduced: list[tuple[str, Row]] = field(default_factory=list)
     pieces: list[tuple[str, Row]] = field(default_factory=list)
     constants: list[Constant] = field(default_factory=list)
     calls: Counter[str] = field(default_factory=Counter)

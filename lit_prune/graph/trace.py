@@ -71,8 +71,9 @@ def record(
             products = list(recording.products)
             network.train()
             for module in tracer.modules:
-                # In train mode they would refuse a single value a channel; the labels are the same.
-                if isinstance(module, NormBase):
+                # In train mode they would refuse a single value a channel; the labels are the same. What lets its input
+                # pass in eval mode, and learns nothing, draws random masks.
+                if isinstance(module, NormBase) or (module in tracer.passing and not [*module.parameters()]):
                     module.eval()
             _run(network, calls, tracer, until)
             recording.products = products
@@ -106,7 +107,7 @@ def _run(network: nn.Module, calls: Sequence[Call], tracer: Tracer, until: Until
             tracer.path[:] = []
             outputs = used_outputs(module, output)
             for tensor in outputs:
-                tracer.freeze([block.labels for block in tracer.blocks(tensor)], OUTPUT)
+                tracer.freeze_output(tensor, OUTPUT)
             # A list of what was found may be empty.
             nothing_found = isinstance(output, (list, tuple, dict)) and not output
             if not outputs and len(calls) == 1 and not nothing_found:
@@ -116,7 +117,7 @@ def _run(network: nn.Module, calls: Sequence[Call], tracer: Tracer, until: Until
                 )
         for place, tensor in left_in_attributes(network):
             if tracer.is_derived(tensor):
-                tracer.freeze([block.labels for block in tracer.blocks(tensor)], f"is kept in the attribute {place}")
+                tracer.freeze_output(tensor, f"is kept in the attribute {place}")
 
 
 @contextmanager
@@ -128,9 +129,11 @@ def _paths(tracer: Tracer, until: Until | None) -> Iterator[None]:
         if module in names:
             path.append(names[module])
 
-    def leave(module: nn.Module, *_: Any) -> None:
+    def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if module in names:
             name = path.pop()
+            if args and output is args[0]:
+                tracer.passing.add(module)
             called[name] += 1
             if until is not None and name == until.module and called[name] == until.calls:
                 raise Reached

@@ -38,6 +38,8 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
         self.recording = recording
         self.labels = recording.labels
         self.path: list[str] = []
+        # Modules that return the very input that they were given.
+        self.passing: set[nn.Module] = set()
         self._names: dict[int, str] = {}
         self._kernels: set[int] = set()
         self.modules: dict[nn.Module, str] = {module: name for name, module in modules_of(network)}
@@ -51,6 +53,10 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
         self._rules = rules
         # The tensors are held so that their ids stay theirs until the end of the trace.
         self._values: dict[int, tuple[Tensor, list[Block]]] = {}
+        # Values that no operation may take, if some rows shall stay free.
+        self._forbidden: dict[int, tuple[Tensor, Sequence[Row], str]] = {}
+        # What stands for the statistics of whole pieces (groups, heads), by its first label.
+        self.statistics: dict[int, Row] = {}
         # Pieces that were cut out of a dimension, each with the memory that it lies in.
         self.cuts: list[tuple[int, Row]] = []
         # What a forward makes of numbers alone; held, as above.
@@ -67,7 +73,7 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
         values = remembered((args, kwargs)) if tensors and all(map(self._is_known, tensors)) else None
         if func is ITEM and values is not None:
             return func(*values[0])
-        output = output_of(func, args, kwargs)
+        output = self.result_of(func, args, kwargs)
         if values is None and (written := signature(func).written):
             arguments = signature(func).operation(args, kwargs, output).arguments
             for tensor in tensors_among([arguments[name] for name in written]):
@@ -84,6 +90,10 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
             remember(output, made)
         self._see(func, args, kwargs, tensors, output)
         return output
+
+    def result_of(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """What an operation returns."""
+        return output_of(func, args, kwargs)
 
     def foresee(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """What an operation on tensors without values returns, its rule run; None where torch has to say what it is."""
@@ -128,6 +138,10 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
 
     def _follow(self, operation: Operation, qualified_name: str, tensors: Sequence[Tensor]) -> None:
         """Run the rule of an operation that labels enter, or that makes values which are alike."""
+        for tensor in tensors if self._forbidden else ():
+            if id(tensor) in self._forbidden:
+                _, rows, reason = self._forbidden[id(tensor)]
+                self.freeze(rows, reason)
         if operation.name in ALIKE or any(map(self._is_tracked, tensors)):
             self.apply(operation, qualified_name)
 
@@ -138,7 +152,7 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
             # Where all have values, those of the network itself are among them.
             return ()
         for tensor in tensors:
-            if id(tensor) in self._values or id(tensor) in self._names or tensor.numel() > _SMALL:
+            if id(tensor) in self._names or tensor.numel() > _SMALL or self._values.get(id(tensor), (None, []))[1]:
                 continue
             value = tensor if not tensor.is_meta else remembered(tensor) if self._is_known(tensor) else None
             if value is not None and (value.is_floating_point() or value.dtype in INTEGERS):
@@ -204,6 +218,11 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
                 return block.labels if len(block.dims) == 1 else self._tied(tensor, block, dim)
         return None
 
+    def channels(self, tensor: Tensor, dim: int = 1) -> Rows:
+        """The rows of a value that is an image: a block that spans space too is tied over it."""
+        self.row(tensor, dim)
+        return self.rows(tensor)
+
     def heads(self, tensor: Tensor, dim: int) -> Row | None:
         """Labels that stand for whole pieces: what dimension ``dim`` carries when the rest of its block is gone."""
         for block in self.blocks(tensor):
@@ -230,6 +249,16 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
         for row in rows:
             if row is not None:
                 self.labels.freeze(row, reason + where)
+
+    def forbid(self, tensor: Tensor, rows: Sequence[Row], reason: str) -> None:
+        """Freeze some rows as soon as an operation takes ``tensor``, or the network returns it."""
+        self._forbidden[id(tensor)] = (tensor, rows, reason)
+
+    def freeze_output(self, tensor: Tensor, reason: str) -> None:
+        """Freeze all that a value carries which leaves the network."""
+        self.freeze([block.labels for block in self.blocks(tensor)], reason)
+        if id(tensor) in self._forbidden:
+            self.freeze(*self._forbidden[id(tensor)][1:])
 
     def freeze_inputs(self, operation: Operation, reason: str) -> None:
         """Freeze all that enters an operation."""
@@ -287,7 +316,7 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
             wide = {dim + offset for dim, size in enumerate(own) if size > 1}
             firm = []
             for block in blocks:
-                if self.labels.is_loose(block.labels):
+                if self.labels.is_loose(block.labels) or self._stands_for(block, len(shape), values):
                     # It is like a dimension of one: what it meets says how long it is.
                     loose_blocks.append(block)
                     wide.difference_update(block.dims)
@@ -329,6 +358,16 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
                 result.append(block)
                 taken.update(block.dims)
         return result
+
+    def _stands_for(self, block: Block, rank: int, values: Sequence[tuple[Sequence[int], Sequence[Block]]]) -> bool:
+        """Whether a block holds the statistics of pieces, one label each, and meets these very pieces here."""
+        pieces = self.statistics.get(int(block.labels.flat[0])) if self.statistics and block.labels.ndim == 1 else None
+        for own, blocks in values if pieces is not None else ():
+            dim = block.dims[0] - rank + len(own)
+            for other in blocks:
+                if dim in other.dims and len(other.dims) > 1 and np.array_equal(other.led_by(dim), pieces):
+                    return True
+        return False
 
     def _tied(self, tensor: Tensor, block: Block, dim: int) -> Row:
         pieces = block.led_by(dim)

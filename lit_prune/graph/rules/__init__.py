@@ -3,7 +3,7 @@
 Whatever has no rule freezes all that enters it. A rule that can't be exact freezes too; it never guesses.
 """
 
-from lit_prune.graph.rules import attention, elementwise, indexing, norms, pieces, products, shapes, spatial
+from lit_prune.graph.rules import attention, elementwise, indexing, norms, pieces, products, reductions, shapes, spatial
 from lit_prune.graph.rules.table import RULES, register_rule
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "norms",
     "pieces",
     "products",
+    "reductions",
     "register_rule",
     "shapes",
     "spatial",

@@ -24,7 +24,7 @@ def _unary(trace: Tracer, op: Operation) -> None:
     tensors = op.tensors()
     if len(tensors) > 1:
         # Overloads that take their bounds or values as tensors.
-        _broadcast(trace, op)
+        broadcast(trace, op)
         return
     _write_in_place(trace, op)
     blocks = trace.blocks(tensors[0])
@@ -38,7 +38,8 @@ def _unary(trace: Tracer, op: Operation) -> None:
     "lerp addcmul addcdiv eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or masked_fill copy "
     "xlogy prelu_kernel".split()
 )
-def _broadcast(trace: Tracer, op: Operation) -> None:
+def broadcast(trace: Tracer, op: Operation) -> None:
+    """Values meet index by index."""
     _write_in_place(trace, op)
     shape = op.output.shape
     trace.assign_blocks(op.output, trace.meet(shape, op.tensors(), "meets what is not tracked"))
@@ -77,20 +78,20 @@ def _new(trace: Tracer, op: Operation) -> None:
 
 @register_rule("prelu")
 def _prelu(trace: Tracer, op: Operation) -> None:
-    rows, weight = trace.rows(op["self"]), op["weight"]
+    rows, weight = trace.channels(op["self"]), op["weight"]
     if weight.numel() > 1:
         rows[1] = trace.unite([rows[1], *trace.rows(weight)], "meets what is not tracked")
     trace.assign(op.output, rows)
 
 
-def run_over(trace: Tracer, tensor: Tensor, dims: Collection[int], reason: str) -> list[Block]:
-    """What is left of the blocks of a value for an operation that mixes the values along ``dims``.
+def run_over(trace: Tracer, blocks: Sequence[Block], dims: Collection[int], reason: str) -> list[Block]:
+    """What is left of blocks for an operation that mixes the values along ``dims``.
 
     A row along one of them is unprunable. Where a block spans others too (the paths of a split attention), what lies
     along ``dims`` is coupled, so that nothing of what is mixed is lost.
     """
     left = []
-    for block in trace.blocks(tensor):
+    for block in blocks:
         axes = tuple(axis for axis, dim in enumerate(block.dims) if dim in dims)
         if len(axes) == len(block.dims):
             trace.freeze([block.labels], reason)
@@ -106,5 +107,5 @@ def run_over(trace: Tracer, tensor: Tensor, dims: Collection[int], reason: str) 
 @register_rule("softmax", "log_softmax", "cumsum", "cumprod", "safe_softmax")
 def _along(trace: Tracer, op: Operation) -> None:
     source = op["self"]
-    over = run_over(trace, source, {op["dim"] % max(1, source.dim())}, f"{op.name} runs over it")
+    over = run_over(trace, trace.blocks(source), {op["dim"] % max(1, source.dim())}, f"{op.name} runs over it")
     trace.assign_blocks(op.output, over)

@@ -34,7 +34,7 @@ def _index_put(trace: Tracer, op: Operation) -> None:
         shape[new] = source.shape[old]
     inside = set(range(len(shape))) - set(place.values())
     offset = len(shape) - values.dim()
-    run = run_over(trace, values, {dim - offset for dim in inside}, "is placed by index")
+    run = run_over(trace, trace.blocks(values), {dim - offset for dim in inside}, "is placed by index")
     kept = [block for block in trace.blocks(source) if place.keys() >= set(block.dims)]
     for block in kept:
         write(trace, source, block, [(values, {place[dim] - len(shape) for dim in block.dims})])
@@ -87,7 +87,7 @@ def _index_select(trace: Tracer, op: Operation) -> None:
 def _gather(trace: Tracer, op: Operation) -> None:
     source, index = op["self"], op["index"]
     dim = op["dim"] % max(1, source.dim())
-    left = run_over(trace, source, {dim}, "gather picks from it")
+    left = run_over(trace, trace.blocks(source), {dim}, "gather picks from it")
     trace.assign_blocks(op.output, _along(trace, left, source, index, "gather picks from it"))
 
 
@@ -109,11 +109,11 @@ def _scatter(trace: Tracer, op: Operation) -> None:
     values = op.get("src", op.get("source"))
     dim = op["dim"] % max(1, target.dim())
     reason = f"{op.name} writes to it"
-    left = run_over(trace, target, {dim}, reason)
+    left = run_over(trace, trace.blocks(target), {dim}, reason)
     if index.dim() == target.dim() and "index" not in op.name:
         left = _along(trace, left, target, index, reason)
     if isinstance(values, Tensor):
-        moved = run_over(trace, values, {dim}, f"{op.name} places it")
+        moved = run_over(trace, trace.blocks(values), {dim}, f"{op.name} places it")
         for block in left:
             write(trace, target, block, [(values, {d - target.dim() for d in block.dims})])
         sides = [(_without(side, {dim}, 0), blocks) for side, blocks in ((target, left), (values, moved))]
@@ -139,8 +139,8 @@ def _masked_scatter(trace: Tracer, op: Operation) -> None:
         trace.unite(rows, reason)
     else:
         trace.freeze(rows, reason)
-    run_over(trace, source, set(range(source.dim() - 1)), "masked_scatter places it")
-    run_over(trace, target, set(range(last)), "masked_scatter writes to it")
+    run_over(trace, trace.blocks(source), set(range(source.dim() - 1)), "masked_scatter places it")
+    run_over(trace, trace.blocks(target), set(range(last)), "masked_scatter writes to it")
     trace.freeze([block.labels for block in trace.blocks(mask)], "is a mask")
     trace.assign(op.output, [None] * last + [trace.row(target, last)])
 
@@ -148,7 +148,7 @@ def _masked_scatter(trace: Tracer, op: Operation) -> None:
 @register_rule("topk", "sort", "argsort", "kthvalue")
 def _ordered(trace: Tracer, op: Operation) -> None:
     source = op["self"]
-    kept = run_over(trace, source, {op["dim"] % max(1, source.dim())}, f"{op.name} picks from it")
+    kept = run_over(trace, trace.blocks(source), {op["dim"] % max(1, source.dim())}, f"{op.name} picks from it")
     for output in op.outputs():
         same = output.dim() == source.dim()
         place = {d: d - (not same and d > op["dim"] % source.dim()) for d in range(source.dim())}

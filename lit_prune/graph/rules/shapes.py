@@ -98,7 +98,7 @@ def spread(trace: Tracer, source: Tensor, output: Tensor) -> list[Block]:
 
 @register_rule("pixel_shuffle")
 def _pixel_shuffle(trace: Tracer, op: Operation) -> None:
-    rows = trace.rows(op["self"])
+    rows = trace.channels(op["self"], -3)
     channels, factor = rows[-3], int(op["upscale_factor"]) ** 2
     trace.freeze(rows[-2:], "is shuffled into space")
     if channels is not None:
@@ -113,7 +113,7 @@ def _pixel_shuffle(trace: Tracer, op: Operation) -> None:
 
 @register_rule("pixel_unshuffle")
 def _pixel_unshuffle(trace: Tracer, op: Operation) -> None:
-    rows = trace.rows(op["self"])
+    rows = trace.channels(op["self"], -3)
     trace.freeze(rows[-2:], "is shuffled out of space")
     channels = None if rows[-3] is None else np.repeat(rows[-3], int(op["downscale_factor"]) ** 2)
     trace.assign(op.output, [*rows[:-3], channels, None, None])
