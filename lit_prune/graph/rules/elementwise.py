@@ -13,10 +13,10 @@ from lit_prune.graph.values import Block
 
 @register_rule(
     *"abs acos alias angle asin atan bernoulli bitwise_not ceil celu clamp clamp_max clamp_min clone contiguous cos "
-    "conj cosh detach detach_copy dropout elu empty_like erf erfc exp exp2 expm1 feature_dropout fill floor frac "
+    "conj conj_physical cosh detach detach_copy dropout elu empty_like erf erfc exp exp2 expm1 feature_dropout fill floor frac "
     "full_like gelu hardshrink hardsigmoid hardswish hardtanh isfinite isinf isnan leaky_relu lift lift_fresh log "
     "log10 log1p log2 log_sigmoid log_sigmoid_forward logical_not logit mish nan_to_num native_dropout neg normal "
-    "ones_like positive rand_like randn_like reciprocal relu relu6 round rrelu_with_noise rsqrt selu sgn sigmoid "
+    "ones_like positive rand_like randn_like reciprocal relu relu6 resolve_conj resolve_neg round rrelu_with_noise rsqrt selu sgn sigmoid "
     "sign silu sin sinh softplus softshrink softsign special_expit sqrt square tan tanh threshold to to_copy trunc "
     "uniform zero zeros_like".split()
 )
@@ -36,7 +36,7 @@ def _unary(trace: Tracer, op: Operation) -> None:
 @register_rule(
     *"add sub rsub mul div floor_divide true_divide maximum minimum fmax fmin fmod remainder pow atan2 hypot where "
     "lerp addcmul addcdiv eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or masked_fill copy "
-    "xlogy prelu_kernel".split()
+    "xlogy prelu_kernel complex polar logaddexp logaddexp2 heaviside copysign isclose".split()
 )
 def broadcast(trace: Tracer, op: Operation) -> None:
     """Values meet index by index."""
@@ -104,8 +104,15 @@ def run_over(trace: Tracer, blocks: Sequence[Block], dims: Collection[int], reas
     return left
 
 
-@register_rule("softmax", "log_softmax", "cumsum", "cumprod", "safe_softmax")
+@register_rule("softmax", "log_softmax", "cumsum", "cumprod", "safe_softmax", "logcumsumexp")
 def _along(trace: Tracer, op: Operation) -> None:
     source = op["self"]
     over = run_over(trace, trace.blocks(source), {op["dim"] % max(1, source.dim())}, f"{op.name} runs over it")
     trace.assign_blocks(op.output, over)
+
+
+@register_rule("tril", "triu")
+def _triangle(trace: Tracer, op: Operation) -> None:
+    source = op["self"]
+    over = {source.dim() - 2, source.dim() - 1}
+    trace.assign_blocks(op.output, run_over(trace, trace.blocks(source), over, "is cut to a triangle"))

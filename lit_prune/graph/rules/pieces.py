@@ -76,6 +76,19 @@ def _split(trace: Tracer, op: Operation) -> None:
         trace.assign_blocks(output, _widened(trace, output, part))
 
 
+@register_rule("glu")
+def _glu(trace: Tracer, op: Operation) -> None:
+    source = op["self"]
+    dim = op["dim"] % source.dim()
+    half = op.output.shape[dim]
+    parts = [_cut(trace, source, dim, taken) for taken in (slice(half), slice(half, None))]
+    rows = [block.labels for part in parts for block in part if block.dims == (dim,)]
+    if rows:
+        trace.labels.fold(np.stack(rows))
+    met = trace.meet_blocks(op.output.shape, [(op.output.shape, part) for part in parts], "meets what is not tracked")
+    trace.assign_blocks(op.output, _widened(trace, op.output, met))
+
+
 @register_rule("slice")
 def _slice(trace: Tracer, op: Operation) -> None:
     source = op["self"]

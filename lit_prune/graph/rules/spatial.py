@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -68,3 +69,34 @@ def _unfold(trace: Tracer, op: Operation) -> None:
     source = op["self"]
     dim = op["dimension"] % source.dim()
     trace.assign_blocks(op.output, run_over(trace, trace.blocks(source), {dim}, "is cut into windows"))
+
+
+@register_rule("im2col")
+def _im2col(trace: Tracer, op: Operation) -> None:
+    source, kernel = op["self"], math.prod(op["kernel_size"])
+    rows = trace.channels(source, -3)
+    trace.freeze(rows[-2:], "is cut into patches")
+    trace.assign(op.output, [*rows[:-3], None if rows[-3] is None else np.repeat(rows[-3], kernel), None])
+
+
+@register_rule("col2im")
+def _col2im(trace: Tracer, op: Operation) -> None:
+    source, kernel = op["self"], math.prod(op["kernel_size"])
+    rows = trace.channels(source, -2)
+    trace.freeze(rows[-1:], "is put together from patches")
+    channels = rows[-2]
+    if channels is not None:
+        # The values of one patch go together.
+        patches = channels.reshape(-1, kernel)
+        trace.labels.join(patches[:, :1], patches)
+        channels = patches[:, 0] if len(patches) > 1 else None
+        if channels is None:
+            trace.freeze([patches], "becomes the only channel")
+    trace.assign(op.output, [*rows[:-2], channels, None, None])
+
+
+@register_rule("rot90")
+def _turn(trace: Tracer, op: Operation) -> None:
+    source = op["self"]
+    over = {dim % source.dim() for dim in op["dims"]}
+    trace.assign_blocks(op.output, run_over(trace, trace.blocks(source), over, "is turned"))
