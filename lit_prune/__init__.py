@@ -22,10 +22,10 @@ from lit_prune.errors import (
     UnknownNameError,
     UnsupportedError,
 )
-from lit_prune.graph import ChannelGraph
+from lit_prune.graph import ChannelGraph, mask_
 from lit_prune.plan import PruningPlan
 from lit_prune.policy.once import plan_pruning
-from lit_prune.surgery import accept_pruned, mask_, prune_, shrink_
+from lit_prune.surgery import accept_pruned, prune_, shrink_
 from lit_prune.training.recovery import Recovery
 
 __all__ = [

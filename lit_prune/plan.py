@@ -27,6 +27,8 @@ class PruningPlan:
             are left out.
         sizes: Tensor name to dimension to its size before pruning. With it a plan refuses a network that it was
             not made for; plans of :meth:`ChannelGraph.plan` carry it.
+        reduced_in: Names of the layers whose forward takes a statistic over channels that go, by operations of its
+            own: a mean, a norm by hand. A masked network leaves them out there. No part of what plans are compared by.
 
     Raises:
         ArgumentError: If indices are empty, negative, unsorted, repeated or beyond the size.
@@ -40,6 +42,7 @@ class PruningPlan:
 
     kept: Mapping[str, Mapping[int, Tensor]]
     sizes: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+    reduced_in: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         kept = {
@@ -100,13 +103,14 @@ class PruningPlan:
                     mine[dim] = indices
                     if dim in second.sizes.get(name, {}):
                         sizes.setdefault(name, {})[dim] = second.sizes[name][dim]
-        return PruningPlan(kept, sizes)
+        return PruningPlan(kept, sizes, self.reduced_in | second.reduced_in)
 
     def with_prefix(self, prefix: str) -> PruningPlan:
         """The same plan for a module that holds the traced one under ``prefix`` (with its dot: ``"model."``)."""
         return PruningPlan(
             {prefix + name: dims for name, dims in self.kept.items()},
             {prefix + name: dims for name, dims in self.sizes.items()},
+            frozenset(f"{prefix}{name}".removesuffix(".") for name in self.reduced_in),
         )
 
     def only(self, names: Container[str]) -> PruningPlan:
@@ -114,6 +118,7 @@ class PruningPlan:
         return PruningPlan(
             {name: dims for name, dims in self.kept.items() if name in names},
             {name: dims for name, dims in self.sizes.items() if name in names},
+            self.reduced_in,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -122,6 +127,7 @@ class PruningPlan:
             "format": _FORMAT,
             "kept": {name: dict(dims) for name, dims in self.kept.items()},
             "sizes": {name: dict(dims) for name, dims in self.sizes.items()},
+            "reduced_in": sorted(self.reduced_in),
         }
 
     @classmethod
@@ -137,7 +143,7 @@ class PruningPlan:
             raise ArgumentError(
                 f"This plan has format {state['format']}, written by a newer lit_prune; this one reads up to {_FORMAT}."
             )
-        return cls(state["kept"], state.get("sizes", {}))
+        return cls(state["kept"], state.get("sizes", {}), frozenset(state.get("reduced_in", ())))
 
     def __str__(self) -> str:
         """A table: tensor, dimension, indices before and after."""
@@ -190,4 +196,4 @@ def extended(plan: PruningPlan, pairs: Mapping[str, str]) -> PruningPlan:
                 if name.startswith(source):
                     mine: dict[int, Any] = new.setdefault(target + name.removeprefix(source), {})
                     mine.update({dim: value for dim, value in dims.items() if dim not in mine})
-    return PruningPlan(kept, sizes)
+    return PruningPlan(kept, sizes, plan.reduced_in)

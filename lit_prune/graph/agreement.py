@@ -56,7 +56,23 @@ def compare(recording: Recording, again: Recording, plan: PruningPlan) -> None:
     if colder.any():
         name = owners[int(layer[colder].min())].rpartition(".")[0]
         raise TraceError(f"the narrower network freezes channels of {name} that were free", name)
+    _compare_pieces(recording, again, old_of, new_of)
     _compare_constants(recording, again)
+
+
+def _compare_pieces(recording: Recording, again: Recording, before: Row, after: Row) -> None:
+    """What is cut out of a dimension must be what is left of what was cut out before."""
+    old, new = recording.raw, again.raw
+    now = np.full(len(old.reason), -1, dtype=np.int64)
+    now[before] = after
+    slots = np.concatenate([old.of[row] for row in recording.slots.values()])
+    gone = np.zeros(len(old.reason), dtype=np.bool_)
+    gone[slots] = now[slots] < 0
+    for (layer, piece), (_, narrower) in zip(recording.pieces, again.pieces, strict=False):
+        left = now[old.of[piece][~gone[old.of[piece]]]]
+        known = left >= 0
+        if known.any() and not (len(left) == len(narrower) and (left == new.of[narrower])[known].all()):
+            raise TraceError(f"the narrower network takes apart its channels in other places, in {layer}", layer)
 
 
 def _ambiguous(ours: Row, theirs: Row) -> np.ndarray:

@@ -91,7 +91,12 @@ def build_groups(recording: Recording) -> Grouping:
         producing[owners[owners >= 0]] = True
 
     order = np.argsort(keys, kind="stable")
-    order = order[~components.unprunable[order]]
+    stuck = np.zeros(len(components.reason), dtype=np.bool_)
+    for fold in recording.labels.folds:
+        if fold.heads is not None and not fold.whole:
+            # What stands for a piece stays as long as some of the piece does.
+            stuck[components.of[fold.heads]] = True
+    order = order[~(components.unprunable | stuck)[order]]
     bounds = np.flatnonzero(np.diff(keys[order])) + 1
     starts = np.array([0, *bounds.tolist()] if len(order) else [], dtype=np.int64)
     holdings = _Holdings(index, components, order, starts)
@@ -118,7 +123,7 @@ def build_groups(recording: Recording) -> Grouping:
         )
         for (key, draft), name in zip(drafts, named, strict=True)
     )
-    return Grouping(groups, _unprunable_layers(recording, components, index, producing, single), components)
+    return Grouping(groups, _unprunable_layers(recording, components, index, producing, single, stuck), components)
 
 
 class _SlotIndex:
@@ -224,6 +229,7 @@ def _unprunable_layers(
     index: _SlotIndex,
     producing: npt.NDArray[np.bool_],
     single: npt.NDArray[np.bool_],
+    stuck: npt.NDArray[np.bool_],
 ) -> dict[str, str]:
     unprunable = {}
     for number in np.flatnonzero(producing):
@@ -231,6 +237,8 @@ def _unprunable_layers(
         reasons = components.reason[mine]
         if (reasons >= 0).any():
             unprunable[_layer(index.slots[number])] = recording.labels.reasons[int(reasons[reasons >= 0].min())]
+        elif stuck[mine].any():
+            unprunable[_layer(index.slots[number])] = "could only go with the whole of a head"
         elif single[mine].any():
             # One component that holds all channels; or several, each the only one that is coupled in its way.
             alone = (mine == mine[0]).all()
@@ -276,4 +284,5 @@ def plan_without(recording: Recording, components: Components, gone: Iterable[tu
         indices = positions[edges[number] : edges[number + 1]] - bounds[number]
         kept.setdefault(name, {})[dim] = torch.from_numpy(indices)
         sizes.setdefault(name, {})[dim] = len(rows[number])
-    return PruningPlan(kept, sizes)
+    reduced_in = {layer for layer, row in recording.reduced if leaves[components.of[row]].any()}
+    return PruningPlan(kept, sizes, frozenset(reduced_in))

@@ -75,6 +75,8 @@ class Labels:
         self.reasons: list[str] = []
         self.folds: list[Fold] = []
         self.pieces: list[Row] = []
+        self._even: list[tuple[int, int]] = []
+        self._loose: dict[int, int] = {}
         self._pairs: list[tuple[Row, Row]] = []
         self._held: list[tuple[Row, int]] = []
         self._known: Components | None = None
@@ -85,6 +87,27 @@ class Labels:
         self.count += size
         self._known = None
         return row
+
+    def even(self, size: int) -> Row:
+        """``size`` labels of values that are alike however many there are: constants, noise, what was expanded."""
+        row = self.fresh(size)
+        self._even.append((int(row[0]), size))
+        self._loose[int(row[0])] = size
+        return row
+
+    def is_even(self, row: Row) -> bool:
+        """Whether all labels come from :meth:`even`."""
+        return bool(self._even) and _inside(row, dict(self._even))
+
+    def is_loose(self, row: Row) -> bool:
+        """Whether all labels come from :meth:`even`, and nothing has been written there that carries others."""
+        return bool(self._loose) and _inside(row, self._loose)
+
+    def bind(self, row: Row) -> None:
+        """Say that values where these labels are differ, or may: they count from now on."""
+        for start, size in [*self._loose.items()]:
+            if ((row >= start) & (row < start + size)).any():
+                del self._loose[start]
 
     def join(self, first: Row, second: Row) -> None:
         """Index by index, the labels of two arrays of one shape (or that broadcast to one) are coupled."""
@@ -99,6 +122,7 @@ class Labels:
 
         The first reason given is the one reported, but for :data:`OUTPUT`, which goes before all others.
         """
+        self.bind(row)
         self._held.append((row.ravel(), len(self.reasons)))
         self.reasons.append(reason)
         self._known = None
@@ -151,3 +175,11 @@ class Labels:
             labels = np.concatenate([row for row, _ in held])
             reason[of[labels]] = np.repeat([index for _, index in held], counts)
         return Components(of.astype(np.int64), reason)
+
+
+def _inside(row: Row, spans: dict[int, int]) -> bool:
+    """Whether all labels lie in one of the stretches, given by their starts and sizes."""
+    starts = np.fromiter(spans, dtype=np.int64)
+    ends = starts + np.fromiter(spans.values(), dtype=np.int64)
+    place = np.searchsorted(starts, row.ravel(), side="right") - 1
+    return bool((place >= 0).all() and (row.ravel() < ends[place]).all())

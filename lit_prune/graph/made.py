@@ -12,6 +12,11 @@ from lit_prune.graph.operation import signature, tensors_among
 
 aten = torch.ops.aten
 INTEGERS = frozenset((torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64))
+# Operations that make values which are alike along whole dimensions, whatever is in the tensors that they take.
+ALIKE = frozenset(
+    "zeros ones full empty empty_strided empty_permuted rand randn randint new_zeros new_ones new_full new_empty "
+    "new_empty_strided expand repeat".split()
+)
 # Operations whose result is one number throughout, whatever is in the tensor that they take the type of: the number, or
 # where it stands among their arguments.
 _ZERO, _ONE = (0, None), (1, None)

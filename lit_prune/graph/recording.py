@@ -71,6 +71,8 @@ class Recording:
         raw: The components of what the operations alone say, before folds are settled.
         calls: How often each module was called, by its qualified name.
         followed: Modules that took no part, and are cut as one beside them that did.
+        reduced: Layer and labels of what a statistic is taken over: of the labels that are left, once some go.
+        pieces: Layer and labels of each piece that was taken out of a dimension.
         constants: For each operation the numbers that it was given, and the layer; a shrunk network must give the same.
     """
 
@@ -80,6 +82,8 @@ class Recording:
     products: list[Product] = field(default_factory=list)
     unsupported: Counter[str] = field(default_factory=Counter)
     raw: Components = field(default_factory=lambda: Labels().components())
+    reduced: list[tuple[str, Row]] = field(default_factory=list)
+    pieces: list[tuple[str, Row]] = field(default_factory=list)
     constants: list[Constant] = field(default_factory=list)
     calls: Counter[str] = field(default_factory=Counter)
     followed: list[str] = field(default_factory=list)

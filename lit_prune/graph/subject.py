@@ -20,7 +20,7 @@ from lit_prune.graph.copying import CopyTensor
 from lit_prune.graph.recording import Call
 from lit_prune.graph.skeleton import cloned, emptied, has_values, on_meta, replica, skeleton, twin, with_values
 from lit_prune.plan import PruningPlan
-from lit_prune.surgery.mask import mask_
+from lit_prune.surgery.mask import zero_
 from lit_prune.surgery.shrink import shrink_
 
 _NOTHING = PruningPlan({})
@@ -69,7 +69,10 @@ class Copies:
     @contextmanager
     def running(self, plan: PruningPlan = _NOTHING, masked: bool = False) -> Iterator[nn.Module]:
         """A copy that is thrown away: a forward leaves caches behind (anchors, positions)."""
-        yield mask_(twin(self.network), plan) if masked else twin(self.network, plan)
+        network = twin(self.network, _NOTHING if masked else plan)
+        if masked:
+            zero_(network, plan)
+        yield network
 
     def cut(self, plan: PruningPlan) -> Copies:
         """Copies of what is left by a plan."""
@@ -112,7 +115,7 @@ class InPlace:
             if self.plan:
                 shrink_(self.network, self.plan)
             if plan:
-                (mask_ if masked else shrink_)(self.network, plan)
+                (zero_ if masked else shrink_)(self.network, plan)
             yield self.network
 
     def cut(self, plan: PruningPlan) -> InPlace:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -68,29 +68,33 @@ def record(
         network.eval()
     with torch.no_grad(), eagerly(), _plain_attention():
         _run(network, forwards, tracer, until)
-        for place, tensor in [] if steps else _left_behind(network, tracer):
-            # Nothing shows whether anybody reads it.
-            tracer.freeze([block.labels for block in tracer.blocks(tensor)], f"is kept in the attribute {place}")
         # What it costs is what it costs to use.
         products = list(recording.products)
         if not steps and tracer.leaves_unseen():
             network.train()
-            _freeze_norms_(tracer)
+            _still_(tracer)
             _run(network, forwards, tracer, until)
+        for place, tensor in [] if steps else _left_behind(network, tracer):
+            # Nothing shows whether anybody reads it.
+            tracer.freeze_output(tensor, f"is kept in the attribute {place}")
         for step in steps:
             for module, training in modes.items():
                 module.training = training and step.in_train_mode
-            _freeze_norms_(tracer)
+            _still_(tracer)
             _run(network, [step], tracer, until)
         if forwards:
             recording.products = products
     return recording
 
 
-def _freeze_norms_(tracer: Tracer) -> None:
-    """In train mode they would refuse a single value a channel; the labels are the same."""
+def _still_(tracer: Tracer) -> None:
+    """Put norms in eval mode, and what draws random masks.
+
+    Norms would refuse a single value a channel in train mode; the labels are the same. What lets its input pass in eval
+    mode, and learns nothing, draws masks.
+    """
     for module in tracer.modules:
-        if isinstance(module, NormBase):
+        if isinstance(module, NormBase) or (module in tracer.passing and not [*module.parameters()]):
             module.eval()
 
 
@@ -115,12 +119,14 @@ def _run(network: nn.Module, calls: Sequence[Call], tracer: Tracer, until: Until
             output = _entered(network, call, tracer, composites)
             tracer.path[:] = []
             if call.is_step:
-                _hold_outputs(tensors_in(output), tracer, RETURNED)
+                for tensor in tensors_in(output):
+                    tracer.freeze_output(tensor, RETURNED)
                 _hold_state(network, call, tracer, composites)
                 continue
             module = network.get_submodule(call.module)
             outputs = used_outputs(module, output)
-            _hold_outputs(outputs, tracer, OUTPUT)
+            for tensor in outputs:
+                tracer.freeze_output(tensor, OUTPUT)
             # A list of what was found may be empty.
             nothing_found = isinstance(output, (list, tuple, dict)) and not output
             if not outputs and len(calls) == 1 and not nothing_found:
@@ -139,11 +145,6 @@ def _entered(network: nn.Module, call: Call, tracer: Tracer, composites: Composi
         raise TraceError(f"{where}: {type(error).__name__}: {error}", tracer.layer) from error
 
 
-def _hold_outputs(outputs: Iterable[Tensor], tracer: Tracer, reason: str) -> None:
-    for tensor in outputs:
-        tracer.freeze([block.labels for block in tracer.blocks(tensor)], reason)
-
-
 def _left_behind(network: nn.Module, tracer: Tracer) -> list[tuple[str, Tensor]]:
     return [(place, tensor) for place, tensor in left_in_attributes(network) if tracer.is_derived(tensor)]
 
@@ -159,9 +160,7 @@ def _hold_state(network: nn.Module, step: Call, tracer: Tracer, composites: Comp
     tracer.path[:], tracer.recording.products = [], products
     for place, tensor in left:
         if tracer.was_read(tensor):
-            tracer.freeze(
-                [block.labels for block in tracer.blocks(tensor)], f"is kept in the attribute {place} between steps"
-            )
+            tracer.freeze_output(tensor, f"is kept in the attribute {place} between steps")
 
 
 @contextmanager
@@ -173,9 +172,11 @@ def _paths(tracer: Tracer, until: Until | None) -> Iterator[None]:
         if module in names:
             path.append(names[module])
 
-    def leave(module: nn.Module, *_: Any) -> None:
+    def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if module in names:
             name = path.pop()
+            if args and output is args[0]:
+                tracer.passing.add(module)
             called[name] += 1
             if until is not None and name == until.module and called[name] == until.calls:
                 raise Reached

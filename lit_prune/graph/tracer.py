@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lit_prune.common._compat import ITEM, ConvNd, DispatchMode, memory_of
 from lit_prune.common.names import modules_of
 from lit_prune.graph.labels import Row
-from lit_prune.graph.made import INTEGERS, values_made
+from lit_prune.graph.made import ALIKE, INTEGERS, values_made
 from lit_prune.graph.memo import output_of
 from lit_prune.graph.operation import Operation, signature, tensors_among
 from lit_prune.graph.recording import Recording
@@ -40,6 +40,8 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
         self.path: list[str] = []
         # What a reason says where no layer is at work.
         self.outside = ""
+        # Modules that return the very input that they were given.
+        self.passing: set[nn.Module] = set()
         self._names: dict[int, str] = {}
         self._kernels: set[int] = set()
         self.modules: dict[nn.Module, str] = {module: name for name, module in modules_of(network)}
@@ -53,6 +55,12 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
         self._rules = rules
         # The tensors are held so that their ids stay theirs until the end of the trace.
         self._values: dict[int, tuple[Tensor, list[Block]]] = {}
+        # Values that no operation may take, if some rows shall stay free.
+        self._forbidden: dict[int, tuple[Tensor, Sequence[Row], str]] = {}
+        # What stands for the statistics of whole pieces (groups, heads), by its first label.
+        self.statistics: dict[int, Row] = {}
+        # Pieces that were cut out of a dimension, each with the memory that it lies in.
+        self.cuts: list[tuple[int, Row]] = []
         # What a forward makes of numbers alone; held, as above.
         self._made: dict[int, Tensor] = {}
         # Memory that something unknown was written into: numbers that were known of it are no longer.
@@ -70,7 +78,7 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
         values = remembered((args, kwargs)) if tensors and all(map(self._is_known, tensors)) else None
         if func is ITEM and values is not None:
             return func(*values[0])
-        output = output_of(func, args, kwargs)
+        output = self.result_of(func, args, kwargs)
         if values is None and (written := signature(func).written):
             arguments = signature(func).operation(args, kwargs, output).arguments
             for tensor in tensors_among([arguments[name] for name in written]):
@@ -87,6 +95,10 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
             remember(output, made)
         self._see(func, args, kwargs, tensors, output)
         return output
+
+    def result_of(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """What an operation returns."""
+        return output_of(func, args, kwargs)
 
     def foresee(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """What an operation on tensors without values returns, its rule run; None where torch has to say what it is."""
@@ -125,18 +137,26 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
             # Numbers on their way to where they count, and grids that a forward makes or has made before.
             for made in tensors_among([output] if isinstance(output, Tensor) else output or ()):
                 self._made[id(made)] = made
+            self._follow(signature(func).operation(args, kwargs, output), signature(func).qualified_name, tensors)
             return
         known = signature(func)
         operation = known.operation(args, kwargs, output)
         numbers = known.numbers(operation) + self._small(tensors)
         if numbers or known.counts:
             self.recording.constants.append((operation.name, numbers, self.layer))
-        if not any(map(self._is_tracked, tensors)):
-            return
-        self.apply(operation, known.qualified_name)
+        self._follow(operation, known.qualified_name, tensors)
         if isinstance(output, Tensor) and not output.numel():
             # A forward may go on by a loop over what it has found, and this time there was nothing.
             self.freeze([block.labels for block in self.blocks(output)], "is run on nothing for these inputs")
+
+    def _follow(self, operation: Operation, qualified_name: str, tensors: Sequence[Tensor]) -> None:
+        """Run the rule of an operation that labels enter, or that makes values which are alike."""
+        for tensor in tensors if self._forbidden else ():
+            if id(tensor) in self._forbidden:
+                _, rows, reason = self._forbidden[id(tensor)]
+                self.freeze(rows, reason)
+        if operation.name in ALIKE or any(map(self._is_tracked, tensors)):
+            self.apply(operation, qualified_name)
 
     def _small(self, tensors: Sequence[Tensor]) -> tuple[float, ...]:
         """The values of the small tensors among some, as far as they are known and are none of the network's own."""
@@ -145,7 +165,7 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
             # Where all have values, those of the network itself are among them.
             return ()
         for tensor in tensors:
-            if id(tensor) in self._values or id(tensor) in self._names or tensor.numel() > _SMALL:
+            if id(tensor) in self._names or tensor.numel() > _SMALL or self._values.get(id(tensor), (None, []))[1]:
                 continue
             value = tensor if not tensor.is_meta else remembered(tensor) if self._is_known(tensor) else None
             if value is not None and (value.is_floating_point() or value.dtype in INTEGERS):
@@ -158,10 +178,17 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
             self._read.update(id(tensor) for tensor in operation.tensors() if id(tensor) in self._watched)
         rule = self._rules.get(operation.name)
         if rule is None:
+            if not any(self.has_channels(tensor) for tensor in operation.tensors()):
+                return
             self.recording.unsupported[qualified_name] += 1
             self.freeze_inputs(operation, f"{qualified_name} is not understood")
         else:
             rule(self, operation)
+
+    @property
+    def is_between_networks(self) -> bool:
+        """Whether it is a step of training itself that computes, and none of the layers."""
+        return bool(self.outside) and not self.layer
 
     @property
     def layer(self) -> str:
@@ -211,6 +238,11 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
                 return block.labels if len(block.dims) == 1 else self._tied(tensor, block, dim)
         return None
 
+    def channels(self, tensor: Tensor, dim: int = 1) -> Rows:
+        """The rows of a value that is an image: a block that spans space too is tied over it."""
+        self.row(tensor, dim)
+        return self.rows(tensor)
+
     def heads(self, tensor: Tensor, dim: int) -> Row | None:
         """Labels that stand for whole pieces: what dimension ``dim`` carries when the rest of its block is gone."""
         for block in self.blocks(tensor):
@@ -238,13 +270,42 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
             if row is not None:
                 self.labels.freeze(row, reason + where)
 
+    def forbid(self, tensor: Tensor, rows: Sequence[Row], reason: str) -> None:
+        """Freeze some rows as soon as an operation takes ``tensor``, or the network returns it."""
+        self._forbidden[id(tensor)] = (tensor, rows, reason)
+
+    def freeze_output(self, tensor: Tensor, reason: str) -> None:
+        """Freeze all that a value carries which leaves the network."""
+        self.freeze([block.labels for block in self.blocks(tensor)], reason)
+        if id(tensor) in self._forbidden:
+            self.freeze(*self._forbidden[id(tensor)][1:])
+
     def freeze_inputs(self, operation: Operation, reason: str) -> None:
         """Freeze all that enters an operation."""
         for tensor in operation.tensors():
             self.freeze([block.labels for block in self.blocks(tensor)], reason)
 
+    def has_channels(self, tensor: Tensor) -> bool:
+        """Whether a value carries labels other than those of values that are alike."""
+        return self._is_tracked(tensor) and not all(self.labels.is_loose(b.labels) for b in self.blocks(tensor))
+
+    def is_piece(self, tensor: Tensor, row: Row) -> bool:
+        """Whether a row of a value lies in a piece that was cut out of a dimension of another in the same memory."""
+        memory = memory_of(tensor) if self.cuts else 0
+        return any(memory == other and np.isin(row, piece).all() for other, piece in self.cuts)
+
+    def is_firm(self, tensor: Tensor, dims: Collection[int]) -> bool:
+        """Whether values differ along any of these dimensions, counted from the last: those are wide, and not alike."""
+        wide = {dim for dim in dims if tensor.dim() + dim >= 0 and tensor.shape[dim] > 1}
+        for block in self.blocks(tensor):
+            if self.labels.is_loose(block.labels):
+                wide.difference_update(dim - tensor.dim() for dim in block.dims)
+        return bool(wide)
+
     def unite(self, rows: Sequence[Row | None], reason: str) -> Row | None:
         """Join all rows; where one is not tracked, freeze the others. Returns the row that the result carries."""
+        # What is alike however long it is fits to any.
+        rows = [row for row in rows if row is None or not self.labels.is_loose(row)]
         tracked = [row for row in rows if row is not None]
         if not tracked:
             return None
@@ -266,12 +327,22 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
     ) -> list[Block]:
         """:meth:`meet` for values of which the shape and the blocks are known."""
         moved = []
+        loose_blocks = []
         for own, carried in values:
             offset = len(shape) - len(own)
             blocks = (
                 [block.moved({dim: dim + offset for dim in block.dims}) for block in carried] if offset else carried
             )
-            moved.append((blocks, {dim + offset for dim, size in enumerate(own) if size > 1}))
+            wide = {dim + offset for dim, size in enumerate(own) if size > 1}
+            firm = []
+            for block in blocks:
+                if self.labels.is_loose(block.labels) or self._stands_for(block, len(shape), values):
+                    # It is like a dimension of one: what it meets says how long it is.
+                    loose_blocks.append(block)
+                    wide.difference_update(block.dims)
+                else:
+                    firm.append(block)
+            moved.append((firm, wide))
         result = []
         for connected in _connected([block.dims for blocks, _ in moved for block in blocks]):
             dims = connected
@@ -288,6 +359,8 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
                 loose |= missing
             if untracked or loose == set(dims):
                 self.freeze(arrays, reason)
+                if all(map(self.labels.is_even, arrays)):
+                    continue
             elif loose:
                 # Along a dimension that is not tracked nothing is lost: what lies along it goes together.
                 thin = [array[tuple(slice(1) if dim in loose else slice(None) for dim in dims)] for array in arrays]
@@ -299,7 +372,22 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
             for array in arrays[1:]:
                 self.labels.join(arrays[0], array)
             result.append(Block(tuple(dims), np.broadcast_to(arrays[0], [shape[dim] for dim in dims])))
+        taken = {dim for _, wide in moved for dim in wide} if loose_blocks else set()
+        for block in loose_blocks:
+            if taken.isdisjoint(block.dims) and block.labels.shape == tuple(shape[dim] for dim in block.dims):
+                result.append(block)
+                taken.update(block.dims)
         return result
+
+    def _stands_for(self, block: Block, rank: int, values: Sequence[tuple[Sequence[int], Sequence[Block]]]) -> bool:
+        """Whether a block holds the statistics of pieces, one label each, and meets these very pieces here."""
+        pieces = self.statistics.get(int(block.labels.flat[0])) if self.statistics and block.labels.ndim == 1 else None
+        for own, blocks in values if pieces is not None else ():
+            dim = block.dims[0] - rank + len(own)
+            for other in blocks:
+                if dim in other.dims and len(other.dims) > 1 and np.array_equal(other.led_by(dim), pieces):
+                    return True
+        return False
 
     def _tied(self, tensor: Tensor, block: Block, dim: int) -> Row:
         pieces = block.led_by(dim)

@@ -14,7 +14,7 @@ from lit_prune.plan import Slot
 
 AttributeUpdate = Callable[[Any], None]
 
-# What a convolution in groups carries once it was cut: outputs a group where it was depthwise before, 0 where not.
+# What a layer in groups carries once it was cut: outputs a group where each had one input before, 0 where not.
 MULTIPLIER = "_lit_prune_multiplier"
 
 SIZE_ONLY_OUTPUTS: dict[str, frozenset[str]] = {}

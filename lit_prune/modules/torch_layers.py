@@ -64,7 +64,19 @@ for _name in (nn.LayerNorm, "torch.nn.modules.normalization.RMSNorm", "timm.laye
 @register_attributes(nn.GroupNorm)
 def _group_norm(module: Any) -> None:
     if module.weight is not None:
-        module.num_channels = len(module.weight)
+        if module.num_groups > 1 and not hasattr(module, MULTIPLIER):
+            setattr(module, MULTIPLIER, int(module.num_groups == module.num_channels))
+        if getattr(module, MULTIPLIER, 0):
+            _remember(module, num_groups=len(module.weight))
+        _remember(module, num_channels=len(module.weight))
+
+
+@register_attributes(nn.Unflatten)
+def _unflatten(module: Any) -> None:
+    size = module.unflattened_size
+    if isinstance(size, tuple) and len(size) > 1 and all(isinstance(part, int) and part > 0 for part in size):
+        # Channels come first; how many is what its input says.
+        module.unflattened_size = (-1, *size[1:])
 
 
 @register_attributes(nn.PReLU)

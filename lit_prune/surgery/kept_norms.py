@@ -8,8 +8,10 @@ its weight (Qiao et al., "Weight Standardization", 2019) takes them over its inp
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -18,8 +20,44 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from lit_prune.common._compat import ConvNd, NormBase, remove_forward_hooks_
-from lit_prune.common.names import find_module
+from lit_prune.common.names import find_module, modules_of
 from lit_prune.plan import PruningPlan
+
+_suspended = ContextVar("suspended", default=False)
+
+
+@contextmanager
+def as_it_is() -> Iterator[None]:
+    """While open, norms of masked networks look at all channels."""
+    token = _suspended.set(True)
+    try:
+        yield
+    finally:
+        _suspended.reset(token)
+
+
+class Masking(ABC):
+    """A pair of forward hooks that make a masked network the reference for a shrunk one."""
+
+    network: nn.Module
+
+    @abstractmethod
+    def enter(self, *_: Any) -> None:
+        """Before the forward of a module."""
+
+    @abstractmethod
+    def leave(self, *_: Any) -> None:
+        """After it."""
+
+    @abstractmethod
+    def after(self, plan: PruningPlan) -> Masking | None:
+        """The hooks for the network once it is cut to ``plan``; None where it needs none."""
+
+    def register_(self) -> None:
+        """Hook every module of the network."""
+        for _, module in modules_of(self.network):
+            module.register_forward_pre_hook(self.enter)
+            module.register_forward_hook(self.leave, always_call=True)
 
 
 class KeptStatistics:
@@ -36,7 +74,8 @@ class KeptStatistics:
     def enter(self, module: nn.Module, _: Any) -> None:
         """Before the forward."""
         stack = ExitStack()
-        stack.enter_context(_KeptNorm(module.get_parameter("weight"), self.kept))
+        if not _suspended.get():
+            stack.enter_context(_KeptNorm(module.get_parameter("weight"), self.kept))
         self._open.append(stack)
 
     def leave(self, *_: Any) -> None:
@@ -53,11 +92,23 @@ def keep_statistics_(module: nn.Module, plan: PruningPlan) -> None:
 
 def shrink_statistics_(module: nn.Module, plan: PruningPlan) -> None:
     """Bring what :func:`keep_statistics_` did in line with a cut: what is gone need not be left out any more."""
+    _shrink_maskings_(module, plan)
     for child, dims in _norms(module, plan):
         before = _release_(child)
         left = {dim: torch.isin(dims[dim], kept).nonzero().flatten() for dim, kept in before.items() if dim in dims}
         if any(len(indices) < len(dims[dim]) for dim, indices in left.items()):
             _register_(child, left)
+
+
+def _shrink_maskings_(module: nn.Module, plan: PruningPlan) -> None:
+    found: dict[int, Masking] = {}
+    for _, child in modules_of(module):
+        for hook in remove_forward_hooks_(child, lambda hook: isinstance(getattr(hook, "__self__", None), Masking)):
+            found[id(hook.__self__)] = hook.__self__
+    for masking in found.values():
+        left = masking.after(plan)
+        if left is not None:
+            left.register_()
 
 
 def _norms(module: nn.Module, plan: PruningPlan) -> Iterator[tuple[nn.Module, Mapping[int, Tensor]]]:
@@ -119,6 +170,8 @@ class _KeptNorm(TorchFunctionMode):
         for name in ("weight", "bias"):
             if arguments.get(name) is not None:
                 arguments[name] = _select(arguments[name], self._kept)
+        if arguments.get("num_groups") == source.shape[1]:
+            arguments["num_groups"] = len(self._kept[0])
         if "normalized_shape" in arguments:
             arguments["normalized_shape"] = tuple(arguments["weight"].shape)
         return _spread(func(**arguments), over, source.shape)

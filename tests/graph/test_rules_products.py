@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.graph.tiny import exact, random_images, sizes
+from lit_prune import ChannelGraph, shrink_
+from tests.graph.tiny import IMAGES, exact, random_images, sizes
 
 
 def test_depthwise_convolutions_go_with_their_input() -> None:
@@ -122,9 +123,18 @@ def test_group_norm_of_one_group() -> None:
     assert sizes(exact(nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(1, 8), nn.Conv2d(8, 4, 1)))) == {"0": 8}
 
 
-def test_group_norm_of_one_channel_a_group_stays() -> None:
-    graph = exact(nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(8, 8), nn.Conv2d(8, 4, 1)))
-    assert "no other channel could stay in its place" in graph.unprunable["0"]
+def test_group_norm_of_one_channel_a_group_loses_groups() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(8, 8), nn.Conv2d(8, 4, 1))
+    graph = exact(net)
+    assert sizes(graph) == {"0": 8}
+    shrunk = shrink_(net, graph.plan({"0": [1, 2]}))
+    assert (shrunk[1].num_groups, shrunk[1].num_channels) == (6, 6)
+
+
+def test_groups_with_one_channel_left_stay() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(4, 8), nn.Conv2d(8, 4, 1))
+    shrunk = shrink_(net, ChannelGraph.trace(net, IMAGES).plan({f"0{piece}": [0] for piece in ("", "#2", "#3", "#4")}))
+    assert ChannelGraph.trace(shrunk, IMAGES).groups == ()
 
 
 def test_instance_norm() -> None:

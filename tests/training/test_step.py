@@ -81,11 +81,12 @@ class Loss(Setup):
 
 
 HOLDING = {
+    "mean of the channels": lambda module, features, batch: features.mean(1).square().sum(),
     "mean": lambda module, features, batch: features.square().mean(),
     "target": lambda module, features, batch: F.l1_loss(features.mean((2, 3)), torch.zeros(len(batch[0]), 16)),
     "contrast": lambda module, features, batch: F.softmax(features.mean((2, 3)), 1).max(1).values.mean(),
     "index": lambda module, features, batch: features[:, 3].mean(),
-    "number": lambda module, features, batch: module.second(features / features.shape[1]).mean() * 0,
+    "number": lambda module, features, batch: (features / features.shape[1]).mean(),
 }
 
 

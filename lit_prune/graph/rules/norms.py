@@ -8,6 +8,7 @@ from lit_prune.graph.labels import Row
 from lit_prune.graph.rules.table import register_rule
 from lit_prune.graph.trace import Operation, Tracer
 from lit_prune.graph.values import Block
+from lit_prune.modules.registry import MULTIPLIER
 
 
 @register_rule(
@@ -21,7 +22,7 @@ from lit_prune.graph.values import Block
     "miopen_batch_norm",
 )
 def _batch_norm(trace: Tracer, op: Operation) -> None:
-    rows = trace.rows(op["input"])
+    rows = trace.channels(op["input"])
     own = [row for name in ("weight", "bias", "running_mean", "running_var") for row in trace.rows(op.get(name))]
     over = [row for dim, row in enumerate(rows) if dim != 1]
     if (op.get("training") or op.get("running_mean") is None) and not _is_own_weight(trace, rows[1], over):
@@ -70,11 +71,15 @@ def _group_norm(trace: Tracer, op: Operation) -> None:
         trace.freeze([trace.row(source, dim)], "is normalised over")
     if channels is None:
         trace.freeze([trace.row(tensor, 0) for tensor in own], "is normalised with what is not tracked")
-    elif not own:
+        trace.assign_blocks(op.outputs()[0], [block for block in trace.blocks(source) if 1 not in block.dims])
+        return
+    # Of one channel a group, the groups go with the channels.
+    alone = groups == len(channels) and getattr(trace.network.get_submodule(trace.layer), MULTIPLIER, 1)
+    if not own and not alone:
         trace.freeze([channels], "is normalised in groups, without a weight")
     else:
         trace.unite([channels, *(trace.row(tensor, 0) for tensor in own)], "is normalised with what is not tracked")
-        if groups > 1:
+        if groups > 1 and not alone:
             trace.labels.fold(channels.reshape(groups, -1))
     rest = [block for block in trace.blocks(source) if 1 not in block.dims]
-    trace.assign_blocks(op.outputs()[0], rest if channels is None else [*rest, Block((1,), channels)])
+    trace.assign_blocks(op.outputs()[0], [*rest, Block((1,), channels)])

@@ -8,7 +8,9 @@ from itertools import pairwise
 import numpy as np
 from torch import Tensor
 
+from lit_prune.common._compat import memory_of
 from lit_prune.graph.labels import Row
+from lit_prune.graph.rules.shapes import spread
 from lit_prune.graph.rules.table import register_rule
 from lit_prune.graph.trace import Operation, Tracer
 from lit_prune.graph.values import Block
@@ -69,9 +71,22 @@ def _split(trace: Tracer, op: Operation) -> None:
         if len(set(sizes)) == 1:
             trace.labels.fold(np.stack(rows))
         else:
-            trace.labels.part(rows)
+            _part(trace, source, rows)
     for output, part in zip(op.output, parts, strict=True):
         trace.assign_blocks(output, _widened(trace, output, part))
+
+
+@register_rule("glu")
+def _glu(trace: Tracer, op: Operation) -> None:
+    source = op["self"]
+    dim = op["dim"] % source.dim()
+    half = op.output.shape[dim]
+    parts = [_cut(trace, source, dim, taken) for taken in (slice(half), slice(half, None))]
+    rows = [block.labels for part in parts for block in part if block.dims == (dim,)]
+    if rows:
+        trace.labels.fold(np.stack(rows))
+    met = trace.meet_blocks(op.output.shape, [(op.output.shape, part) for part in parts], "meets what is not tracked")
+    trace.assign_blocks(op.output, _widened(trace, op.output, met))
 
 
 @register_rule("slice")
@@ -85,12 +100,26 @@ def _slice(trace: Tracer, op: Operation) -> None:
     part = _cut(trace, source, dim, taken)
     row = next((block.labels for block in trace.blocks(source) if block.dims == (dim,)), None)
     if row is not None:
-        if (op["step"] or 1) != 1:
+        step, first = op["step"] or 1, (op["start"] or 0) % len(row)
+        if step == 1:
+            inside = np.zeros(len(row), dtype=np.bool_)
+            inside[taken] = True
+            _part(trace, source, [row[inside], row[~inside]])
+        elif len(row) % step or first >= step or op.output.shape[dim] != len(row) // step:
             trace.freeze([row], "is sliced with a step")
-        inside = np.zeros(len(row), dtype=np.bool_)
-        inside[taken] = True
-        trace.labels.part([row[inside], row[~inside]])
+        else:
+            # One of each few that lie side by side: they go together, or the others would change their places.
+            trace.labels.join(row.reshape(-1, step)[:, :1], row.reshape(-1, step))
+            trace.cuts.append((memory_of(source), row[taken]))
     trace.assign_blocks(op.output, _widened(trace, op.output, part))
+
+
+def _part(trace: Tracer, source: Tensor, pieces: Sequence[Row]) -> None:
+    """Note that pieces of unequal sizes are taken out of a value."""
+    trace.labels.part(pieces)
+    for piece in pieces:
+        trace.recording.pieces.append((trace.layer, piece))
+        trace.cuts.append((memory_of(source), piece))
 
 
 def _cut(trace: Tracer, source: Tensor, dim: int, taken: slice) -> list[Block]:
@@ -101,7 +130,7 @@ def _cut(trace: Tracer, source: Tensor, dim: int, taken: slice) -> list[Block]:
             axis = block.dims.index(dim)
             labels = block.labels[(slice(None),) * axis + (taken,)]
             if len(block.dims) > 1 and labels.size:
-                trace.labels.part([labels.ravel()])
+                _part(trace, source, [labels.ravel()])
             part.append(Block(block.dims, labels))
         else:
             part.append(block)
@@ -142,41 +171,6 @@ def _select(trace: Tracer, op: Operation) -> None:
         trace.assign_blocks(output, blocks)
 
 
-@register_rule("index")
-def _index(trace: Tracer, op: Operation) -> None:
-    source, indices = op["self"], op["indices"]
-    picked = [dim for dim, index in enumerate(indices) if index is not None]
-    trace.freeze([trace.row(source, dim) for dim in picked], "is picked from by index")
-    adjacent = picked == list(range(picked[0], picked[-1] + 1)) and all(
-        index is None or index.dtype.is_floating_point or not str(index.dtype).endswith("bool") for index in indices
-    )
-    if not adjacent:
-        trace.freeze_inputs(op, "is picked from by index")
-        return
-    wide = max(index.dim() for index in indices if index is not None)
-    shift = wide - len(picked)
-    kept = [block for block in trace.blocks(source) if not set(block.dims) & set(picked)]
-    trace.assign_blocks(
-        op.output, [block.moved({d: d if d < picked[0] else d + shift for d in block.dims}) for block in kept]
-    )
-
-
-@register_rule("index_select")
-def _index_select(trace: Tracer, op: Operation) -> None:
-    source = op["self"]
-    dim = op["dim"] % source.dim()
-    trace.freeze([trace.row(source, dim)], "is picked from by index")
-    trace.assign_blocks(op.output, [block for block in trace.blocks(source) if dim not in block.dims])
-
-
-@register_rule(
-    *"gather topk sort argsort scatter scatter_add index_put index_add index_copy nonzero masked_select "
-    "kthvalue unique unique2 take take_along_dim bincount searchsorted one_hot masked_scatter".split()
-)
-def _pick(trace: Tracer, op: Operation) -> None:
-    trace.freeze_inputs(op, f"{op.name} picks from it")
-
-
 @register_rule("roll", "flip")
 def _move(trace: Tracer, op: Operation) -> None:
     source = op["self"]
@@ -189,7 +183,7 @@ def _move(trace: Tracer, op: Operation) -> None:
 def _repeat(trace: Tracer, op: Operation) -> None:
     source = op["self"]
     offset = op.output.dim() - source.dim()
-    blocks = []
+    blocks = spread(trace, source, op.output)
     for block in trace.blocks(source):
         times = [op["repeats"][dim + offset] for dim in block.dims]
         blocks.append(Block(tuple(dim + offset for dim in block.dims), np.tile(block.labels, times)))

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from lit_prune.graph.labels import Row
+from lit_prune.graph.rules.elementwise import run_over
 from lit_prune.graph.rules.table import register_rule
 from lit_prune.graph.trace import Operation, Product, Rows, Tracer
 from lit_prune.graph.values import Block
@@ -35,6 +36,33 @@ def _convolution(trace: Tracer, op: Operation) -> None:
         trace.recording.produced.append(leaving)
     trace.assign(op.output, [None, leaving, *[None] * (image.dim() - 2)])
     batch, _, *space = (image if transposed else op.output).shape
+    count(trace, batch * math.prod(space) * math.prod(weight.shape[2:]), [*zip(w[:2], weight.shape[:2], strict=True)])
+
+
+@register_rule("torchvision::deform_conv2d")
+def _deformed(trace: Tracer, op: Operation) -> None:
+    image, weight, groups = op["input"], op["weight"], int(op["groups"])
+    entering, w = trace.channels(image)[1], trace.rows(weight)
+    trace.freeze(trace.rows(image)[2:], "is convolved over")
+    trace.freeze(w[2:], "is a kernel dimension")
+    for side in ("offset", "mask"):
+        trace.freeze(trace.channels(op[side]), f"is the {side} of a deformable convolution")
+    if entering is not None and op["offset_groups"] > 1:
+        trace.labels.fold(entering.reshape(op["offset_groups"], -1))
+    if groups == 1:
+        leaving = w[0]
+        trace.unite([entering, w[1]] if image.shape[1] > 1 else [], "has an input that is not tracked")
+    elif image.shape[1] == groups:
+        leaving = _depthwise(trace, entering, w, weight, groups, transposed=False)
+    else:
+        leaving = _grouped(trace, entering, w, groups, transposed=False)
+    if op.get("bias") is not None and op["bias"].numel() == len(weight):
+        # Without one it is given zeros.
+        trace.unite([leaving, trace.row(op["bias"], 0)], "has an untracked bias")
+    if leaving is not None:
+        trace.recording.produced.append(leaving)
+    trace.assign(op.output, [None, leaving, None, None])
+    batch, _, *space = op.output.shape
     count(trace, batch * math.prod(space) * math.prod(weight.shape[2:]), [*zip(w[:2], weight.shape[:2], strict=True)])
 
 
@@ -172,3 +200,52 @@ def _embedding(trace: Tracer, op: Operation) -> None:
     weight = trace.rows(op["weight"])
     trace.freeze([weight[0]], "is a vocabulary")
     trace.assign(op.output, [*[None] * op["indices"].dim(), weight[1]])
+
+
+@register_rule("mv", "addmv")
+def _matrix_vector_product(trace: Tracer, op: Operation) -> None:
+    matrix, vector = (op["mat"], op["vec"]) if "mat" in op.arguments else (op["self"], op["vec"])
+    rows, across = trace.rows(matrix), trace.row(vector, 0)
+    if matrix.shape[1] > 1:
+        trace.unite([rows[1], across], "is contracted with what is not tracked")
+    leaving = rows[0]
+    if op.name == "addmv" and len(matrix) > 1 and op["self"].numel() > 1:
+        leaving = trace.unite([leaving, trace.row(op["self"], 0)], "is added to what is not tracked")
+    trace.assign(op.output, [leaving])
+    count(trace, 1, [(rows[0], matrix.shape[0]), (rows[1], matrix.shape[1])])
+
+
+@register_rule("cdist_forward", "euclidean_dist")
+def _distances(trace: Tracer, op: Operation) -> None:
+    first, second = op["x1"], op["x2"]
+    a, b = trace.rows(first), trace.rows(second)
+    if first.shape[-1] > 1:
+        across = trace.unite([a[-1], b[-1]], "is compared with what is not tracked")
+        if across is not None:
+            trace.recording.reduced.append((trace.layer, across))
+    # In front are batches: as many as the wider side has.
+    trace.freeze([*a[:-2], *b[:-2]], "is a batch dimension")
+    trace.assign(op.output, [*[None] * (op.output.dim() - 2), a[-2], b[-2]])
+
+
+@register_rule("trilinear")
+def _trilinear(trace: Tracer, op: Operation) -> None:
+    sides = []
+    for tensor, added in zip(
+        (op["i1"], op["i2"], op["i3"]), (op["expand1"], op["expand2"], op["expand3"]), strict=True
+    ):
+        own = [dim for dim in range(tensor.dim() + len(added)) if dim not in added]
+        shape = [1] * (tensor.dim() + len(added))
+        for dim, size in zip(own, tensor.shape, strict=True):
+            shape[dim] = size
+        sides.append((shape, [block.moved(dict(enumerate(own))) for block in trace.blocks(tensor)]))
+    shape = [max(sizes) for sizes in zip(*(side for side, _ in sides), strict=True)]
+    met = trace.meet_blocks(shape, sides, "is contracted with what is not tracked")
+    place = {old: new for new, old in enumerate(dim for dim in range(len(shape)) if dim not in op["sumdim"])}
+    left = run_over(trace, [block for block in met if len(block.dims) > 1], set(op["sumdim"]), "is contracted in part")
+    left += [block for block in met if len(block.dims) == 1 and block.dims[0] in place]
+    leaving = [block.moved(place) for block in left]
+    trace.recording.produced.extend(block.labels for block in leaving if len(block.dims) == 1)
+    trace.assign_blocks(op.output, leaving)
+    rows = {block.dims[0]: block.labels for block in met if len(block.dims) == 1}
+    count(trace, 1, [(rows.get(dim), size) for dim, size in enumerate(shape)])

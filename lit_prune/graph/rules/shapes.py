@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from torch import Tensor
 
 from lit_prune.graph.rules.table import register_rule
 from lit_prune.graph.trace import Operation, Tracer
@@ -15,7 +16,12 @@ def _view(trace: Tracer, op: Operation) -> None:
     if not source.numel():
         trace.freeze_inputs(op, "is empty")
         return
-    result = reshape(trace.blocks(source), source.shape, op.output.shape)
+    blocks = trace.blocks(source)
+    result = reshape(blocks, source.shape, op.output.shape)
+    if result.merged:
+        # What is alike takes the place of nothing that counts.
+        firm = [block for block in blocks if not trace.labels.is_loose(block.labels)]
+        result = reshape(firm, source.shape, op.output.shape) if firm else result
     trace.freeze([block.labels for block in result.merged], "is merged with another tracked dimension")
     for block in result.crossed:
         pieces = block.led_by(block.dims[-1])
@@ -72,14 +78,27 @@ def _squeeze(trace: Tracer, op: Operation) -> None:
 
 @register_rule("expand", "expand_copy")
 def _expand(trace: Tracer, op: Operation) -> None:
-    offset = op.output.dim() - op["self"].dim()
-    place = {dim: dim + offset for dim in range(op["self"].dim())}
-    trace.assign_blocks(op.output, [block.moved(place) for block in trace.blocks(op["self"])])
+    source = op["self"]
+    offset = op.output.dim() - source.dim()
+    place = {dim: dim + offset for dim in range(source.dim())}
+    trace.assign_blocks(
+        op.output, [*(block.moved(place) for block in trace.blocks(source)), *spread(trace, source, op.output)]
+    )
+
+
+def spread(trace: Tracer, source: Tensor, output: Tensor) -> list[Block]:
+    """What dimensions carry along which one value was repeated, those in front included."""
+    offset = output.dim() - source.dim()
+    return [
+        Block((dim,), trace.labels.even(size))
+        for dim, size in enumerate(output.shape)
+        if size > 1 and (dim < offset or source.shape[dim - offset] == 1)
+    ]
 
 
 @register_rule("pixel_shuffle")
 def _pixel_shuffle(trace: Tracer, op: Operation) -> None:
-    rows = trace.rows(op["self"])
+    rows = trace.channels(op["self"], -3)
     channels, factor = rows[-3], int(op["upscale_factor"]) ** 2
     trace.freeze(rows[-2:], "is shuffled into space")
     if channels is not None:
@@ -94,7 +113,7 @@ def _pixel_shuffle(trace: Tracer, op: Operation) -> None:
 
 @register_rule("pixel_unshuffle")
 def _pixel_unshuffle(trace: Tracer, op: Operation) -> None:
-    rows = trace.rows(op["self"])
+    rows = trace.channels(op["self"], -3)
     trace.freeze(rows[-2:], "is shuffled out of space")
     channels = None if rows[-3] is None else np.repeat(rows[-3], int(op["downscale_factor"]) ** 2)
     trace.assign(op.output, [*rows[:-3], channels, None, None])

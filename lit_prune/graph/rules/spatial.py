@@ -1,38 +1,16 @@
-"""Reductions, pooling, resampling and padding: what runs over a dimension, and what runs beside the channels."""
+"""Pooling, resampling and padding: what runs beside the channels."""
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import numpy as np
 
-from lit_prune.graph.rules.elementwise import _broadcast, run_over
+from lit_prune.graph.rules.elementwise import run_over
 from lit_prune.graph.rules.table import register_rule
 from lit_prune.graph.trace import Operation, Tracer
 from lit_prune.graph.values import Block
-
-
-@register_rule(
-    *"mean sum prod amax amin max min std var var_mean std_mean any all argmax argmin logsumexp norm "
-    "linalg_vector_norm median count_nonzero".split()
-)
-def _reduce(trace: Tracer, op: Operation) -> None:
-    source = op.tensors()[0]
-    if len(op.tensors()) > 1:
-        # `max` and `min` of two tensors work element by element.
-        _broadcast(trace, op)
-        return
-    named = op.get("dim")
-    dims = range(source.dim()) if named in (None, []) else [named] if isinstance(named, int) else named
-    over = {dim % source.dim() for dim in dims}
-    # A sum runs over channels that are not zero when masked (sigmoid), a mean divides by their number.
-    kept = run_over(trace, source, over, f"{op.name} runs over it")
-    stays = [dim for dim in range(source.dim()) if dim not in over]
-    for output in op.outputs():
-        place = {dim: dim for dim in stays}
-        if output.dim() != source.dim():
-            place = {old: new for new, old in enumerate(stays)}
-        trace.assign_blocks(output, [block.moved(place) for block in kept])
 
 
 @register_rule(
@@ -45,8 +23,8 @@ def _reduce(trace: Tracer, op: Operation) -> None:
     "upsample_trilinear3d".split()
 )
 def _spatial(trace: Tracer, op: Operation) -> None:
-    rows = trace.rows(op.tensors()[0])
     space = next(int(digit) for digit, letter in pairwise(op.name) if digit in "123" and letter == "d")
+    rows = trace.channels(op.tensors()[0], -space - 1)
     trace.freeze(rows[-space:], f"{op.name} runs over it")
     for output in op.outputs():
         trace.assign(output, [*rows[:-space], *[None] * space])
@@ -73,14 +51,14 @@ def _pad(trace: Tracer, op: Operation) -> None:
 
 @register_rule("grid_sampler_2d", "grid_sampler_3d")
 def _grid_sampler(trace: Tracer, op: Operation) -> None:
-    image = trace.rows(op["input"])
+    image = trace.channels(op["input"])
     trace.freeze([*image[2:], *trace.rows(op["grid"])], "is a sampling grid")
     trace.assign(op.output, [*image[:2], *[None] * (len(image) - 2)])
 
 
 @register_rule("torchvision::roi_align", "torchvision::roi_pool")
 def _regions(trace: Tracer, op: Operation) -> None:
-    maps = trace.rows(op["input"])
+    maps = trace.channels(op["input"])
     trace.freeze([*maps[2:], *trace.rows(op["rois"])], "says where to look")
     for output in op.outputs():
         trace.assign(output, [None, maps[1], None, None])
@@ -90,4 +68,35 @@ def _regions(trace: Tracer, op: Operation) -> None:
 def _unfold(trace: Tracer, op: Operation) -> None:
     source = op["self"]
     dim = op["dimension"] % source.dim()
-    trace.assign_blocks(op.output, run_over(trace, source, {dim}, "is cut into windows"))
+    trace.assign_blocks(op.output, run_over(trace, trace.blocks(source), {dim}, "is cut into windows"))
+
+
+@register_rule("im2col")
+def _im2col(trace: Tracer, op: Operation) -> None:
+    source, kernel = op["self"], math.prod(op["kernel_size"])
+    rows = trace.channels(source, -3)
+    trace.freeze(rows[-2:], "is cut into patches")
+    trace.assign(op.output, [*rows[:-3], None if rows[-3] is None else np.repeat(rows[-3], kernel), None])
+
+
+@register_rule("col2im")
+def _col2im(trace: Tracer, op: Operation) -> None:
+    source, kernel = op["self"], math.prod(op["kernel_size"])
+    rows = trace.channels(source, -2)
+    trace.freeze(rows[-1:], "is put together from patches")
+    channels = rows[-2]
+    if channels is not None:
+        # The values of one patch go together.
+        patches = channels.reshape(-1, kernel)
+        trace.labels.join(patches[:, :1], patches)
+        channels = patches[:, 0] if len(patches) > 1 else None
+        if channels is None:
+            trace.freeze([patches], "becomes the only channel")
+    trace.assign(op.output, [*rows[:-2], channels, None, None])
+
+
+@register_rule("rot90")
+def _turn(trace: Tracer, op: Operation) -> None:
+    source = op["self"]
+    over = {dim % source.dim() for dim in op["dims"]}
+    trace.assign_blocks(op.output, run_over(trace, trace.blocks(source), over, "is turned"))
