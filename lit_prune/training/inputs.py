@@ -97,10 +97,16 @@ def first_example(call: Call) -> Call:
     return Call(call.module, args, kwargs)
 
 
-def step_of(module: Any, batch: Any, batch_idx: int, name: str = "training_step") -> StepCall | None:
+def step_of(module: Any, batch: Any, batch_idx: int | None, name: str = "training_step") -> StepCall | None:
     """The step that a Trainer has just made, with a batch of the same shapes; None where that can't be made again.
 
     Small tensors keep their values: lengths, classes and boxes decide what a step does.
+
+    Args:
+        module: Makes the step.
+        batch: Its batch.
+        batch_idx: The number of the batch; ``None`` where the step takes none.
+        name: The method that makes it.
     """
     parameters = inspect.signature(getattr(module, name)).parameters
     if "dataloader_iter" in parameters:
@@ -111,7 +117,7 @@ def step_of(module: Any, batch: Any, batch_idx: int, name: str = "training_step"
         return tensor.detach().clone() if few else torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
 
     # As Lightning does it: the second argument may have any name.
-    arguments = (batch, batch_idx) if len(parameters) > 1 else (batch,)
+    arguments = (batch, batch_idx) if len(parameters) > 1 and batch_idx is not None else (batch,)
     call = StepCall("", tree_map_only(Tensor, stand_in, arguments), {}, name)
     if len(parameters) > 2 and name != "training_step":
         return replace(call, kwargs={"dataloader_idx": 0} if "dataloader_idx" in parameters else {})

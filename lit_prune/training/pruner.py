@@ -302,7 +302,7 @@ class Pruner:
     def forget(self) -> None:
         """Start again, with another network."""
         self.record = Record()
-        self._trial = self._noted = None
+        self._trial = self._noted = self._inputs = None
 
     def close(self) -> None:
         """Leave the run alone; the record stays."""

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
+from torch import Tensor
 
 from lit_prune.common.choices import resolve
 from lit_prune.criteria import CRITERIA, Criterion
 from lit_prune.errors import ArgumentError, ArgumentTypeError, PruningError
+from lit_prune.graph import Call
 from lit_prune.policy.history import Record
 from lit_prune.policy.policy import PruningPolicy
 from lit_prune.policy.scope import Scope
@@ -17,6 +19,7 @@ from lit_prune.schedule import Schedule
 from lit_prune.select import SELECTIONS, Selection
 from lit_prune.surgery.optimizers import check_optimizer
 from lit_prune.training.agenda import Agenda, OnError
+from lit_prune.training.inputs import step_of
 from lit_prune.training.pruner import Pruner
 from lit_prune.training.recovery import Recovery
 from lit_prune.yolo.package import STATE
@@ -97,6 +100,8 @@ class UltralyticsPruning:
         self.pruner = Pruner(policy, recovery or Recovery(), amount)
         self.agenda = Agenda(self.pruner, epochs, on_error)
         self._ended = False
+        self._step: Call | None = None
+        self._hook: Any = None
         if self.agenda.schedule.unit != "epochs":
             raise ArgumentError("Ultralytics' trainer is pruned at the start of epochs: give a schedule of epochs.")
 
@@ -112,7 +117,7 @@ class UltralyticsPruning:
             "on_pretrain_routine_start": self.keep_widths,
             "on_pretrain_routine_end": self.check,
             "on_train_epoch_start": self.prune_if_due,
-            "on_train_batch_end": self.check_optimizer_state,
+            "on_train_batch_end": self.check_step,
             "on_fit_epoch_end": self.note_score,
             "on_train_end": self.end,
         }
@@ -165,7 +170,11 @@ class UltralyticsPruning:
         host, state = UltralyticsHost(trainer), getattr(trainer.model, STATE, None)
         if trainer.resume and state is not None:
             self.pruner.load_state_dict(state)
-        self.pruner.see(trainer.model, host.calls())
+        if not self.pruner.see_again(trainer.model):
+            self.pruner.see(trainer.model, host.calls())
+        self._step = None
+        if not self.pruner.knows_a_step:
+            self._hook = trainer.model.register_forward_pre_hook(self._keep_step)
         # In place of the record of an earlier run, which the network may carry.
         self._write(trainer)
         self.agenda.rehearse(host)
@@ -186,9 +195,26 @@ class UltralyticsPruning:
         if event is not None:
             Console().print(event_table(event))
 
-    def check_optimizer_state(self, trainer: Any) -> None:
-        """After a step: see whether the optimizer's state can follow when the network shrinks."""
-        self.agenda.rehearse_optimizers(UltralyticsHost(trainer))
+    def check_step(self, trainer: Any) -> None:
+        """After a step: see what it does beside the forward, and whether the optimizer's state can follow."""
+        host = UltralyticsHost(trainer)
+        step, self._step = self._step, None
+        if step is not None:
+            self.pruner.see(trainer.model, host.calls(), [step])
+            self.agenda.rehearse(host)
+        self.agenda.rehearse_optimizers(host)
+
+    def _keep_step(self, network: Any, args: tuple[Any, ...]) -> None:
+        """The first batch, without the names of its files; the network computes its own loss of it."""
+        if args and isinstance(args[0], dict):
+            tensors = {name: value for name, value in args[0].items() if isinstance(value, Tensor)}
+            self._step = step_of(network, tensors, None, "forward")
+            self._forget_hook()
+
+    def _forget_hook(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
 
     def note_score(self, trainer: Any) -> None:
         """After a validation: note the monitored metric, and judge the last event where the run ends."""
@@ -206,6 +232,7 @@ class UltralyticsPruning:
 
     def end(self, trainer: Any) -> None:
         """At the end of the run: leave it alone."""
+        self._forget_hook()
         self.pruner.close()
 
     def _write(self, trainer: Any) -> None:
