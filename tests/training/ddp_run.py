@@ -31,6 +31,7 @@ from lit_prune.criteria import Criterion, Magnitude
 from lit_prune.policy.steps import carry_out
 from lit_prune.training.recovery import Recovery
 from tests.toys import Classifier, loader, trainer, widths
+from tests.training.setups import SETUPS
 
 torch.set_num_threads(1)
 
@@ -146,7 +147,8 @@ class Plain(Classifier):
         return DataLoader(examples, batch_size=16 // ranks, sampler=sampler)
 
 
-MODULES = {"partly used": Partly, "falling": Falling, "plain": Plain, "sharded": Sharded}
+MODULES: dict[str, Any] = {"partly used": Partly, "falling": Falling, "plain": Plain, "sharded": Sharded}
+MODULES |= {name: kind for name, (kind, _, _) in SETUPS.items()}
 
 
 def synchronise_on_cpu(self: nn.SyncBatchNorm, x: Tensor) -> Tensor:
@@ -180,7 +182,7 @@ class Dump(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         # DDP has made the buffers equal by the time that the network is entered, but where gradients accumulate.
         if isinstance(trainer.strategy, DDPStrategy) and trainer.accumulate_grad_batches == 1:
-            pl_module.net.register_forward_pre_hook(lambda net, args: self._note(net.buffers()))
+            getattr(pl_module, "net", pl_module).register_forward_pre_hook(lambda net, args: self._note(net.buffers()))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._note_all(trainer, pl_module)

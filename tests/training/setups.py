@@ -20,7 +20,7 @@ def block(enters: int, leaves: int) -> nn.Sequential:
 class Setup(pl.LightningModule):
     """What the others have in common."""
 
-    def __init__(self) -> None:
+    def __init__(self, **_: Any) -> None:
         super().__init__()
         self.losses: list[float] = []
 
@@ -35,8 +35,8 @@ class Setup(pl.LightningModule):
 class Adversarial(Setup):
     """Two networks, two optimizers, a gradient penalty; neither is entered through a forward of the module."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
         self.automatic_optimization = False
         self.generator = nn.Sequential(
             nn.Linear(8, 16 * 16), nn.Unflatten(1, (16, 4, 4)), nn.ReLU(), nn.ConvTranspose2d(16, 3, 2, 2), nn.Tanh()
@@ -56,7 +56,7 @@ class Adversarial(Setup):
         for_critic.step()
         self.toggle_optimizer(for_generator)
         for_generator.zero_grad()
-        self.note(-self.critic(self.generator(noise)).mean()).backward()
+        self.manual_backward(self.note(-self.critic(self.generator(noise)).mean()))
         for_generator.step()
         self.untoggle_optimizer(for_generator)
 
@@ -67,8 +67,8 @@ class Adversarial(Setup):
 class Distilled(Setup):
     """Features of one layer are held to those of a teacher, which is no child and keeps its widths."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
         self.net = nn.Sequential(block(3, 16), block(16, 24), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 4))
         torch.manual_seed(1)
         self.teacher = [nn.Sequential(block(3, 16)).requires_grad_(False)]
@@ -83,8 +83,8 @@ class Distilled(Setup):
 class Tasks(Setup):
     """Heads take turns; the second is not in the first batch, and the third only in validation."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
         self.trunk = nn.Sequential(block(3, 16), block(16, 24))
         self.heads = nn.ModuleDict({"a": nn.Conv2d(24, 4, 1), "b": nn.Conv2d(24, 4, 3), "c": nn.Conv2d(24, 4, 2)})
 
@@ -101,8 +101,8 @@ class Tasks(Setup):
 class Hooked(Setup):
     """A U-shaped network whose skips go by hooks, and whose deepest block is computed again in the backward pass."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
         self.down, self.deep = nn.ModuleList([block(3, 8), block(8, 16)]), block(16, 24)
         self.up = nn.ModuleList([block(24 + 16, 16), block(16 + 8, 8)])
         self.last = nn.Conv2d(8, 4, 1)
@@ -128,8 +128,8 @@ class Hooked(Setup):
 class Parts(Setup):
     """Parts glued together in the step, one of them through another method than its forward."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
         self.encoder = Classifier().net
         self.mix, self.head = nn.Linear(32, 24), nn.Linear(24, 4)
 

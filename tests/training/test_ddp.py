@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lit_prune.policy.steps import AFTER, BEFORE
+from tests.training.setups import SETUPS
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,6 +91,20 @@ def test_two_ranks_stay_equal_to_the_bit(tmp_path, options):
     if "strategy" in options:
         # The main process takes over the shrunk weights.
         assert torch.load(tmp_path / "main0.pt")["net.2.0.weight"] == (16, 8, 3, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SETUPS)
+def test_two_ranks_agree_on_what_a_step_shows(tmp_path, name):
+    code, output = start(tmp_path, module=name, ddp={"find_unused_parameters": True})
+    assert code == 0, output
+    first, second = ranks_of(tmp_path)
+    assert_equal(first, second)
+    assert len(first["events"]) == 3
+    _, cut, whole = SETUPS[name]
+    dense = dict(SETUPS[name][0]().named_parameters())
+    assert any(first["weights"][tensor].shape[0] < dense[tensor].shape[0] for tensor in cut)
+    assert all(first["weights"][tensor].shape[0] == size for tensor, size in whole.items())
 
 
 @pytest.mark.slow
