@@ -269,14 +269,14 @@ class ChannelPruning(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the monitored metric before a checkpoint is written."""
-        self.pruner.note_score(self._host(trainer), validated=not trainer.sanity_checking)
+        self.pruner.monitor.read(self._host(trainer), validated=not trainer.sanity_checking)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what the network costs now, and note the monitored metric before a checkpoint is written."""
         # Not where the epoch starts: the Trainer looks through all that was logged after each of its steps.
         figures = {f"pruning/{name}": value for name, value in self.pruner.costs(pl_module).items()}
         pl_module.log_dict(figures, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
-        self.pruner.note_score(self._host(trainer))
+        self.pruner.monitor.read(self._host(trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Judge the last event, too, and say which never came."""

@@ -266,7 +266,7 @@ def test_a_lightning_module_whose_networks_are_called_one_by_one():
         ({"min_channels": 0}, ValueError, "min_channels must be at least 1"),
         ({"layers_per_event": 0}, ValueError, "layers_per_event must be at least 1"),
         ({"layers_per_event": 1, "selection": "macs"}, ValueError, "can't meet a MACs budget"),
-        ({"on_error": "ignore"}, ValueError, "'raise' or 'continue'"),
+        ({"on_error": "ignore"}, ValueError, "'raise', 'continue'"),
     ],
 )
 def test_bad_arguments_are_refused_where_they_are_given(options, error, message):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
+from lit_prune.common.arguments import check_choice
 from lit_prune.common.ranks import warn_once
-from lit_prune.errors import ArgumentError, HalfPrunedError, PruningError, UnsupportedError
+from lit_prune.errors import HalfPrunedError, PruningError, UnsupportedError
 from lit_prune.graph import Call
 from lit_prune.policy.contract import checked_events
 from lit_prune.schedule import AtEpochs, Schedule
@@ -34,8 +35,7 @@ class Agenda:
     """
 
     def __init__(self, pruner: Pruner, epochs: Schedule | list[int] | int, on_error: OnError = "raise") -> None:
-        if on_error not in get_args(OnError):
-            raise ArgumentError(f"on_error must be 'raise' or 'continue', but got {on_error!r}.")
+        check_choice("on_error", on_error, get_args(OnError))
         self.pruner = pruner
         self.schedule = self.schedule_of(epochs)
         self.on_error = on_error
@@ -81,7 +81,7 @@ class Agenda:
 
     def check_monitor(self, host: Host) -> None:
         """Once metrics are logged: see whether the monitored one is among them."""
-        self._attempt(lambda: self.pruner.check_monitor(host))
+        self._attempt(lambda: self.pruner.monitor.check(host))
 
     def prune_if_due(self, host: Host) -> dict[str, Any] | None:
         """Carry out what is due; what a resumed run has missed is made up for at once.

@@ -11,7 +11,6 @@ from torch import nn
 
 from lit_prune.activations import Calibration, Moments
 from lit_prune.common.arguments import check_ratio
-from lit_prune.common.choices import nearest
 from lit_prune.common.names import count_parameters
 from lit_prune.common.ranks import any_rank, together, warn_once
 from lit_prune.errors import ArgumentError, ArgumentTypeError, HalfPrunedError, PruningError, TraceError
@@ -25,6 +24,7 @@ from lit_prune.surgery.prune import prepare
 from lit_prune.training.calibration_pass import calibrate
 from lit_prune.training.host import Host
 from lit_prune.training.inputs import calls_from_state, calls_to_state
+from lit_prune.training.monitor import Monitor
 from lit_prune.training.recovery import Recovery, Rewarming
 from lit_prune.training.rollback import Trial
 
@@ -41,6 +41,7 @@ class Pruner:
         record: What was pruned so far.
         graph: The channels of the network as it is; ``None`` until it was seen.
         calls: How the network is entered.
+        monitor: The metric by which an event is judged.
 
     Raises:
         ArgumentError: If the amount is out of range, or missing and needed.
@@ -58,8 +59,7 @@ class Pruner:
         self.calls: Sequence[Call] = ()
         self.graph: ChannelGraph | None = None
         self._trial: Trial | None = None
-        self._noted: float | None = None
-        self._validated = False
+        self.monitor = Monitor(recovery.monitor)
         self._rewarming: Rewarming | None = None
         # Of a run that is resumed: the calls of its network, and how far the learning rate had risen.
         self._inputs: list[dict[str, Any]] | None = None
@@ -187,21 +187,6 @@ class Pruner:
         if self._rewarmed is not None:
             self._rewarm(host, self._rewarmed)
 
-    def note_score(self, host: Host, validated: bool = False) -> None:
-        """Remember the monitored metric: a resumed run has none until its first validation.
-
-        Args:
-            host: The run.
-            validated: Whether a validation has just ended.
-        """
-        self._validated |= validated
-        if self.recovery.monitor is None:
-            # To ask for the metrics is to compute them all.
-            return
-        value = host.metrics().get(self.recovery.monitor)
-        if value is not None:
-            self._noted = float(value)
-
     def end_trial(self, host: Host) -> None:
         """Take the last event back, if the network has not got over it by now.
 
@@ -211,7 +196,7 @@ class Pruner:
         trial, self._trial = self._trial, None
         if trial is None or self.recovery.max_drop is None:
             return
-        score = self._score(host)
+        score = self.monitor.read(host)
         if not any_rank(trial.has_failed(score, self.recovery.mode, self.recovery.max_drop)):
             return
         network, averages, event = host.network, host.averages(), self.record.events[-1]
@@ -239,7 +224,7 @@ class Pruner:
             **self.record.state_dict(),
             "inputs": self._inputs,
             "trial": None if self._trial is None else self._trial.state_dict(),
-            "score": self._noted,
+            "score": self.monitor.value,
             "rewarmed": None if self._rewarming is None else self._rewarming.taken,
         }
 
@@ -248,35 +233,21 @@ class Pruner:
         self.record = Record.from_state_dict(state)
         self._inputs = state.get("inputs")
         self._trial = None if state.get("trial") is None else Trial(**state["trial"])
-        self._noted = state.get("score")
+        self.monitor.value = state.get("score")
         self._rewarmed = state.get("rewarmed")
 
     def forget(self) -> None:
         """Start again, with another network."""
         self.record = Record()
-        self._trial = self._noted = None
+        self._trial = self.monitor.value = None
 
     def close(self) -> None:
         """Leave the run alone; the record stays."""
-        self._validated = False
+        self.monitor.validated = False
         self._inputs = self._rewarmed = None
         if self._rewarming is not None:
             self._rewarming.close()
             self._rewarming = None
-
-    def check_monitor(self, host: Host) -> None:
-        """Raise where metrics are logged, those of a validation too if there is one, but not the monitored one.
-
-        Raises:
-            PruningError: The message has the nearest names.
-        """
-        if self.recovery.monitor is None or self._score(host) is not None:
-            return
-        logged = [name for name in host.metrics() if not name.startswith("pruning/")]
-        if logged and (self._validated or not host.validates):
-            raise PruningError(
-                f"monitor={self.recovery.monitor!r} is not logged. {nearest(self.recovery.monitor, logged)}"
-            )
 
     def _rewarm(self, host: Host, taken: list[int] | None = None) -> None:
         if self._rewarming is not None:
@@ -289,12 +260,9 @@ class Pruner:
     ) -> Trial | None:
         if self.recovery.max_drop is None or not plan:
             return None
-        self.check_monitor(host)
-        return Trial.begin(self._noted, groups, self.record.plan.state_dict(), host.network, host.optimizers, averages)
-
-    def _score(self, host: Host) -> float | None:
-        self.note_score(host)
-        return self._noted
+        self.monitor.check(host)
+        plan_before = self.record.plan.state_dict()
+        return Trial.begin(self.monitor.value, groups, plan_before, host.network, host.optimizers, averages)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch.optim import Optimizer
 
-from lit_prune.common.arguments import check_number, check_whole
+from lit_prune.common.arguments import check_choice, check_number, check_whole
 from lit_prune.common.names import class_names
 from lit_prune.errors import ArgumentError
 
@@ -52,8 +52,7 @@ class Recovery:
 
     def __post_init__(self) -> None:
         check_whole("rewarm_steps", self.rewarm_steps, least=0)
-        if self.mode not in ("max", "min"):
-            raise ArgumentError(f"mode must be 'max' or 'min', but got {self.mode!r}.")
+        check_choice("mode", self.mode, ("max", "min"))
         if self.max_drop is not None:
             check_number("max_drop", self.max_drop)
             if not self.max_drop >= 0:

@@ -1,6 +1,6 @@
 """YOLODataModule: any Ultralytics data set for a Lightning Trainer, with Ultralytics' own augmentation."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
 from typing import Any
@@ -13,35 +13,15 @@ from torch.utils.data import DataLoader
 from lit_prune.errors import ArgumentError
 from lit_prune.yolo.dataset import (
     Split,
-    WholeBatches,
     build_dataset,
     closes_mosaic,
     read_data,
     read_hyperparameters,
     rescale,
 )
+from lit_prune.yolo.loaders import EpochLoader, WholeBatches
 from lit_prune.yolo.package import require_ultralytics
 from lit_prune.yolo.tasks import Task, task_named
-
-
-class EpochLoader(DataLoader[Any]):
-    """A DataLoader that calls a function before each pass, before its workers start.
-
-    Args:
-        *args: As for `DataLoader`.
-        before_epoch: What to call.
-        **kwargs: As for `DataLoader`.
-    """
-
-    def __init__(self, *args: Any, before_epoch: Callable[[], None], **kwargs: Any) -> None:
-        self.before_epoch = before_epoch
-        super().__init__(*args, **kwargs)
-
-    def __iter__(self) -> Any:
-        # A generator, so that nothing is done before the first batch is asked for: of a run that is resumed, the
-        # Trainer makes the iterator before it knows the epoch.
-        self.before_epoch()
-        yield from super().__iter__()
 
 
 class YOLODataModule(LightningDataModule):

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_prune.activations import CalibrationBatch, read_batch
+from lit_prune.common.arguments import check_choice
 from lit_prune.common.packages import require
 from lit_prune.errors import ArgumentError
 from lit_prune.surgery.adoption import adopt_shapes_
@@ -97,8 +98,8 @@ class LitYOLO(LightningModule):
         kpt_shape: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        _check_choice("optimizer", optimizer, get_args(OptimizerName))
-        _check_choice("schedule", schedule, get_args(ScheduleName))
+        check_choice("optimizer", optimizer, get_args(OptimizerName))
+        check_choice("schedule", schedule, get_args(ScheduleName))
         lr = DEFAULT_LR[optimizer] if lr is None else lr
         _check_range("lr", lr, lr > 0, "positive")
         _check_range("momentum", momentum, 0 <= momentum < 1, "in [0, 1)")
@@ -335,11 +336,6 @@ class LitYOLO(LightningModule):
         self._metric.reset()
         scores = {f"{stage}/{name}": value.to(self.device) for name, value in values.items()}
         self.log_dict(scores, prog_bar=True, sync_dist=True)
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ArgumentError(f"{name} must be one of {', '.join(map(repr, choices))}, but got {value!r}.")
 
 
 def _check_range(name: str, value: float, holds: bool, expected: str) -> None:

@@ -193,7 +193,7 @@ class UltralyticsPruning:
     def note_score(self, trainer: Any) -> None:
         """After a validation: note the monitored metric, and judge the last event where the run ends."""
         host = UltralyticsHost(trainer)
-        self.pruner.note_score(host, validated=True)
+        self.pruner.monitor.read(host, validated=True)
         if self._ended or not (trainer.stop or trainer.epoch + 1 >= trainer.epochs):
             return
         self._ended = True

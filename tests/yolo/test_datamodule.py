@@ -14,8 +14,7 @@ from lit_prune.cli import main
 from lit_prune.data import DigitScenes
 from lit_prune.select.clustering.selection import ClusterSelection
 from lit_prune.yolo import LitYOLO, YOLODataModule
-from lit_prune.yolo.datamodule import EpochLoader
-from lit_prune.yolo.dataset import WholeBatches
+from lit_prune.yolo.loaders import EpochLoader, WholeBatches
 
 _SMALL = {"image_size": 64, "batch_size": 4, "num_workers": 0}
 _PLAIN = dict.fromkeys(("mosaic", "hsv_h", "hsv_s", "hsv_v", "translate", "scale", "fliplr"), 0.0)
