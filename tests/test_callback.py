@@ -52,6 +52,9 @@ def test_the_network_shrinks_at_each_epoch_and_trains_on(example, epochs):
     assert callback.events[-1]["params"][1] == count(module) == logged.epochs[-1][0]["pruning/params"]
     graph = ChannelGraph.trace(module, torch.zeros(1, 3, 8, 8))
     assert callback.events[-1]["macs"][1] == graph.macs == logged.epochs[-1][0]["pruning/macs"]
+    before = ChannelGraph.trace(Classifier(), torch.zeros(1, 3, 8, 8))
+    sizes = [sum(group.size for group in each.groups) for each in (before, graph)]
+    assert callback.events[-1]["gone"] == {"channels": 1 - sizes[1] / sizes[0], "macs": 1 - graph.macs / before.macs}
     assert all(set(metrics) == {"pruning/params", "pruning/macs", "pruning/channels"} for metrics, _ in logged.epochs)
     assert callback.plan.sizes["net.2.0.weight"] == {0: 32, 1: 16}
 
@@ -412,7 +415,10 @@ def test_layers_too_narrow_for_round_to_stay_and_the_table_says_so(capsys):
     trainer(callback, max_epochs=2).fit(module, loader())
     assert widths(module)["net.2.0.weight"] == (16, 16, 3, 3)
     assert callback.events[0]["skipped"] == {"net.0.0": "has no more channels than round_to=16"}
-    assert "left as is: net.0.0 (has no more channels than round_to=16)" in " ".join(capsys.readouterr().out.split())
+    told = " ".join(capsys.readouterr().out.split())
+    assert "left as is: net.0.0 (has no more channels than round_to=16)" in told
+    assert "gone so far: 33% of these channels" in told
+    assert "not the target: kept widths are multiples of `round_to`" in told
 
 
 def test_all_but_amount_and_epochs_are_given_by_name():

@@ -41,9 +41,7 @@ def explain(message: str) -> str:
         return f"{where}{found[1]} is no {found[2]}."
     if found := _SHORT.search(message):
         known = {kind.__name__ for base in (Callback, LightningModule, LightningDataModule) for kind in _below(base)}
-        return (
-            f"{where}there is no class {found[1]!r}. {nearest(found[1], known)} Others take a class path."
-        )
+        return f"{where}there is no class {found[1]!r}. {nearest(found[1], known)} Others take a class path."
     return message
 
 
@@ -63,7 +61,8 @@ def _parameters(path: str) -> list[str]:
     return [known for known in inspect.signature(kind.__init__).parameters if known != "self"]
 
 
-def _below(kind: type) -> Iterator[type]:
+def _below(kind: type[Any]) -> Iterator[type[Any]]:
+    child: type[Any]
     for child in kind.__subclasses__():
         yield child
         yield from _below(child)

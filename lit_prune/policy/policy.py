@@ -44,12 +44,16 @@ class PruningEvent:
     groups: tuple[ChannelGroup, ...]
     skipped: Mapping[str, str]
 
-    def summary(self, **known: Any) -> dict[str, Any]:
-        """The event as plain data, beside what else is ``known`` of it."""
+    def summary(self, dense: Dense, **known: Any) -> dict[str, Any]:
+        """The event as plain data, beside what else is ``known`` of it; ``dense`` is the network before the first."""
+        channels = {group.name: [group.size, group.width_under(self.plan)] for group in self.groups}
+        whole = sum(dense.widths.get(name, size) for name, (size, _) in channels.items())
+        left = sum(kept for _, kept in channels.values())
         return {
             **known,
-            "channels": {group.name: [group.size, group.width_under(self.plan)] for group in self.groups},
+            "channels": channels,
             "macs": [self.before.macs, self.after.macs],
+            "gone": {"channels": 1 - left / whole if whole else 0.0, "macs": 1 - self.after.macs / max(1, dense.macs)},
             "skipped": dict(self.skipped),
         }
 

@@ -150,6 +150,7 @@ class Pruner:
 
         def record() -> dict[str, Any]:
             event = decision.summary(
+                self.record.dense or Dense.of(network, decision.before),
                 epoch=host.epoch,
                 step=host.step,
                 ratio=ratio,
