@@ -256,7 +256,7 @@ def test_a_lightning_module_whose_networks_are_called_one_by_one():
         ({"amount": 1.5}, ValueError, "but got 1.5"),
         ({"amount": -0.1}, ValueError, "amount must be a ratio"),
         ({"amount": True}, ValueError, "amount must be a ratio"),
-        ({"amount": None}, ValueError, "Uniform does not"),
+        ({"amount": None}, ValueError, "but got Uniform"),
         ({"epochs": []}, ValueError, "epochs is empty"),
         ({"epochs": [-1]}, ValueError, "epochs must be whole numbers"),
         ({"criterion": "magnitud"}, ValueError, "Did you mean 'magnitude'"),
@@ -320,7 +320,7 @@ def test_what_does_not_fit_is_refused_before_training_and_changes_nothing(module
         (
             {"amount": None, "selection": "clusters"},
             True,
-            "selection that go by weights",
+            "selection by weights alone",
         ),
     ],
 )

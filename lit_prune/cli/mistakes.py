@@ -38,7 +38,7 @@ def explain(message: str) -> str:
         path, option = found.groups()
         return f"{where}{path} takes no argument {option!r}. {nearest(option, _parameters(path))}"
     if found := _OTHER.search(message):
-        return f"{where}{found[1]} is no {found[2]}."
+        return f"{where}{found[1]} is not a {found[2]}."
     if found := _SHORT.search(message):
         known = {kind.__name__ for base in (Callback, LightningModule, LightningDataModule) for kind in _below(base)}
         return f"{where}there is no class {found[1]!r}. {nearest(found[1], known)} Others take a class path."

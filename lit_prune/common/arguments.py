@@ -17,7 +17,7 @@ def check_whole(name: str, value: object, least: int = 1) -> None:
         least: The smallest that is allowed.
 
     Raises:
-        ArgumentTypeError: If it is no whole number.
+        ArgumentTypeError: If it is not a whole number.
         ArgumentError: If it is too small.
 
     Example:
@@ -61,7 +61,7 @@ def check_ratio(name: str, value: object) -> None:
         value: What was given.
 
     Raises:
-        ArgumentTypeError: If it is no number.
+        ArgumentTypeError: If it is not a number.
         ArgumentError: If it is out of range.
 
     Example:

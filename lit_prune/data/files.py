@@ -24,7 +24,7 @@ def write_digits(
     """Write `DigitScenes` as an Ultralytics data set: images, label files and a `data.yaml`.
 
     Images are PNG files with the very pixels of `DigitScenes`, in `images/train` and `images/val`. Each has a file
-    in `labels/train` or `labels/val`, with one line an object: its class, then by the task, normalised,
+    in `labels/train` or `labels/val`, with one line per object: its class, then by the task, normalised,
 
     - `"detect"`: centre x, centre y, width, height;
     - `"segment"`: the outline of the ink that can be seen, without holes;

@@ -90,7 +90,7 @@ def _glyphs(
         rows, columns = np.nonzero(wanted & (sizes == size))
         ink = F.interpolate(pixels[sources[rows, columns]], size=(int(size), int(size)), mode="bicubic")
         alpha = ((ink[:, 0] - 0.15) / 0.45).clamp(0, 1)
-        # A veil that nobody sees would widen the boxes.
+        # Ink too faint to see would widen the boxes.
         visible: NDArray[np.float32] = torch.where(alpha < 0.15, 0, alpha).numpy()
         for row, column, one in zip(rows, columns, visible, strict=True):
             x0, y0, x1, y1 = _tight(one > 0)

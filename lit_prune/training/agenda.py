@@ -1,4 +1,4 @@
-"""The events of one run: gone through at its start, carried out when they are due, and accounted for at its end."""
+"""The events of one run: rehearsed at its start, carried out when due, and judged at its end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OnError = Literal["raise", "continue"]
 
 
 class Agenda:
-    """What is to be done when, whatever the host.
+    """What is to be done when, for any host.
 
     Args:
         pruner: Carries events out.
@@ -57,11 +57,11 @@ class Agenda:
 
     @property
     def waits_for_data(self) -> bool:
-        """Whether events can be gone through only where there is calibration data."""
+        """Whether events can be rehearsed only where there is calibration data."""
         return self.pruner.policy.calibration is not None
 
     def rehearse(self, host: Host) -> None:
-        """Go through what can be known of all events to come.
+        """Rehearse all events to come, as far as they can be known.
 
         Raises:
             RehearsalError: If one can't be carried out, and ``on_error`` is ``"raise"``.
@@ -110,15 +110,11 @@ class Agenda:
             warn_once(message)
             return None
         if event["channels"] and event["params"][0] == event["params"][1]:
-            warn_once(
-                f"The pruning at epoch {host.epoch} removed nothing: each layer keeps its channels by `amount`, "
-                f"round_to={self.pruner.policy.round_to} and min_channels={self.pruner.policy.min_channels}. Raise "
-                "`amount`, or lower the others."
-            )
+            warn_once(f"The pruning at epoch {host.epoch} removed nothing: {self.pruner.policy.why_nothing}")
         return event
 
     def end(self, host: Host, cut_short: bool = False) -> None:
-        """Judge the last event, too, and say which never came, unless the run was ``cut_short`` on purpose."""
+        """Judge the last event, and warn of events that never came, unless the run was ``cut_short`` on purpose."""
         self.check_monitor(host)
         self.pruner.end_trial(host)
         missed = [point for point in self.events if point not in self.pruner.record.done]
@@ -129,7 +125,7 @@ class Agenda:
             )
 
     def _warn_of_unused_amount(self) -> None:
-        """A run that goes on after its last event has no use for another amount."""
+        """A run that goes on after its last event does not use another amount."""
         last = self.pruner.record.events[-1].get("ratio") if self.pruner.record.events else None
         if last is not None and self.pruner.amount not in (None, last) and not self._ahead():
             warn_once(

@@ -1,4 +1,4 @@
-"""A network under pruning: what is known of it, its events, and what hangs on it; whatever trains it is its host."""
+"""Prunes one network during training, whatever trains it."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Pruner:
         return self.sees
 
     def ratio(self, part: float) -> float | None:
-        """What is to be gone after an event, of what the selection counts; ``None`` where that decides.
+        """The ratio to be gone after an event, of what the selection counts; ``None`` where the selection decides.
 
         Args:
             part: The part of the amount that is to be gone by then.
@@ -184,12 +184,12 @@ class Pruner:
         self._rewarm(host)
 
     def rewarm_again(self, host: Host) -> None:
-        """Go on with the rise that a resumed run was in the middle of."""
+        """Continue the learning rate's rise that the end of a resumed run cut short."""
         if self._rewarmed is not None:
             self._rewarm(host, self._rewarmed)
 
     def end_trial(self, host: Host) -> None:
-        """Take the last event back, if the network has not got over it by now.
+        """Take the last event back if the network has not recovered from it by now.
 
         Raises:
             HalfPrunedError: If that broke off once the first tensor was put back.
@@ -238,12 +238,12 @@ class Pruner:
         self._rewarmed = state.get("rewarmed")
 
     def forget(self) -> None:
-        """Start again, with another network."""
+        """Start again with another network: forget the record."""
         self.record = Record()
         self._trial = self.monitor.value = None
 
     def close(self) -> None:
-        """Leave the run alone; the record stays."""
+        """Detach from the run; the record stays."""
         self.monitor.validated = False
         self._inputs = self._rewarmed = None
         if self._rewarming is not None:
@@ -286,8 +286,8 @@ def _checked_amount(amount: float | None, selection: Selection) -> float | None:
     if amount is None:
         if selection.needs_amount:
             raise ArgumentError(
-                f"amount=None needs a selection that finds it out itself ('clusters'), but {type(selection).__name__} "
-                "does not. Give a ratio in (0, 1)."
+                f"amount=None needs a selection that decides it by itself ('clusters'), but got "
+                f"{type(selection).__name__}. Give a ratio in (0, 1)."
             )
         return None
     check_ratio("amount", amount)

@@ -32,7 +32,7 @@ class YOLODataModule(LightningDataModule):
     in rectangular batches. Testing and prediction run on the `test` split where there is one, else on `val`.
 
     The task is that of the `LitYOLO` which the Trainer runs: detection, segmentation, pose, OBB, or classification,
-    whose data is a folder a class. Images are stretched to a square for RT-DETR, as Ultralytics does.
+    whose data has a folder per class. Images are stretched to a square for RT-DETR, as Ultralytics does.
 
     Batches are Ultralytics' own, with the images as floating point in 0..1 once they are on the device: `img`, `cls`,
     `bboxes` and `batch_idx` as `LitYOLO` takes them, and `im_file`, `ori_shape`, `ratio_pad`. Label files are scanned
@@ -40,9 +40,10 @@ class YOLODataModule(LightningDataModule):
     images with wrong labels, are left out, and a warning names them. Images without a label file have no objects.
 
     Args:
-        data: A `data.yaml`, a folder with one, or a name that Ultralytics offers for download (`"coco8.yaml"`); to
-            classify, a folder with `train` and `val`, each with a folder a class.
-        image_size: Length in pixels of the longer side; by default the hyperparameter `imgsz`, 640, to classify 224.
+        data: A `data.yaml`, a folder with one, or a name that Ultralytics offers for download (`"coco8.yaml"`); for
+            classification, a folder with `train` and `val`, each with a folder per class.
+        image_size: Length in pixels of the longer side; by default the hyperparameter `imgsz`, 640, or 224 for
+            classification.
         batch_size: Images in a batch, on each device; by default the hyperparameter `batch`, 16.
         num_workers: Worker processes of each loader; by default the hyperparameter `workers`, 8.
         cache: Keep decoded images, in memory (`"ram"` or True) or on the disk beside the images (`"disk"`).
@@ -259,7 +260,7 @@ class YOLODataModule(LightningDataModule):
         try:
             yield
         finally:
-            # Also after an error: the others meet the same one, and would wait for ever.
+            # Also after an error: the others meet the same one, and would wait forever.
             if strategy is not None and first:
                 strategy.barrier(what)
 

@@ -64,8 +64,8 @@ def read_data(data: str | Path, split: str = "", task: str = "detect") -> dict[s
 
     Args:
         data: A file, a folder with one, or a name that Ultralytics knows (`"coco8.yaml"`); for `"classify"` a folder
-            with a folder a split, with a folder a class, or a name (`"imagenette"`), by `check_cls_dataset`.
-        split: A split that has to be there beside `train` and `val`.
+            with a folder per split, each with a folder per class, or a name (`"imagenette"`), by `check_cls_dataset`.
+        split: A split that has to be there besides `train` and `val`.
         task: Ultralytics' name of the task.
 
     Returns:
@@ -198,7 +198,7 @@ def _notes() -> Iterator[list[str]]:
     class Notes(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             lines = map(_plain_text, record.getMessage().splitlines())
-            found.extend(_HEIF.sub("it is no image", line) for line in lines if "ignoring corrupt" in line)
+            found.extend(_HEIF.sub("it is not an image", line) for line in lines if "ignoring corrupt" in line)
 
     handler = Notes()
     LOGGER.addHandler(handler)

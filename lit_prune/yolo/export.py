@@ -95,7 +95,7 @@ def load_detector(path: str | Path) -> Any:
 
     Raises:
         MissingFileError: If there is no such file.
-        ArgumentError: If it is no checkpoint of a LitYOLO.
+        ArgumentError: If it is not a checkpoint of a LitYOLO.
     """
     path = Path(path)
     if not path.exists():

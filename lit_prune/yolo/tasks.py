@@ -29,7 +29,7 @@ def _enter(network: Any, batch: dict[str, Any]) -> Any:
 
 
 def _enter_with_targets(network: Any, batch: dict[str, Any]) -> Any:
-    """RT-DETR learns to denoise the true boxes beside finding them, so they enter its decoder."""
+    """RT-DETR learns to denoise the true boxes besides finding them, so they enter its decoder."""
     index = batch["batch_idx"].long().view(-1)
     targets = {
         "cls": batch["cls"].long().view(-1),

@@ -199,7 +199,7 @@ CALLBACK = "trainer: {callbacks: [{class_path: %s, init_args: {amount: 0.5, epoc
             CALLBACK % ("lit_prune.ChannelPruning", "exclud: [head]"),
             "trainer.callbacks: lit_prune.ChannelPruning takes no argument 'exclud'. Did you mean 'exclude",
         ),
-        (CALLBACK % ("lit_prune.Recovery", ""), "trainer.callbacks: lit_prune.Recovery is no Callback."),
+        (CALLBACK % ("lit_prune.Recovery", ""), "trainer.callbacks: lit_prune.Recovery is not a Callback."),
         (CALLBACK % ("ModelChekpoint", ""), "there is no class 'ModelChekpoint'. Did you mean 'ModelCheckpoint"),
         ("model: {class_path: lit_prune.yolo.LitYOLOO}", "model: there is no class 'lit_prune.yolo.LitYOLOO'. Did you"),
         ("data: {class_path: no_such.Data}", "data: no_such.Data can't be imported: No module named 'no_such'."),

@@ -65,7 +65,7 @@ class Decision:
 
 
 def survey_channels(separability: Matrix, embedding: Embedding = "tsne", seed: int = 0, curve: bool = True) -> Survey:
-    """Embed the channels of a layer and, for the knee, cluster them in every number.
+    """Embed the channels of a layer and, for the knee, cluster them into every number of clusters.
 
     Args:
         separability: ``(C, P)`` Jeffries–Matusita distances of each channel.
