@@ -1,7 +1,7 @@
 """With Hugging Face Accelerate: prune the network behind its wrapper.
 
 Under several processes every one gets the same plan; wrap the network again by `accelerator.prepare_model` after the
-event, for DDP has buckets of the old shapes.
+event, as DDP's buckets have the old shapes.
 
     python examples/accelerate_loop.py
 """

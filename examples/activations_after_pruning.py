@@ -1,6 +1,6 @@
 """See the activations of block 3 after block 1 was pruned, by hooks on the live network.
 
-Beside it what fails: an `nn.Sequential` of copies of all blocks before the layer, made before block 1 was pruned. The
+Next to it, what fails: an `nn.Sequential` of copies of all blocks before the layer, made before block 1 was pruned. The
 copies keep the widths that they had, but the layer itself has become narrower.
 
     python examples/activations_after_pruning.py

@@ -1,4 +1,4 @@
-"""A classifier that somebody already trains, and one line more.
+"""A classifier that you already train, and one more line.
 
 python examples/classifier.py
 """
@@ -14,7 +14,7 @@ from lit_prune import ChannelPruning
 
 
 class Classifier(L.LightningModule):
-    """Nothing in here knows of pruning."""
+    """Nothing in it knows of pruning."""
 
     def __init__(self):
         super().__init__()

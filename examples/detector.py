@@ -2,8 +2,8 @@
 
     python examples/detector.py --image-size 96 --out pruned.pt
 
-So it starts from random weights, and writes a small data set of handwritten digits to train on. Yours are given by
---model (`yolov8s.pt`) and --data (`data.yaml`).
+As written, it starts from random weights and trains on a small data set of handwritten digits that it makes. Give your
+own by --model (`yolov8s.pt`) and --data (`data.yaml`).
 """
 
 import argparse

@@ -14,8 +14,8 @@ from lit_prune.select import MacsBudget
 from lit_prune.yolo import LitYOLO
 
 
-class Entropy(Criterion):
-    """Channels whose filters' weights are spread the widest matter most."""
+class WeightDeviation(Criterion):
+    """Channels whose weights deviate most from their mean matter most."""
 
     def __call__(self, evidence):
         scores = {}
@@ -24,8 +24,8 @@ class Entropy(Criterion):
             for slot, tensor in evidence.slots_of(group):
                 if slot[1] == 0 and tensor.dim() == 4:
                     members = group.members[slot]
-                    spread = tensor.flatten(1).std(1, unbiased=False).cpu()[members.indices]
-                    total.index_add_(0, torch.from_numpy(members.channels), spread)
+                    deviation = tensor.flatten(1).std(1, unbiased=False).cpu()[members.indices]
+                    total.index_add_(0, torch.from_numpy(members.channels), deviation)
             scores[group.name] = total
         return scores
 
@@ -39,7 +39,7 @@ class Halfway(Schedule):
 
 def main(scenes=512, max_epochs=4):
     L.seed_everything(0)
-    pruning = ChannelPruning(0.4, Halfway(), criterion=Entropy(), selection=MacsBudget("global"))
+    pruning = ChannelPruning(0.4, Halfway(), criterion=WeightDeviation(), selection=MacsBudget("global"))
     trainer = L.Trainer(max_epochs=max_epochs, callbacks=[pruning], logger=False, enable_checkpointing=False, devices=1)
     data = DigitScenesDataModule(scenes=scenes, val_scenes=32, image_size=64)
     trainer.fit(LitYOLO("yolov8n.yaml", num_classes=10), data)

@@ -1,7 +1,7 @@
 """Batches in a layout of your own, and channels that are chosen by what they see in them.
 
 `calibration_batch` says what in a batch is the network's input and what the labels are. Training itself takes batches
-of any kind, and so does every choice that goes by weights alone.
+of any kind, and so does every choice by weights alone.
 
     python examples/own_data.py
 """

@@ -27,7 +27,7 @@ def main() -> ChannelPruning:
         epochs=[1, 2],
         # The convolution of block 1; the one that reads it, which is split in halves; and what is added to one half.
         blocks=["model.model.1.conv", "model.model.2.cv1.conv", "model.model.2.m.0.cv2.conv"],
-        # The widest first, one an event.
+        # The widest first, one per event.
         layers_per_event=1,
         selection=ClusterSelection(method="medoid", calibration=calibration),
         round_to=4,

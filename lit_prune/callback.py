@@ -53,27 +53,27 @@ class ChannelPruning(Callback):
     Args:
         amount: The ratio that is gone after the last event, in (0, 1): of each layer's channels (``"uniform"``,
             ``"clusters"``), of all channels (``"global"``) or of the dense network's multiply-adds (``"macs"``).
-            ``None`` lets a selection decide that can (``"clusters"``).
+            ``None`` leaves it to a selection that can decide by itself (``"clusters"``).
         epochs: At the start of which epochs to prune, counted from 0: one, several, or a :class:`Schedule` (``AtSteps``
-            counts optimizer steps). ``"before_wrap"`` prunes once, before the strategy wraps the model, so that any
-            strategy will do, FSDP and DeepSpeed as well; it takes an ``example_input_array``.
+            counts optimizer steps). ``"before_wrap"`` prunes once, before the strategy wraps the model, and so works
+            under any strategy, FSDP and DeepSpeed included; it needs an ``example_input_array``.
         blocks: Which layers: integers are children of the network's main ``nn.Sequential`` (Ultralytics:
             ``model.model[i]``), strings are :mod:`fnmatch` patterns of layer names. ``None`` is all of them.
         criterion: How important a channel is: ``"magnitude"``, ``"batchnorm"``, ``"random"`` or a
             :class:`Criterion`.
         selection: Which channels go: ``"uniform"``, ``"global"``, ``"macs"``, ``"clusters"`` or a :class:`Selection`.
         exclude: Patterns of layers that must stay as they are.
-        round_to: Kept widths are multiples of it, for hardware is fast at those; layers that have no more channels
-            than that are left alone. 1 allows every width.
-        min_channels: The least that a layer keeps.
-        layers_per_event: Prune only so many layers an event, each to the full amount: those with the most channels
-            first, and none that shares a tensor with another of the same event.
+        round_to: Kept widths are multiples of it, at which hardware is fastest; layers that have no more channels
+            stay as they are. 1 allows every width.
+        min_channels: The fewest channels that a layer keeps.
+        layers_per_event: How many layers to prune at each event, each to the full amount: the widest first, and none
+            that shares a tensor with another of the same event. ``None`` is all.
         recovery: What follows an event: the best scores of other callbacks start again (the default), the learning rate
             rises again.
         on_error: ``"raise"`` ends the training with the old network when an event fails; ``"continue"`` warns and
             goes on with it.
         verbose: Print a table at each event.
-        before_wrap: Deprecated; it is ``epochs="before_wrap"`` now.
+        before_wrap: Deprecated: write ``epochs="before_wrap"``.
 
     Attributes:
         record: What was pruned so far.
@@ -151,7 +151,7 @@ class ChannelPruning(Callback):
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """One dict an event, as plain data."""
+        """One dict per event, as plain data."""
         return self.record.events
 
     @property
@@ -191,9 +191,9 @@ class ChannelPruning(Callback):
         self.averages = Averages(state_dict.get("averages", ()))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See the network as it is, if an example of its inputs is at hand."""
+        """Trace the network, if an example of its inputs is known."""
         if self.before_wrap:
-            # The strategy has wrapped the parameters; what can be told of the network was seen before.
+            # By now the strategy has wrapped the parameters; the network was traced before that.
             return
         # Layers may be made in `setup` or `configure_model`.
         self.pruner.policy.scope.check(pl_module)
@@ -211,16 +211,16 @@ class ChannelPruning(Callback):
             self._watch = CallRecorder(pl_module)
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go through the events to come on the inputs that the validation step has shown."""
+        """Rehearse the coming events on the inputs of the validation step."""
         if (calls := self._watched()) is not None:
             self.agenda.rehearse_on(self._host(trainer), calls)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave no hook behind: after an error nobody calls :meth:`teardown`."""
+        """Remove all hooks: after an error :meth:`teardown` is not called."""
         self.teardown(trainer, pl_module, "fit")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave no hook behind."""
+        """Remove all hooks."""
         self.pruner.close()
         self.averages.forget()
         self._watched()
@@ -262,18 +262,18 @@ class ChannelPruning(Callback):
             self._step_is_due, self._step = False, step_of(pl_module, batch, batch_idx)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        """Before the first step, so that what can't be done leaves the weights as they are: see what a batch has shown.
+        """Trace the network before the first step, so that an event that can't be carried out leaves the weights alone.
 
-        Where steps are the user's own, or there are several, a step may come before the batch has shown all.
+        Where steps are the user's own, or there are several optimizers, a step may come before all calls were seen.
         """
         if pl_module.automatic_optimization and len(trainer.optimizers) == 1:
-            self._see_what_was_shown(trainer, pl_module)
+            self._see_watched(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """After the first batch, which has shown the network's inputs, catch up on what waited for them."""
-        self._see_what_was_shown(trainer, pl_module)
+        """After the first batch, when the network's inputs are known, carry out the event that waited for them."""
+        self._see_watched(trainer, pl_module)
         self._note_latecomers(pl_module, batch, batch_idx, "training_step")
         if self._waited:
             self._waited = False
@@ -294,23 +294,23 @@ class ChannelPruning(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the monitored metric before a checkpoint is written."""
-        self.pruner.note_score(self._host(trainer), validated=not trainer.sanity_checking)
+        self.pruner.monitor.read(self._host(trainer), validated=not trainer.sanity_checking)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what the network costs now, and note the monitored metric before a checkpoint is written."""
-        # Not where the epoch starts: the Trainer looks through all that was logged after each of its steps.
+        # Not at the start of the epoch: the Trainer would go through these values again after every step.
         figures = {f"pruning/{name}": value for name, value in self.pruner.costs(pl_module).items()}
         pl_module.log_dict(figures, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
-        self.pruner.note_score(self._host(trainer))
+        self.pruner.monitor.read(self._host(trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Judge the last event, too, and say which never came."""
+        """Judge the last event, and warn of events that never came."""
         self.agenda.end(self._host(trainer), cut_short=bool(trainer.fast_dev_run))  # type: ignore[attr-defined]
 
     def _host(self, trainer: Trainer) -> LightningHost:
         return LightningHost(trainer, self.averages)
 
-    def _see_what_was_shown(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _see_watched(self, trainer: Trainer, pl_module: LightningModule) -> None:
         calls, step, self._step = self._watched(), self._step, None
         if calls is not None or step is not None:
             forwards = self.pruner.forwards if calls is None else calls
@@ -323,7 +323,7 @@ class ChannelPruning(Callback):
             self.pruner.late.append(step)
 
     def _watched(self) -> list[Call] | None:
-        """The calls that were watched, for the last time; ``None`` where none were."""
+        """The calls that were watched; ``None`` where none were. Ends the watch."""
         watch, self._watch = self._watch, None
         return None if watch is None else watch.close()
 
@@ -336,7 +336,7 @@ class ChannelPruning(Callback):
             )
         if self.agenda.waits_for_data:
             raise ArgumentError(
-                "epochs='before_wrap' prunes before there is data: take a criterion and selection that go by weights."
+                "epochs='before_wrap' prunes before there is data: take a criterion and selection by weights alone."
             )
         self._see_example(trainer, pl_module)
         self._prune_if_due(trainer)

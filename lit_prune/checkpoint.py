@@ -24,7 +24,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 RECORD_KEY = "ChannelPruning"
 """Under this key a checkpoint's ``callbacks`` have the record of what was pruned."""
 
-# Loads one after the other; one that is begun while a module is built, in the same thread, may go on.
+# One load at a time; a load within a load, in the same thread, goes on.
 _ADOPTING = threading.RLock()
 
 
@@ -42,12 +42,12 @@ def load_pruned(
         cls: A LightningModule, built as by its ``load_from_checkpoint``; or another module, built from ``kwargs``.
         path: A checkpoint of a Trainer, or a file with a state dict.
         map_location: As for :func:`torch.load`; by default the CPU where a device of the file is missing.
-        weights_only: As for :func:`torch.load`. Hyperparameters that are no plain data (paths, NumPy scalars, classes
+        weights_only: As for :func:`torch.load`. Hyperparameters that are not plain data (paths, NumPy scalars, classes
             of your own) take ``False``, which lets the file run code: only for files that you trust.
-        **kwargs: Arguments of ``cls``; they go before those that the checkpoint has.
+        **kwargs: Arguments of ``cls``; they override those of the checkpoint.
 
     Returns:
-        The network as it was saved, in eval mode if it is no LightningModule.
+        The network as it was saved, in eval mode unless it is a LightningModule.
 
     Raises:
         CheckpointError: If the file is damaged, holds what ``weights_only`` refuses or no weights, or its record and
@@ -81,10 +81,10 @@ def load_pruned(
 
 
 def weights_of(checkpoint: Mapping[str, Any], path: str | PathLike[str]) -> Mapping[str, Tensor]:
-    """The state dict in a Trainer's checkpoint, or the one that a file is; its tensors are those of its record.
+    """The state dict in a Trainer's checkpoint, or the one that a file is; its tensors are checked against its record.
 
     Raises:
-        CheckpointError: If it is none, or record and tensors disagree.
+        CheckpointError: If it is neither, or record and tensors disagree.
     """
     state: Mapping[str, Any] = checkpoint.get("state_dict", checkpoint)
     for name, value in state.items():
@@ -135,7 +135,7 @@ def plan_of(checkpoint: Mapping[str, Any]) -> PruningPlan:
     """The plan in a checkpoint's record; an empty one where nothing was pruned.
 
     Raises:
-        CheckpointError: If there is a record that is none.
+        CheckpointError: If the record can't be read.
     """
     callbacks = checkpoint.get("callbacks", {})
     if RECORD_KEY not in callbacks:

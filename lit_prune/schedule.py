@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import Literal, get_args
 
-from lit_prune.common.arguments import check_whole
+from lit_prune.common.arguments import check_choice, check_whole
 from lit_prune.errors import ArgumentError
 
 Curve = Literal["linear", "cubic"]
@@ -64,7 +64,8 @@ class AtEpochs(Schedule):
 
     def __init__(self, epochs: int | list[int], curve: Curve = "linear") -> None:
         self.points = _checked_points("epochs", epochs)
-        self.curve = _checked_curve(curve)
+        check_choice("curve", curve, get_args(Curve))
+        self.curve = curve
 
     def events(self, length: int | None) -> dict[int, float]:
         """One event for each point given."""
@@ -92,7 +93,8 @@ class AtSteps(AtEpochs):
 
     def __init__(self, steps: int | list[int], curve: Curve = "linear") -> None:
         self.points = _checked_points("steps", steps)
-        self.curve = _checked_curve(curve)
+        check_choice("curve", curve, get_args(Curve))
+        self.curve = curve
 
 
 class Every(AtEpochs):
@@ -145,12 +147,6 @@ def _checked_points(name: str, given: int | list[int]) -> list[int]:
     if len(set(points)) < len(points):
         raise ArgumentError(f"{name} must differ from each other, but are {points}.")
     return sorted(map(int, points))
-
-
-def _checked_curve(curve: Curve) -> Curve:
-    if curve not in get_args(Curve):
-        raise ArgumentError(f"curve must be one of {', '.join(map(repr, get_args(Curve)))}, but got {curve!r}.")
-    return curve
 
 
 def _part(time: float, curve: Curve) -> float:

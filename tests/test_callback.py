@@ -52,6 +52,9 @@ def test_the_network_shrinks_at_each_epoch_and_trains_on(example, epochs):
     assert callback.events[-1]["params"][1] == count(module) == logged.epochs[-1][0]["pruning/params"]
     graph = ChannelGraph.trace(module, torch.zeros(1, 3, 8, 8))
     assert callback.events[-1]["macs"][1] == graph.macs == logged.epochs[-1][0]["pruning/macs"]
+    before = ChannelGraph.trace(Classifier(), torch.zeros(1, 3, 8, 8))
+    sizes = [sum(group.size for group in each.groups) for each in (before, graph)]
+    assert callback.events[-1]["gone"] == {"channels": 1 - sizes[1] / sizes[0], "macs": 1 - graph.macs / before.macs}
     assert all(set(metrics) == {"pruning/params", "pruning/macs", "pruning/channels"} for metrics, _ in logged.epochs)
     assert callback.plan.sizes["net.2.0.weight"] == {0: 32, 1: 16}
 
@@ -253,7 +256,7 @@ def test_a_lightning_module_whose_networks_are_called_one_by_one():
         ({"amount": 1.5}, ValueError, "but got 1.5"),
         ({"amount": -0.1}, ValueError, "amount must be a ratio"),
         ({"amount": True}, ValueError, "amount must be a ratio"),
-        ({"amount": None}, ValueError, "Uniform does not"),
+        ({"amount": None}, ValueError, "but got Uniform"),
         ({"epochs": []}, ValueError, "epochs is empty"),
         ({"epochs": [-1]}, ValueError, "epochs must be whole numbers"),
         ({"criterion": "magnitud"}, ValueError, "Did you mean 'magnitude'"),
@@ -266,7 +269,7 @@ def test_a_lightning_module_whose_networks_are_called_one_by_one():
         ({"min_channels": 0}, ValueError, "min_channels must be at least 1"),
         ({"layers_per_event": 0}, ValueError, "layers_per_event must be at least 1"),
         ({"layers_per_event": 1, "selection": "macs"}, ValueError, "can't meet a MACs budget"),
-        ({"on_error": "ignore"}, ValueError, "'raise' or 'continue'"),
+        ({"on_error": "ignore"}, ValueError, "'raise', 'continue'"),
     ],
 )
 def test_bad_arguments_are_refused_where_they_are_given(options, error, message):
@@ -317,7 +320,7 @@ def test_what_does_not_fit_is_refused_before_training_and_changes_nothing(module
         (
             {"amount": None, "selection": "clusters"},
             True,
-            "selection that go by weights",
+            "selection by weights alone",
         ),
     ],
 )
@@ -412,7 +415,10 @@ def test_layers_too_narrow_for_round_to_stay_and_the_table_says_so(capsys):
     trainer(callback, max_epochs=2).fit(module, loader())
     assert widths(module)["net.2.0.weight"] == (16, 16, 3, 3)
     assert callback.events[0]["skipped"] == {"net.0.0": "has no more channels than round_to=16"}
-    assert "left as is: net.0.0 (has no more channels than round_to=16)" in " ".join(capsys.readouterr().out.split())
+    told = " ".join(capsys.readouterr().out.split())
+    assert "left as is: net.0.0 (has no more channels than round_to=16)" in told
+    assert "gone so far: 33% of these channels" in told
+    assert "not the target: kept widths are multiples of `round_to`" in told
 
 
 def test_all_but_amount_and_epochs_are_given_by_name():

@@ -75,7 +75,7 @@ def collect_moments(
         Layer name to moments, on the CPU; without layers that do not run in eval mode.
 
     Raises:
-        ArgumentError: If there is no such layer, ``match_iou`` is out of range or can't be had of this network, or
+        ArgumentError: If there is no such layer, ``match_iou`` is out of range or needs a missing ``detect``, or
             activations are NaN or infinite (naming the layer).
         CalibrationError: If there is no object to learn from, or another rank failed.
 
@@ -96,7 +96,7 @@ def collect_moments(
         for batch in batches:
             tally.take(batch)
     except Exception as error:
-        # Kept until all ranks know: the others would wait for this one's part for ever.
+        # Kept until all ranks know: the others would wait for this one's part forever.
         failure = error
     return tally.result(failure)
 

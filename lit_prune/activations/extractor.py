@@ -1,4 +1,4 @@
-"""What layers of the live network put out, all in one forward; and the slice that was used before."""
+"""The outputs of layers of the live network, all from one forward; and a slice of copies to compare with."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ActivationExtractor:
 
     The network may have been pruned before; nothing of it is copied. It runs in eval mode and without gradients, on
     the device and in the precision (autocast) that it is called in, and stays as it was: hooks, modes, caches and
-    random states. Hooks are there within the ``with`` block only, and see only calls that go through the extractor.
+    random states. Hooks are there within the ``with`` statement only, and see only calls that go through the extractor.
 
     Args:
         model: The network.
@@ -80,7 +80,7 @@ class ActivationExtractor:
             in which the layers were asked for.
 
         Raises:
-            CalibrationError: If this is not inside the ``with`` block, or a layer did not run in this forward.
+            CalibrationError: If this is not inside the ``with`` statement, or a layer did not run in this forward.
             ArgumentTypeError: If a layer puts out something else than a tensor.
         """
         return self.run(self.model, *args, **kwargs)[0]
@@ -165,7 +165,7 @@ def find_layers(model: nn.Module, layers: Sequence[str]) -> dict[str, nn.Module]
 def sliced_block(model: nn.Module, layer: str) -> nn.Sequential:
     """Copies of all blocks before a layer of a plain chain, then the layer itself: its activations without hooks.
 
-    A reference to compare :class:`ActivationExtractor` with: on an unpruned network both agree to the bit. The copies
+    A reference to compare :class:`ActivationExtractor` with: on an unpruned network both agree bit for bit. The copies
     keep the width that they had. Once the network is pruned, the layer expects fewer channels than they hand on, and
     the slice fails with "expected input to have 64 channels, but got 128 channels" where the extractor goes on.
 

@@ -165,7 +165,7 @@ def jeffries_matusita(moments: Moments) -> Tensor:
         raise ArgumentError(f"Separability is between two classes, but there is {classes}; use another criterion.")
     first, second = torch.tensor(list(combinations(range(classes), 2)), device=moments.count.device).unbind(1)
     variance = moments.var.double().clamp(min=_LEAST_DEVIATION**2)
-    # In logarithms, for the product of two variances of 1e-20 and their quotient by one of 1e20 are far apart.
+    # In logarithms: the product of two variances of 1e-20 and a variance of 1e20 are too far apart for one float.
     logarithm = variance.log()
     both = variance[first] + variance[second]
     distance = (moments.mean.double()[first] - moments.mean.double()[second]).square() / (4 * both)

@@ -1,4 +1,4 @@
-"""What a batch shows: labelled objects, and what the channels put out where they are."""
+"""The labelled objects of a batch, and the channels' activations where they are."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class CalibrationBatch:
         inputs: Positional inputs of the network's forward; the first is the images.
         labels: ``(M,)`` int64, class of each object.
         images: ``(M,)`` int64, index in the batch of the image that each object is in.
-        points: ``(M, 2)`` x and y of each object, in normalised coordinates; ``None``: the whole
-            image, by its spatial mean.
+        points: ``(M, 2)`` x and y of each object, in normalised coordinates; ``None``: the whole image, by its spatial
+            mean.
         boxes: ``(M, 4)`` x0, y0, x1, y1, normalised; ``None``: objects are not matched with predictions.
 
     Raises:
@@ -122,7 +122,7 @@ def observe(module: nn.Module, output: Tensor, batch: CalibrationBatch) -> Tenso
         ``(M, C)``, in double precision where a mean was taken.
 
     Raises:
-        ArgumentError: If there are points and the output is no map.
+        ArgumentError: If there are points and the output is not a map.
     """
     if isinstance(module, nn.Linear) and output.dim() > 2:
         output = output.movedim(-1, 1)

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command: Callable[[argparse.Namespace], None] = options.command
             command(options)
     except Exception as error:
-        mistake = _mistake(error)
+        mistake = _user_error(error)
         if mistake is None:
             raise
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(mistake))}", highlight=False, soft_wrap=True)
@@ -147,7 +147,7 @@ def _add_demo(commands: Any) -> None:
     demo = _add(commands, "demo", run_demo, "train, prune and compare on data that comes with the package; minutes")
     demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="where report and figures go")
     demo.add_argument("--model", default="yolov8n.yaml", help="configuration of an Ultralytics detection network")
-    demo.add_argument("--epochs", type=int, default=18, help="length of the run, and of the dense one beside it")
+    demo.add_argument("--epochs", type=int, default=18, help="length of the pruned run, and of the dense one")
     demo.add_argument("--scenes", type=int, default=2000, help="number of training scenes")
     demo.add_argument("--amount", type=float, default=0.455, help="ratio of the dense network's MACs that goes")
     demo.add_argument("--seed", type=int, default=0, help="of weights, order and scenes")
@@ -192,7 +192,7 @@ def _add_compare(commands: Any) -> None:
     compare.add_argument("pruned", metavar="PRUNED", help="another one, of the same task and classes")
     compare.add_argument("--data", required=True, metavar="YAML", help="data.yaml; a folder of classes to classify")
     compare.add_argument("--out", type=Path, default=Path("comparison"), metavar="DIR", help="where the report goes")
-    compare.add_argument("--image-size", type=int, metavar="PIXELS", help="by default 640, to classify 224")
+    compare.add_argument("--image-size", type=int, metavar="PIXELS", help="by default 640, or 224 for classification")
     compare.add_argument("--batch-size", type=int, default=16, help="images in a batch of validation")
     compare.add_argument("--workers", type=int, default=4, help="processes that read images")
 
@@ -223,8 +223,8 @@ def _add(commands: Any, name: str, command: Callable[[argparse.Namespace], None]
     return parser
 
 
-def _mistake(error: BaseException | None) -> LitPruneError | None:
-    """The error that lit_prune raised on purpose, if any: its message says what to do, a traceback would hide it."""
+def _user_error(error: BaseException | None) -> LitPruneError | None:
+    """The error that lit_prune raised on purpose, if any: its message says what to do, which a traceback would hide."""
     while error is not None and not isinstance(error, LitPruneError):
         # Lightning's command line wraps what the classes that it builds raise.
         error = error.__cause__

@@ -50,7 +50,7 @@ def load_network(name: str, image_size: int | None = None) -> tuple[nn.Module, T
         leading = [int(network.yaml.get("channels", 3))]
     else:
         raise ArgumentError(
-            f"{name!r} is no network that can be inspected: give an Ultralytics file that ends in .yaml or .pt, "
+            f"{name!r} is not a network that can be inspected: give an Ultralytics file that ends in .yaml or .pt, "
             "a checkpoint of LitYOLO (.ckpt), torchvision:NAME (torchvision:resnet50) or timm:NAME "
             "(timm:convnext_tiny)."
         )

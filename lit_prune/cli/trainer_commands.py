@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from lit_prune.errors import ArgumentError
+
 TRAINER_COMMANDS = {
     "fit": "train a model; add ChannelPruning to --trainer.callbacks and it shrinks meanwhile",
     "validate": "measure a checkpoint on the validation data",
@@ -28,11 +30,17 @@ def run_trainer(arguments: Sequence[str] | None = None) -> Any:
 
     Returns:
         The `LightningCLI`, after it has run.
+
+    Raises:
+        ArgumentError: If an argument is unknown or of the wrong type, or there is no such class; near names are listed.
     """
+    from argparse import ArgumentError as ArgparseError
+
     from lightning.pytorch import LightningDataModule, LightningModule
 
     from lit_prune.cli._compat import UnreadCheckpoint
     from lit_prune.cli.ckpt_path import KeptRecord, read_hyperparameters, take_up
+    from lit_prune.cli.mistakes import explain
     from lit_prune.cli.num_classes import set_classes
 
     # What is imported is known to the command line by its short name.
@@ -48,8 +56,11 @@ def run_trainer(arguments: Sequence[str] | None = None) -> Any:
             )
 
         def parse_arguments(self, parser: Any, args: Any) -> None:
-            # Theirs warns that this process has arguments of its own; who calls us from Python means what it gives.
-            self.config = parser.parse_args(args)
+            # Lightning's own warns that this process has arguments, too; but those given from Python are meant.
+            try:
+                self.config = parser.parse_args(args)
+            except ArgparseError as error:
+                raise ArgumentError(f"{explain(str(error))}") from error
             self._take_up_checkpoint()
 
         def _take_up_checkpoint(self) -> None:
@@ -78,7 +89,7 @@ def run_trainer(arguments: Sequence[str] | None = None) -> Any:
         subclass_mode_model=True,
         subclass_mode_data=True,
         save_config_kwargs={"overwrite": True},
-        parser_kwargs={"prog": "lit-prune", "default_env": True, "env_prefix": ENVIRONMENT},
+        parser_kwargs={"prog": "lit-prune", "default_env": True, "env_prefix": ENVIRONMENT, "exit_on_error": False},
         args=None if arguments is None else list(arguments),
     )
 

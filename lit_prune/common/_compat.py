@@ -1,7 +1,7 @@
-"""What is private in torch, torchmetrics and Python, and used nevertheless, each with the reason.
+"""Private names of torch, torchmetrics and Python that are used nevertheless, each with the reason.
 
-Such names may go or change with any release. `tests/common/test_compat.py` tells when one has. What is private in
-Lightning, scikit-learn and Ultralytics has a `_compat.py` where those are used.
+Such names may go or change with any release; `tests/common/test_compat.py` tells when one has. Those of Lightning,
+scikit-learn and Ultralytics have a `_compat.py` where they are used.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def is_compiled(kind: type) -> bool:
 
 
 def has_slots(kind: type) -> bool:
-    """Whether instances hold anything beside their `__dict__`, as `copy` finds out."""
+    """Whether instances hold anything besides their `__dict__`, as `copy` finds out."""
     return bool(copyreg._slotnames(kind))  # type: ignore[attr-defined]
 
 

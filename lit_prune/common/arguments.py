@@ -1,7 +1,8 @@
-"""Numbers that a user gives: of the right kind and within bounds, or refused in one sentence."""
+"""What a user gives: of the right kind and within bounds, or refused in one sentence."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from numbers import Integral, Real
 
 from lit_prune.errors import ArgumentError, ArgumentTypeError
@@ -16,7 +17,7 @@ def check_whole(name: str, value: object, least: int = 1) -> None:
         least: The smallest that is allowed.
 
     Raises:
-        ArgumentTypeError: If it is no whole number.
+        ArgumentTypeError: If it is not a whole number.
         ArgumentError: If it is too small.
 
     Example:
@@ -60,7 +61,7 @@ def check_ratio(name: str, value: object) -> None:
         value: What was given.
 
     Raises:
-        ArgumentTypeError: If it is no number.
+        ArgumentTypeError: If it is not a number.
         ArgumentError: If it is out of range.
 
     Example:
@@ -71,3 +72,23 @@ def check_ratio(name: str, value: object) -> None:
     check_number(name, value)
     if isinstance(value, bool) or not 0 < float(value) < 1:  # type: ignore[arg-type]
         raise ArgumentError(f"{name} must be a ratio in (0, 1), such as 0.5, but got {value!r}.")
+
+
+def check_choice(name: str, value: str, choices: Collection[str]) -> None:
+    """Raise unless ``value`` is one of ``choices``.
+
+    Args:
+        name: The user's argument, for the message.
+        value: What was given.
+        choices: What is allowed.
+
+    Raises:
+        ArgumentError: If it is another.
+
+    Example:
+        >>> check_choice("mode", "least", ("max", "min"))
+        Traceback (most recent call last):
+        lit_prune.errors.ArgumentError: mode must be one of 'max', 'min', but got 'least'.
+    """
+    if value not in choices:
+        raise ArgumentError(f"{name} must be one of {', '.join(map(repr, choices))}, but got {value!r}.")

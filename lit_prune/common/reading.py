@@ -12,7 +12,7 @@ import torch
 
 from lit_prune.errors import CheckpointError
 
-# How torch's messages name what it refuses to load, call or build beside weights.
+# How torch's messages name what it refuses to load, call or build besides weights.
 _REFUSED = re.compile(r"\bGLOBAL (\S+)|unrecognized function (.+)|but got <class '([^']+)'>|(\S+) must be imported")
 
 
@@ -65,7 +65,7 @@ def unreadable(path: str | PathLike[str], error: Exception, remedy: str) -> Chec
     if refused:
         names = ", ".join(refused)
         return CheckpointError(
-            f"{path} is whole, but beside weights it holds what torch does not load unless it is trusted, as loading "
+            f"{path} is whole, but besides weights it holds what torch only loads from a trusted file, as loading "
             f"it can run code: {names}. If you trust the file, {remedy}, or allow these before: "
             f"torch.serialization.add_safe_globals([{names}])."
         )

@@ -1,4 +1,4 @@
-"""Run a network as a guest: afterwards its modes, caches and the random states are what they were."""
+"""Run a network and leave no trace: its modes and caches and the random states are put back."""
 
 from __future__ import annotations
 

@@ -5,9 +5,10 @@ from typing import Any, get_args
 
 from torch import Tensor
 
+from lit_prune.common.arguments import check_choice
 from lit_prune.data.annotations import HEADERS, LABELS, OUTLINES, image_around, require_opencv
 from lit_prune.data.digits import DigitScenes, Split, check_scene_arguments
-from lit_prune.errors import ArgumentError, ExistingFileError
+from lit_prune.errors import ExistingFileError
 
 _TASKS = (*LABELS, "classify")
 
@@ -23,7 +24,7 @@ def write_digits(
     """Write `DigitScenes` as an Ultralytics data set: images, label files and a `data.yaml`.
 
     Images are PNG files with the very pixels of `DigitScenes`, in `images/train` and `images/val`. Each has a file
-    in `labels/train` or `labels/val`, with one line an object: its class, then by the task, normalised,
+    in `labels/train` or `labels/val`, with one line per object: its class, then by the task, normalised,
 
     - `"detect"`: centre x, centre y, width, height;
     - `"segment"`: the outline of the ink that can be seen, without holes;
@@ -59,8 +60,7 @@ def write_digits(
         ['000000.png', '000000.txt', '000001.png', '000001.txt']
     """
     folder = Path(folder)
-    if task not in _TASKS:
-        raise ArgumentError(f"task must be one of {', '.join(_TASKS)}, but got {task!r}.")
+    check_choice("task", task, _TASKS)
     counts: dict[Split, int] = {"train": scenes, "val": val_scenes}
     for count in counts.values():
         check_scene_arguments(scenes=count, image_size=image_size, seed=seed)

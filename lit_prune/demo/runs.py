@@ -32,8 +32,8 @@ class Run:
 
     Attributes:
         detector: The network after its last epoch.
-        epochs: One dict an epoch: ``epoch``, ``map``, ``map_50``, ``macs``, ``params``.
-        events: What was pruned, one dict an event.
+        epochs: One dict per epoch: ``epoch``, ``map``, ``map_50``, ``macs``, ``params``.
+        events: What was pruned, one dict per event.
         seconds: How long it took.
     """
 
@@ -57,7 +57,7 @@ def train(
         recipe: How.
         prune: Whether to prune; if not, the network stays dense.
         snapshot: Where to save a checkpoint after the last epoch before the first pruning.
-        start: Such a checkpoint to go on from, to the bit as the run that saved it would have gone on without its
+        start: Such a checkpoint to go on from, bit for bit as the run that saved it would have without its
             prunings; by default the run starts from random weights.
         console: Where to show progress; ``None`` is silent.
     """

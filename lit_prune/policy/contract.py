@@ -1,4 +1,4 @@
-"""What criteria, selections and schedules answer, held against what they promise before anything rests on it."""
+"""Checks what criteria, selections and schedules return before anything rests on it."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ def checked_scores(criterion: Criterion, evidence: Evidence) -> dict[str, Tensor
     """What ``criterion`` says of the groups that take part.
 
     Raises:
-        ArgumentTypeError: If it is no mapping from names to tensors.
+        ArgumentTypeError: If it is not a mapping from names to tensors.
         ArgumentError: If a name is unknown, or scores have another shape than ``(size,)`` or are not finite; the
-            message
-            names the criterion and the group.
+            message names the criterion and the group.
     """
     who = type(criterion).__name__
     try:
@@ -49,7 +48,7 @@ def checked_removal(selection: Selection, removal: Any, groups: Iterable[Channel
         groups: Those that take part.
 
     Raises:
-        ArgumentTypeError: If it is no mapping from names to whole numbers; a mask is none.
+        ArgumentTypeError: If it is not a mapping from names to whole numbers; a mask is refused.
         ArgumentError: If a name is unknown or takes no part, or channels are out of range, repeated, or all of a group.
     """
     who = type(selection).__name__
@@ -67,7 +66,7 @@ def checked_events(schedule: Schedule, length: int | None) -> dict[int, float]:
         length: As for :meth:`Schedule.events`.
 
     Raises:
-        ArgumentTypeError: If it is no mapping from whole numbers to numbers.
+        ArgumentTypeError: If it is not a mapping from whole numbers to numbers.
         ArgumentError: If there is no event, one is negative, or the parts do not rise within (0, 1].
     """
     who = type(schedule).__name__
@@ -101,7 +100,7 @@ def _check_names(what: str, answer: Mapping[Any, Any], known: Iterable[str]) -> 
     names = list(known)
     for name in answer:
         if name not in names:
-            raise ArgumentError(f"{what} {name!r}, which is no group that takes part. {nearest(str(name), names)}")
+            raise ArgumentError(f"{what} {name!r}, which is not a group that takes part. {nearest(str(name), names)}")
 
 
 def _checked_score(who: str, group: ChannelGroup, score: Any) -> Tensor:

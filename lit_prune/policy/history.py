@@ -39,9 +39,9 @@ class Record:
 
     Attributes:
         plan: What is left, against the dense network.
-        events: One dict an event, see :mod:`lit_prune.report.tables`.
+        events: One dict per event, see :mod:`lit_prune.report.tables`.
         dense: The network before the first.
-        done: Epochs whose event has happened, or failed.
+        done: Epochs or steps whose event has happened, or failed.
         pruned: Groups that have had their turn.
         barred: Groups whose pruning was taken back; they are left alone.
 
@@ -73,7 +73,7 @@ class Record:
         """The record that :meth:`state_dict` wrote.
 
         Raises:
-            ValueError: If the plan in it is none.
+            ArgumentError: If it holds no valid plan.
         """
         return cls(
             plan=PruningPlan.from_state_dict(state["plan"]),

@@ -44,26 +44,30 @@ class PruningEvent:
     groups: tuple[ChannelGroup, ...]
     skipped: Mapping[str, str]
 
-    def summary(self, **known: Any) -> dict[str, Any]:
-        """The event as plain data, beside what else is ``known`` of it."""
+    def summary(self, dense: Dense, **known: Any) -> dict[str, Any]:
+        """The event as plain data, besides what else is ``known`` of it; ``dense`` is the network before the first."""
+        channels = {group.name: [group.size, group.width_under(self.plan)] for group in self.groups}
+        whole = sum(dense.widths.get(name, size) for name, (size, _) in channels.items())
+        left = sum(kept for _, kept in channels.values())
         return {
             **known,
-            "channels": {group.name: [group.size, group.width_under(self.plan)] for group in self.groups},
+            "channels": channels,
             "macs": [self.before.macs, self.after.macs],
+            "gone": {"channels": 1 - left / whole if whole else 0.0, "macs": 1 - self.after.macs / max(1, dense.macs)},
             "skipped": dict(self.skipped),
         }
 
 
 @dataclass(frozen=True)
 class PruningPolicy:
-    """How channels are chosen: all that a decision needs beside the network.
+    """How channels are chosen: all that a decision needs besides the network.
 
     Attributes:
         scope: Which groups may lose channels.
         criterion: What a channel is worth.
         selection: Which go.
         round_to: Kept widths are multiples of it; layers that have no more channels stay whole.
-        min_channels: The least that a group keeps.
+        min_channels: The fewest channels that a group keeps.
         layers_per_event: The number of groups that take part, the widest first; ``None`` is all.
     """
 
@@ -87,6 +91,14 @@ class PruningPolicy:
     def calibration(self) -> Calibration | None:
         """How much data a decision looks at; ``None`` where it goes by weights alone."""
         return self.criterion.calibration or self.selection.calibration
+
+    @property
+    def why_nothing(self) -> str:
+        """Why an event may remove nothing, and what to do, for messages."""
+        return (
+            f"with this amount, round_to={self.round_to} and min_channels={self.min_channels} every layer keeps the "
+            "channels that it has. Raise `amount`, or lower the others."
+        )
 
     def check(self, network: nn.Module, graph: ChannelGraph) -> None:
         """Raise unless something of this network can be pruned in this way.
@@ -117,7 +129,7 @@ class PruningPolicy:
             network: The live network; it is not changed.
             calls: How it is entered.
             ratio: The ratio that is to be gone afterwards, of the dense network; ``None`` lets the selection decide.
-            record: What was pruned before, and what it may not be.
+            record: What was pruned before.
             measure: Statistics of the activations of some layers, for a criterion or selection that asks for them.
             averages: Prefix of an average inside of the network to that of what it is an average of.
 
@@ -176,7 +188,7 @@ class PruningPolicy:
             groups = largest_independent(waiting, self.layers_per_event)
         elif not groups and not record.barred:
             raise ArgumentError(f"No layer that may be pruned can lose a channel now: {_listed(skipped)}.")
-        # They stay by their width, but count where all channels do.
+        # Groups that are too narrow stay, but count where a selection counts all channels.
         return groups, skipped | self._narrow(groups, record)
 
     def target(self, network: nn.Module, graph: ChannelGraph, ratio: float | None, record: Record) -> Target:
@@ -185,17 +197,17 @@ class PruningPolicy:
         return Target(ratio, dense.widths, dense.macs, self.round_to, self.min_channels)
 
     def _narrow(self, groups: Sequence[ChannelGroup], record: Record) -> dict[str, str]:
-        """Groups that can't lose any channel, and never could."""
+        """Groups that were too narrow to lose a channel from the beginning, and why."""
         widths = record.dense.widths if record.dense is not None else {}
         reason = f"has no more channels than round_to={self.round_to}"
         return {group.name: reason for group in groups if widths.get(group.name, group.size) <= self.round_to}
 
     def scores(self, evidence: Evidence) -> dict[str, Tensor]:
-        """What the criterion says of the groups that take part.
+        """The criterion's scores of the groups that take part.
 
         Raises:
             ArgumentTypeError: If it answers in another form than it must.
-            ArgumentError: If its scores are none, or it can judge no group.
+            ArgumentError: If a score has another shape or is not finite, or it can judge none of the groups.
         """
         scores = checked_scores(self.criterion, evidence)
         if not scores and evidence.groups:

@@ -52,8 +52,7 @@ class Scope:
 
         Raises:
             ArgumentError: If the network has no convolution and no linear layer, if it has no such block, or if a
-                pattern
-                matches no layer; the message has the nearest names.
+                pattern matches no layer; the message has the nearest names.
         """
         layers = _layers(network)
         if not layers:

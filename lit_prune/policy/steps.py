@@ -29,5 +29,5 @@ def carry_out(step: str, action: Callable[[], T]) -> T:
         3
     """
     if step not in (*BEFORE, *AFTER):
-        raise LookupError(f"{step!r} is no step of an event.")
+        raise LookupError(f"{step!r} is not a step of an event.")
     return action() if step in BY_THEMSELVES else together(action)

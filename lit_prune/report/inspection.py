@@ -103,7 +103,7 @@ def inspection(graph: ChannelGraph, network: nn.Module, title: str = "") -> Grou
     table = Table(title=title or None, title_style="bold", header_style="bold")
     # A name can be copied only if it is whole.
     table.add_column("group, or layer", overflow="fold", min_width=_INDENT + max(map(len, names), default=0))
-    for heading in ("channels", "params\na channel", "MACs\na channel"):
+    for heading in ("channels", "params\nper channel", "MACs\nper channel"):
         table.add_column(heading, justify="right", no_wrap=True)
     for group in graph.groups:
         cost = channel_cost(graph, group, network)

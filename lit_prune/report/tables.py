@@ -14,12 +14,14 @@ from lit_prune.errors import ArgumentTypeError
 
 Event = Mapping[str, Any]
 """One pruning: ``epoch``, ``step``, ``ratio`` (aimed at so far; ``None`` where the selection decided), ``channels``
-(group name to [before, after]), ``params`` and ``macs`` ([before, after]), ``seconds``, ``skipped`` (group name to the
+(group name to [before, after]), ``params`` and ``macs`` ([before, after]), ``gone`` (the ratios of the dense network's
+``macs`` and of these groups' dense ``channels`` that are gone so far), ``seconds``, ``skipped`` (group name to the
 reason)."""
 History = Mapping[str, Sequence[Mapping[str, float]]]
 """Name of a run to its epochs: ``epoch``, ``map`` and ``macs`` of each."""
 
 _BAR = 12  # characters of a bar in a table
+_NEAR = 0.02  # the difference between two ratios that nobody minds
 
 
 def event_table(event: Event, max_rows: int | None = 24) -> Table:
@@ -151,8 +153,19 @@ def _aim(event: Event) -> str:
     return f"{before - after:,} of {before:,} channels by the selection's decision"
 
 
+def _outcome(event: Event) -> list[str]:
+    """What is gone so far; where that is not what was aimed at, why."""
+    gone, ratio = event.get("gone"), event.get("ratio")
+    if gone is None:
+        return []
+    told = f"gone so far: {gone['channels']:.0%} of these channels, {gone['macs']:.0%} of the multiply-adds"
+    if ratio is not None and all(abs(part - ratio) > _NEAR for part in gone.values()):
+        told += "\nnot the target: kept widths are multiples of `round_to`, and at least `min_channels`"
+    return [told]
+
+
 def _caption(event: Event) -> str:
-    lines = [f"took {float(event['seconds']):.1f} s"]
+    lines = [f"took {float(event['seconds']):.1f} s", *_outcome(event)]
     by_reason: dict[str, list[str]] = {}
     for name, reason in event.get("skipped", {}).items():
         by_reason.setdefault(reason, []).append(name)

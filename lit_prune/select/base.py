@@ -28,11 +28,11 @@ class Target:
     """How far one event goes, in terms of the dense network, and which widths are allowed.
 
     Attributes:
-        ratio: What is to be gone after this event, in (0, 1); ``None`` where the selection finds it out itself.
+        ratio: What is to be gone after this event, in (0, 1); ``None`` where the selection decides it by itself.
         widths: Group name to its channels in the dense network.
         macs: Multiply-adds of the dense network, for one example.
         round_to: Kept widths are multiples of it; narrower layers stay whole.
-        min_channels: The least that a group keeps.
+        min_channels: The fewest channels that a group keeps.
     """
 
     ratio: float | None

@@ -39,8 +39,7 @@ class Uniform(Spread):
 class Global(Spread):
     """The channels with the lowest scores of the whole network; layers that matter more keep more.
 
-    Scores are divided by their layer's mean, for their sizes differ from layer to layer for reasons other than
-    importance.
+    Scores are divided by their layer's mean: their scale differs between layers for reasons other than importance.
     """
 
     def __call__(self, evidence: Evidence, scores: Scores, target: Target) -> dict[str, Tensor]:

@@ -1,12 +1,13 @@
-"""The events of one run: gone through at its start, carried out when they are due, and accounted for at its end."""
+"""The events of one run: rehearsed at its start, carried out when due, and judged at its end."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
+from lit_prune.common.arguments import check_choice
 from lit_prune.common.ranks import warn_once
-from lit_prune.errors import ArgumentError, HalfPrunedError, PruningError, UnsupportedError
+from lit_prune.errors import HalfPrunedError, PruningError, UnsupportedError
 from lit_prune.graph import Call
 from lit_prune.policy.contract import checked_events
 from lit_prune.schedule import AtEpochs, Schedule
@@ -18,7 +19,7 @@ OnError = Literal["raise", "continue"]
 
 
 class Agenda:
-    """What is to be done when, whatever the host.
+    """What is to be done when, for any host.
 
     Args:
         pruner: Carries events out.
@@ -34,8 +35,7 @@ class Agenda:
     """
 
     def __init__(self, pruner: Pruner, epochs: Schedule | list[int] | int, on_error: OnError = "raise") -> None:
-        if on_error not in get_args(OnError):
-            raise ArgumentError(f"on_error must be 'raise' or 'continue', but got {on_error!r}.")
+        check_choice("on_error", on_error, get_args(OnError))
         self.pruner = pruner
         self.schedule = self.schedule_of(epochs)
         self.on_error = on_error
@@ -57,11 +57,11 @@ class Agenda:
 
     @property
     def waits_for_data(self) -> bool:
-        """Whether events can be gone through only where there is calibration data."""
+        """Whether events can be rehearsed only where there is calibration data."""
         return self.pruner.policy.calibration is not None
 
     def rehearse(self, host: Host) -> None:
-        """Go through what can be known of all events to come.
+        """Rehearse all events to come, as far as they can be known.
 
         Raises:
             RehearsalError: If one can't be carried out, and ``on_error`` is ``"raise"``.
@@ -81,7 +81,7 @@ class Agenda:
 
     def check_monitor(self, host: Host) -> None:
         """Once metrics are logged: see whether the monitored one is among them."""
-        self._attempt(lambda: self.pruner.check_monitor(host))
+        self._attempt(lambda: self.pruner.monitor.check(host))
 
     def prune_if_due(self, host: Host) -> dict[str, Any] | None:
         """Carry out what is due; what a resumed run has missed is made up for at once.
@@ -110,15 +110,11 @@ class Agenda:
             warn_once(message)
             return None
         if event["channels"] and event["params"][0] == event["params"][1]:
-            warn_once(
-                f"The pruning at epoch {host.epoch} removed nothing: each layer keeps its channels by `amount`, "
-                f"round_to={self.pruner.policy.round_to} and min_channels={self.pruner.policy.min_channels}. Raise "
-                "`amount`, or lower the others."
-            )
+            warn_once(f"The pruning at epoch {host.epoch} removed nothing: {self.pruner.policy.why_nothing}")
         return event
 
     def end(self, host: Host, cut_short: bool = False) -> None:
-        """Judge the last event, too, and say which never came, unless the run was ``cut_short`` on purpose."""
+        """Judge the last event, and warn of events that never came, unless the run was ``cut_short`` on purpose."""
         self.check_monitor(host)
         self.pruner.end_trial(host)
         missed = [point for point in self.events if point not in self.pruner.record.done]
@@ -129,7 +125,7 @@ class Agenda:
             )
 
     def _warn_of_unused_amount(self) -> None:
-        """A run that goes on after its last event has no use for another amount."""
+        """A run that goes on after its last event does not use another amount."""
         last = self.pruner.record.events[-1].get("ratio") if self.pruner.record.events else None
         if last is not None and self.pruner.amount not in (None, last) and not self._ahead():
             warn_once(

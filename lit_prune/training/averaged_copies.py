@@ -1,4 +1,4 @@
-"""Copies of a network's weights that a training keeps beside it (EMA, SWA, a mean teacher), wherever they are.
+"""Copies of a network's weights that a training run keeps beside it (EMA, SWA, a mean teacher), wherever they are.
 
 Lightning's callbacks, torch's ``AveragedModel`` and timm's ``ModelEma`` are known by their kind; dicts, lists and other
 modules are found by the names of their tensors.
@@ -46,7 +46,7 @@ class Copy:
 
 
 def copies_beside(trainer: Trainer) -> list[Copy]:
-    """All that callbacks, or plain attributes of the LightningModule, hold of the network's names."""
+    """What callbacks and plain attributes of the LightningModule hold under the network's tensor names."""
     network = trainer.lightning_module
     taken = {id(tensor) for _, tensor in tensors_of(network)}
     copies: list[Copy] = []

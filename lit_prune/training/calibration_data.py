@@ -31,7 +31,7 @@ def calibration_batches(
 ) -> Iterator[CalibrationBatch]:
     """This rank's part of the calibration data of a running Trainer.
 
-    Training afterwards is the same to the bit as without it: the data comes from a loader of its own over a copy of
+    Training afterwards is bit for bit the same as without it: the data comes from a loader of its own over a copy of
     the data set's state, in the main process, under random states that are put back by whoever runs the network. The
     batches are those of the calibration, whatever the batch size of training and the number of ranks.
 

@@ -36,7 +36,7 @@ def check_strategy(trainer: Trainer) -> None:
 
 
 def check_callbacks(trainer: Trainer) -> None:
-    """Raise an UnsupportedError for callbacks that can't work beside ChannelPruning.
+    """Raise an UnsupportedError for callbacks that can't work together with ChannelPruning.
 
     Masks of weights would come back over the cut ones; and two ChannelPruning would each keep half of one record.
     """

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def print_above_progress(trainer: Trainer, table: Table) -> None:
-    """Print a table; through the console of a rich progress bar where there is one, for it redraws its last lines."""
+    """Print a table; through the console of a rich progress bar where there is one: it redraws its last lines."""
     progress: Any = getattr(trainer.progress_bar_callback, "progress", None)
     console = getattr(progress, "console", None) or Console()
     console.print(table)

@@ -46,7 +46,7 @@ def wrap_again(trainer: Trainer, hooks: list[tuple[Any, Any]] | None) -> None:
     if hooks is not None:
         strategy.configure_ddp()
         if not comm_hooks(strategy.model):
-            # Those that the strategy does not know of, for the user has registered them on the wrapper.
+            # The strategy does not know of hooks that the user has registered on the wrapper.
             for hook, state in hooks:
                 strategy.model.register_comm_hook(state, hook)
 

@@ -1,4 +1,4 @@
-"""A network under pruning: what is known of it, its events, and what hangs on it; whatever trains it is its host."""
+"""Prunes one network during training, whatever trains it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from lit_prune.activations import Calibration, Moments
 from lit_prune.common.arguments import check_ratio
-from lit_prune.common.choices import nearest
 from lit_prune.common.names import count_parameters
 from lit_prune.common.ranks import any_rank, gather, together, warn_once
 from lit_prune.errors import ArgumentError, ArgumentTypeError, HalfPrunedError, PruningError, TraceError
@@ -25,6 +24,7 @@ from lit_prune.surgery.prune import prepare
 from lit_prune.training.calibration_pass import calibrate
 from lit_prune.training.host import Host
 from lit_prune.training.inputs import calls_from_state, calls_to_state, ways_to_see
+from lit_prune.training.monitor import Monitor
 from lit_prune.training.recovery import Recovery, Rewarming
 from lit_prune.training.rollback import Trial
 
@@ -42,6 +42,7 @@ class Pruner:
         graph: The channels of the network as it is; ``None`` until it was seen.
         calls: How the network is entered, as it was traced.
         late: Steps that have used what the first did not, since the network was seen.
+        monitor: The metric by which an event is judged.
 
     Raises:
         ArgumentError: If the amount is out of range, or missing and needed.
@@ -62,8 +63,7 @@ class Pruner:
         self._known: list[Call] = []
         self.graph: ChannelGraph | None = None
         self._trial: Trial | None = None
-        self._noted: float | None = None
-        self._validated = False
+        self.monitor = Monitor(recovery.monitor)
         self._rewarming: Rewarming | None = None
         # Of a run that is resumed: the calls of its network, and how far the learning rate had risen.
         self._inputs: list[dict[str, Any]] | None = None
@@ -149,7 +149,7 @@ class Pruner:
         return self.sees
 
     def ratio(self, part: float) -> float | None:
-        """What is to be gone after an event, of what the selection counts; ``None`` where that decides.
+        """The ratio to be gone after an event, of what the selection counts; ``None`` where the selection decides.
 
         Args:
             part: The part of the amount that is to be gone by then.
@@ -198,6 +198,7 @@ class Pruner:
 
         def record() -> dict[str, Any]:
             event = decision.summary(
+                self.record.dense or Dense.of(network, decision.before),
                 epoch=host.epoch,
                 step=host.step,
                 ratio=ratio,
@@ -231,27 +232,12 @@ class Pruner:
         self._rewarm(host)
 
     def rewarm_again(self, host: Host) -> None:
-        """Go on with the rise that a resumed run was in the middle of."""
+        """Continue the learning rate's rise that the end of a resumed run cut short."""
         if self._rewarmed is not None:
             self._rewarm(host, self._rewarmed)
 
-    def note_score(self, host: Host, validated: bool = False) -> None:
-        """Remember the monitored metric: a resumed run has none until its first validation.
-
-        Args:
-            host: The run.
-            validated: Whether a validation has just ended.
-        """
-        self._validated |= validated
-        if self.recovery.monitor is None:
-            # To ask for the metrics is to compute them all.
-            return
-        value = host.metrics().get(self.recovery.monitor)
-        if value is not None:
-            self._noted = float(value)
-
     def end_trial(self, host: Host) -> None:
-        """Take the last event back, if the network has not got over it by now.
+        """Take the last event back if the network has not recovered from it by now.
 
         Raises:
             HalfPrunedError: If that broke off once the first tensor was put back.
@@ -259,7 +245,7 @@ class Pruner:
         trial, self._trial = self._trial, None
         if trial is None or self.recovery.max_drop is None:
             return
-        score = self._score(host)
+        score = self.monitor.read(host)
         if not any_rank(trial.has_failed(score, self.recovery.mode, self.recovery.max_drop)):
             return
         network, averages, event = host.network, host.averages(), self.record.events[-1]
@@ -287,7 +273,7 @@ class Pruner:
             **self.record.state_dict(),
             "inputs": calls_to_state([*self._known, *self.late]) if self._known else self._inputs,
             "trial": None if self._trial is None else self._trial.state_dict(),
-            "score": self._noted,
+            "score": self.monitor.value,
             "rewarmed": None if self._rewarming is None else self._rewarming.taken,
         }
 
@@ -296,35 +282,21 @@ class Pruner:
         self.record = Record.from_state_dict(state)
         self._inputs = state.get("inputs")
         self._trial = None if state.get("trial") is None else Trial(**state["trial"])
-        self._noted = state.get("score")
+        self.monitor.value = state.get("score")
         self._rewarmed = state.get("rewarmed")
 
     def forget(self) -> None:
-        """Start again, with another network."""
+        """Start again with another network: forget the record."""
         self.record = Record()
-        self._trial = self._noted = self._inputs = None
+        self._trial = self.monitor.value = self._inputs = None
 
     def close(self) -> None:
-        """Leave the run alone; the record stays."""
-        self._validated = False
+        """Detach from the run; the record stays."""
+        self.monitor.validated = False
         self._inputs = self._rewarmed = None
         if self._rewarming is not None:
             self._rewarming.close()
             self._rewarming = None
-
-    def check_monitor(self, host: Host) -> None:
-        """Raise where metrics are logged, those of a validation too if there is one, but not the monitored one.
-
-        Raises:
-            PruningError: The message has the nearest names.
-        """
-        if self.recovery.monitor is None or self._score(host) is not None:
-            return
-        logged = [name for name in host.metrics() if not name.startswith("pruning/")]
-        if logged and (self._validated or not host.validates):
-            raise PruningError(
-                f"monitor={self.recovery.monitor!r} is not logged. {nearest(self.recovery.monitor, logged)}"
-            )
 
     def _rewarm(self, host: Host, taken: list[int] | None = None) -> None:
         if self._rewarming is not None:
@@ -337,12 +309,9 @@ class Pruner:
     ) -> Trial | None:
         if self.recovery.max_drop is None or not plan:
             return None
-        self.check_monitor(host)
-        return Trial.begin(self._noted, groups, self.record.plan.state_dict(), host.network, host.optimizers, averages)
-
-    def _score(self, host: Host) -> float | None:
-        self.note_score(host)
-        return self._noted
+        self.monitor.check(host)
+        plan_before = self.record.plan.state_dict()
+        return Trial.begin(self.monitor.value, groups, plan_before, host.network, host.optimizers, averages)
 
 
 def _parted(calls: Sequence[Call]) -> tuple[list[Call], list[Call]]:
@@ -406,8 +375,8 @@ def _checked_amount(amount: float | None, selection: Selection) -> float | None:
     if amount is None:
         if selection.needs_amount:
             raise ArgumentError(
-                f"amount=None needs a selection that finds it out itself ('clusters'), but {type(selection).__name__} "
-                "does not. Give a ratio in (0, 1)."
+                f"amount=None needs a selection that decides it by itself ('clusters'), but got "
+                f"{type(selection).__name__}. Give a ratio in (0, 1)."
             )
         return None
     check_ratio("amount", amount)

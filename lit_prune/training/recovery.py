@@ -1,4 +1,4 @@
-"""What follows an event: scores that start again, and a learning rate that rises again."""
+"""What follows an event: best scores start again, and the learning rate rises again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch.optim import Optimizer
 
-from lit_prune.common.arguments import check_number, check_whole
+from lit_prune.common.arguments import check_choice, check_number, check_whole
 from lit_prune.common.names import class_names
 from lit_prune.errors import ArgumentError
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class Recovery:
-    """How a network gets over the loss of its channels.
+    """How training recovers from the loss of channels.
 
-    An average over steps (EMA) gets over it later than the weights do. It remembers about ``1 / (1 - decay)`` steps,
-    1,000 at 0.999, and before as many have passed since an event, validation and checkpoints of the average still see
-    much of what was there before. Where epochs are short, take a decay that remembers far fewer steps than lie between
-    two events.
+    An average over steps (EMA) recovers later than the weights do. It remembers about ``1 / (1 - decay)`` steps, 1,000
+    at 0.999, and until that many have passed since an event, validation and checkpoints of the average still reflect
+    the network before it. Where epochs are short, take a decay that remembers far fewer steps than lie between two
+    events.
 
     Args:
         reset_scores: Let ``ModelCheckpoint`` and ``EarlyStopping`` start again: the best score of a wider network would
-            outdo every narrower one, and patience would end before the network is itself again. Files stay, so that
+            outdo every narrower one, and patience would end before the network has recovered. Files stay, so that
             there are up to ``save_top_k`` of every width; ``best_model_path`` is the best since the last event. A
             ``filename`` without the epoch gets a version for each width: ``best.ckpt``, ``best-v1.ckpt``.
         rewarm_steps: Optimizer steps over which the learning rate rises from near zero to what the schedule says; 0 for
@@ -52,8 +52,7 @@ class Recovery:
 
     def __post_init__(self) -> None:
         check_whole("rewarm_steps", self.rewarm_steps, least=0)
-        if self.mode not in ("max", "min"):
-            raise ArgumentError(f"mode must be 'max' or 'min', but got {self.mode!r}.")
+        check_choice("mode", self.mode, ("max", "min"))
         if self.max_drop is not None:
             check_number("max_drop", self.max_drop)
             if not self.max_drop >= 0:

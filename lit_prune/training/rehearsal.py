@@ -1,4 +1,4 @@
-"""All events of a run, gone through on its first batch: what can be known at the start fails at the start."""
+"""Rehearses all events of a run on its first batch: what can be known to fail fails at the start."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from lit_prune.training.pruner import Pruner
 
 
 class Rehearsal:
-    """Tries out at the start of a run what its events will ask for.
+    """Tries out at the start of a run what its events will need.
 
     Args:
         pruner: Whose events they are.
@@ -108,13 +108,9 @@ class Rehearsal:
             if all(parameter.requires_grad for parameter in host.network.parameters()):
                 raise
             plan = rehearsal(all_trained=True)
-            warn_once(f"{error} Layers that are not trained now are left out: it can be, if they are trained by then.")
+            warn_once(f"{error} It can be, if the layers that are not trained now are trained by then.")
         if not plan and self._pruner.amount is not None:
-            warn_once(
-                "The events of this run would remove nothing: what takes part keeps all of its channels by `amount`, "
-                f"round_to={pruner.policy.round_to} and min_channels={pruner.policy.min_channels}, or has lost as many "
-                "before. Raise `amount`, or lower the others."
-            )
+            warn_once(f"The events of this run would remove nothing: {pruner.policy.why_nothing}")
         return plan
 
 
@@ -129,8 +125,8 @@ def rehearse(
 ) -> PruningPlan:
     """Decide on each event from the network as it is now, and run what the last would leave.
 
-    Nothing is changed. Channels are those that the weights speak for now, so only their numbers tell of the events;
-    where activations decide, a selection foretells what it can.
+    Nothing is changed. Which channels would go follows from the weights as they are now, so only their numbers predict
+    the events; a selection that needs activations foretells what it can.
 
     Args:
         policy: How channels are chosen.
@@ -176,5 +172,5 @@ def rehearse(
 def _scores(policy: PruningPolicy, evidence: Evidence) -> dict[str, Tensor]:
     if policy.criterion.calibration is None:
         return policy.scores(evidence)
-    # Before activations are looked at any channels will do: only how many there are counts.
+    # Until activations are known any channels will do: only their number counts.
     return {group.name: torch.arange(float(group.size)) for group in evidence.groups}

@@ -1,4 +1,4 @@
-"""The last good network, kept while a pruning is on trial, and put back where it was too much."""
+"""The network before an event, kept while the event is on trial, and put back if it fails."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Tensors = dict[str, Tensor]
 
 @dataclass
 class Trial:
-    """A network as it was before an event, and what it was worth.
+    """A network as it was before an event, and its score.
 
     Attributes:
         score: The monitored metric before the event; ``None`` where it was not known.
@@ -98,7 +98,7 @@ class Trial:
         if self.score is None or score is None:
             return False
         drop = self.score - score if mode == "max" else score - self.score
-        # NaN is no recovery.
+        # NaN counts as failed.
         return not drop <= max_drop
 
     def state_dict(self) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from torch import Tensor
 from lit_prune.errors import ArgumentError
 
 Detections: TypeAlias = list[dict[str, Tensor]]
-"""One dict an image: `boxes` (n, 4; x0, y0, x1, y1 in pixels), `labels` (n,) and, if predicted, `scores` (n,).
+"""One dict per image: `boxes` (n, 4; x0, y0, x1, y1 in pixels), `labels` (n,) and, if predicted, `scores` (n,).
 
-What a task finds beside boxes comes with it: `masks` (n, H, W), `keypoints` (n, K, 2 or 3), `rotated` (n, 5).
+What a task finds besides boxes comes with it: `masks` (n, H, W), `keypoints` (n, K, 2 or 3), `rotated` (n, 5).
 """
 
 
@@ -54,7 +54,7 @@ def check_batch(
 
 
 def box_targets(batch: dict[str, Tensor]) -> Detections:
-    """Turn a batch's objects into one dict an image: `boxes` (n, 4; x0, y0, x1, y1 in pixels) and `labels` (n,)."""
+    """Turn a batch's objects into one dict per image: `boxes` (n, 4; x0, y0, x1, y1 in pixels) and `labels` (n,)."""
     images = batch["img"]
     size = torch.tensor([images.shape[3], images.shape[2]], dtype=torch.float32, device=images.device)
     normalised = batch["bboxes"].float() if batch["bboxes"].shape[1] == 4 else upright_targets(batch)
@@ -69,7 +69,7 @@ def upright_targets(batch: Mapping[str, Any]) -> Tensor:
     """The upright boxes (M, 4; centre, width and height, normalised) around a batch's rotated ones (M, 5)."""
     images, rotated = batch["img"], batch["bboxes"].float()
     size = torch.tensor([images.shape[3], images.shape[2]], dtype=torch.float32, device=rotated.device)
-    # An angle is one of pixels, not of normalised coordinates.
+    # The angle is measured in pixels, not in normalised coordinates.
     pixels = torch.cat([rotated[:, :2] * size, rotated[:, 2:4] * size, rotated[:, 4:]], dim=1)
     low, high = upright(pixels).div(size.repeat(2)).tensor_split(2, dim=1)
     return torch.cat([(low + high) / 2, high - low], dim=1)

@@ -1,4 +1,4 @@
-"""The classes of a network beside those of its data: which names hold, and what is said where they differ."""
+"""The classes of a network against those of its data: which names hold, and what is said where they differ."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,6 +1,6 @@
 """YOLODataModule: any Ultralytics data set for a Lightning Trainer, with Ultralytics' own augmentation."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
 from typing import Any
@@ -13,35 +13,15 @@ from torch.utils.data import DataLoader
 from lit_prune.errors import ArgumentError
 from lit_prune.yolo.dataset import (
     Split,
-    WholeBatches,
     build_dataset,
     closes_mosaic,
     read_data,
     read_hyperparameters,
     rescale,
 )
+from lit_prune.yolo.loaders import EpochLoader, WholeBatches
 from lit_prune.yolo.package import require_ultralytics
 from lit_prune.yolo.tasks import Task, task_named
-
-
-class EpochLoader(DataLoader[Any]):
-    """A DataLoader that calls a function before each pass, before its workers start.
-
-    Args:
-        *args: As for `DataLoader`.
-        before_epoch: What to call.
-        **kwargs: As for `DataLoader`.
-    """
-
-    def __init__(self, *args: Any, before_epoch: Callable[[], None], **kwargs: Any) -> None:
-        self.before_epoch = before_epoch
-        super().__init__(*args, **kwargs)
-
-    def __iter__(self) -> Any:
-        # A generator, so that nothing is done before the first batch is asked for: of a run that is resumed, the
-        # Trainer makes the iterator before it knows the epoch.
-        self.before_epoch()
-        yield from super().__iter__()
 
 
 class YOLODataModule(LightningDataModule):
@@ -52,7 +32,7 @@ class YOLODataModule(LightningDataModule):
     in rectangular batches. Testing and prediction run on the `test` split where there is one, else on `val`.
 
     The task is that of the `LitYOLO` which the Trainer runs: detection, segmentation, pose, OBB, or classification,
-    whose data is a folder a class. Images are stretched to a square for RT-DETR, as Ultralytics does.
+    whose data has a folder per class. Images are stretched to a square for RT-DETR, as Ultralytics does.
 
     Batches are Ultralytics' own, with the images as floating point in 0..1 once they are on the device: `img`, `cls`,
     `bboxes` and `batch_idx` as `LitYOLO` takes them, and `im_file`, `ori_shape`, `ratio_pad`. Label files are scanned
@@ -60,9 +40,10 @@ class YOLODataModule(LightningDataModule):
     images with wrong labels, are left out, and a warning names them. Images without a label file have no objects.
 
     Args:
-        data: A `data.yaml`, a folder with one, or a name that Ultralytics offers for download (`"coco8.yaml"`); to
-            classify, a folder with `train` and `val`, each with a folder a class.
-        image_size: Length in pixels of the longer side; by default the hyperparameter `imgsz`, 640, to classify 224.
+        data: A `data.yaml`, a folder with one, or a name that Ultralytics offers for download (`"coco8.yaml"`); for
+            classification, a folder with `train` and `val`, each with a folder per class.
+        image_size: Length in pixels of the longer side; by default the hyperparameter `imgsz`, 640, or 224 for
+            classification.
         batch_size: Images in a batch, on each device; by default the hyperparameter `batch`, 16.
         num_workers: Worker processes of each loader; by default the hyperparameter `workers`, 8.
         cache: Keep decoded images, in memory (`"ram"` or True) or on the disk beside the images (`"disk"`).
@@ -279,7 +260,7 @@ class YOLODataModule(LightningDataModule):
         try:
             yield
         finally:
-            # Also after an error: the others meet the same one, and would wait for ever.
+            # Also after an error: the others meet the same one, and would wait forever.
             if strategy is not None and first:
                 strategy.barrier(what)
 

@@ -10,10 +10,8 @@ from copy import copy
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torch.utils.data import Dataset, DistributedSampler
 
 from lit_prune.errors import ArgumentError, MissingFileError
 from lit_prune.yolo.package import quiet_ultralytics
@@ -66,8 +64,8 @@ def read_data(data: str | Path, split: str = "", task: str = "detect") -> dict[s
 
     Args:
         data: A file, a folder with one, or a name that Ultralytics knows (`"coco8.yaml"`); for `"classify"` a folder
-            with a folder a split, with a folder a class, or a name (`"imagenette"`), by `check_cls_dataset`.
-        split: A split that has to be there beside `train` and `val`.
+            with a folder per split, each with a folder per class, or a name (`"imagenette"`), by `check_cls_dataset`.
+        split: A split that has to be there besides `train` and `val`.
         task: Ultralytics' name of the task.
 
     Returns:
@@ -157,45 +155,6 @@ def build_dataset(
     return dataset
 
 
-class WholeBatches(DistributedSampler[Any]):
-    """Gives each rank whole batches of a data set, in order; every image once.
-
-    Images of a rectangular data set are sorted by shape and padded to the shape of their batch, so a batch has to
-    stay together. Being a `DistributedSampler`, it is left alone by Lightning.
-
-    Args:
-        dataset: An Ultralytics data set.
-        num_replicas: Number of ranks.
-        rank: This one.
-        batch_size: Images of a batch of a data set that is not rectangular.
-
-    Attributes:
-        batches: Number of batches of all ranks.
-
-    Example:
-        >>> from types import SimpleNamespace
-        >>> dataset = SimpleNamespace(batch=[0, 0, 1, 1, 2])
-        >>> [list(WholeBatches(dataset, num_replicas=2, rank=rank)) for rank in range(2)]
-        [[0, 1, 4], [2, 3]]
-    """
-
-    def __init__(self, dataset: Any, num_replicas: int, rank: int, batch_size: int = 1) -> None:
-        # The base class would ask the process group for what is given here, and pads the ranks to one length.
-        self.dataset: Dataset[Any] = dataset
-        self.num_replicas = num_replicas
-        self.rank = rank
-        self.epoch = 0
-        whole = dataset.batch if hasattr(dataset, "batch") else np.arange(len(dataset)) // batch_size
-        self.batches = int(max(whole, default=-1)) + 1
-        self.indices = [index for index, batch in enumerate(whole) if batch % num_replicas == rank]
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.indices)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-
 def closes_mosaic(epoch: int, epochs: int | None, last: int) -> bool:
     """Whether mosaic is off in an epoch: in the `last` ones of a run of `epochs`, as Ultralytics' trainer has it.
 
@@ -239,7 +198,7 @@ def _notes() -> Iterator[list[str]]:
     class Notes(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             lines = map(_plain_text, record.getMessage().splitlines())
-            found.extend(_HEIF.sub("it is no image", line) for line in lines if "ignoring corrupt" in line)
+            found.extend(_HEIF.sub("it is not an image", line) for line in lines if "ignoring corrupt" in line)
 
     handler = Notes()
     LOGGER.addHandler(handler)

@@ -86,7 +86,7 @@ def decode_classes(network: Any, answer: Any, images: Tensor, thresholds: Thresh
 
 
 def _suppress(network: Any, predictions: Tensor, thresholds: Thresholds, rotated: bool = False) -> list[Tensor]:
-    """Rows (k, 6 + extra) of each image: box, score, label, and what the task has beside them."""
+    """Rows (k, 6 + extra) of each image: box, score, label, and what else the task finds."""
     from ultralytics.utils.nms import non_max_suppression
 
     rows: list[Tensor] = non_max_suppression(

@@ -37,7 +37,7 @@ def draw_detections(
     Args:
         images: (N, 3, H, W) in 0..1.
         found: For each image a dict of `boxes` (k, 4; x0, y0, x1, y1 in pixels), `scores` (k,) and `labels` (k,), as
-            `LitYOLO.detect` returns it; or a row's title to such a list, one entry a network. `masks`, `keypoints` and
+            `LitYOLO.detect` returns it; or a row's title to such a list, one per network. `masks`, `keypoints` and
             `rotated` are drawn where there are any.
         targets: The true objects, `boxes` and `labels` of each image: those that were not found are dashed, labels
             of boxes that fit no object have a cross, and a legend says so.
@@ -48,7 +48,7 @@ def draw_detections(
         A figure; `figure.savefig(path)` writes it.
 
     Raises:
-        ArgumentError: If there are no images, or a row does not have one entry an image.
+        ArgumentError: If there are no images, or a row does not have one entry per image.
         MissingPackageError: If matplotlib is missing.
 
     Example:
@@ -164,7 +164,7 @@ def _draw_image(
 
 
 def _draw_shape(axes: Axes, entry: Mapping[str, Tensor], colour: str) -> None:
-    """One object: its box, turned if it is rotated, and the mask or the keypoints that it has beside."""
+    """One object: its box, turned if it is rotated, and its mask or keypoints, if any."""
     from matplotlib.colors import to_rgba
     from matplotlib.patches import Polygon
 

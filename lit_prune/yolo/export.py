@@ -11,6 +11,7 @@ import torch
 from lightning_utilities.core.imports import RequirementCache
 
 from lit_prune.common._compat import clear_hooks_
+from lit_prune.common.arguments import check_choice
 from lit_prune.common.packages import missing_packages, require
 from lit_prune.errors import ArgumentError, MissingFileError
 from lit_prune.yolo.evaluation import forget_anchors_
@@ -94,7 +95,7 @@ def load_detector(path: str | Path) -> Any:
 
     Raises:
         MissingFileError: If there is no such file.
-        ArgumentError: If it is no checkpoint of a LitYOLO.
+        ArgumentError: If it is not a checkpoint of a LitYOLO.
     """
     path = Path(path)
     if not path.exists():
@@ -146,9 +147,7 @@ def export_formats() -> tuple[str, ...]:
 
 
 def _check_format(format: str) -> None:
-    formats = export_formats()
-    if format not in formats:
-        raise ArgumentError(f"format must be one of {', '.join(formats)}, but got {format!r}.")
+    check_choice("format", format, export_formats())
     require(f"Export to {format}", *_NEEDS.get(format, ()), extra="export" if format == "onnx" else "")
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_prune.activations import CalibrationBatch, read_batch
+from lit_prune.common.arguments import check_choice
 from lit_prune.common.packages import require
 from lit_prune.errors import ArgumentError
 from lit_prune.surgery.adoption import adopt_shapes_
@@ -35,10 +36,10 @@ _CLIP_NORM = 10.0  # what Ultralytics trains with
 
 
 class LitYOLO(LightningModule):
-    """An Ultralytics network, of whatever task, that any Lightning Trainer trains, validates and runs.
+    """An Ultralytics network of any task, which any Lightning Trainer trains, validates and runs.
 
     Batches are dicts as `lit_prune.data.collate_detection` makes them: `img` (B, 3, H, W) in 0..1 with H and W
-    multiples of the network's stride, `batch_idx` (M,), `cls` (M, 1), `bboxes` (M, 4; centre, width and height as
+    multiples of the network's stride, `batch_idx` (M,), `cls` (M, 1), `bboxes` (M, 4; centre, width and height,
     normalised). To these come `masks` for segmentation and `keypoints` for pose; of OBB, `bboxes` are (M, 5)
     with the angle last; of classification there are `img` and `cls` (B,) alone. `YOLODataModule` makes them all.
 
@@ -73,7 +74,7 @@ class LitYOLO(LightningModule):
     Raises:
         MissingPackageError: If Ultralytics is missing.
         FileNotFoundError: If there is no such configuration or file; near names are listed.
-        ArgumentError: If an argument is out of range, or `model` is no network of a task that is known.
+        ArgumentError: If an argument is out of range, or `model` is not a network of a known task.
 
     Example:
         >>> import torch
@@ -97,8 +98,8 @@ class LitYOLO(LightningModule):
         kpt_shape: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        _check_choice("optimizer", optimizer, get_args(OptimizerName))
-        _check_choice("schedule", schedule, get_args(ScheduleName))
+        check_choice("optimizer", optimizer, get_args(OptimizerName))
+        check_choice("schedule", schedule, get_args(ScheduleName))
         lr = DEFAULT_LR[optimizer] if lr is None else lr
         _check_range("lr", lr, lr > 0, "positive")
         _check_range("momentum", momentum, 0 <= momentum < 1, "in [0, 1)")
@@ -153,7 +154,7 @@ class LitYOLO(LightningModule):
         match_classes(self.model, names, data, training=self.trainer.state.fn == "fit")
 
     def forward(self, images: Tensor) -> Any:
-        """Run the network on images (B, 3, H, W) in 0..1; what returns is Ultralytics' own, by mode and head."""
+        """Run the network on images (B, 3, H, W) in 0..1; the result is Ultralytics' own, by mode and head."""
         return self.model(images)
 
     def detect(self, images: Tensor, confidence: float = 0.25, iou: float = 0.7) -> Detections:
@@ -194,7 +195,7 @@ class LitYOLO(LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return Ultralytics' loss of one batch: for most tasks the sum over its images."""
         task = self.task
-        if batch_idx == 0:  # once an epoch: it waits for the device
+        if batch_idx == 0:  # once per epoch: it waits for the device
             check_batch(batch, int(self.model.stride.max()), self.num_classes, task.fields)
         # Not `loss(batch)` alone: that would run the network past its `__call__`, and no hook would see the images.
         parts, means = self.model.loss(batch, task.enter(self.model, batch))
@@ -248,7 +249,7 @@ class LitYOLO(LightningModule):
         """Tell the loss how long the run is: end-to-end heads shift its weights over the epochs."""
         self.model.args.epochs = self.trainer.max_epochs if (self.trainer.max_epochs or -1) > 0 else 100
         if self.trainer.enable_validation:
-            # Only to have it said before the first epoch, not after it, if a package is missing that measures.
+            # A package that is missing for it is named before the first epoch, not after it.
             self.task.metric(self.model)
 
     def on_train_epoch_start(self) -> None:
@@ -266,7 +267,7 @@ class LitYOLO(LightningModule):
             self._recipe.before_batch(self.trainer, batch_idx)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
-        """Clear the gradients, but by Ultralytics' recipe, which does that where a nominal batch begins."""
+        """Clear the gradients; Ultralytics' recipe does that by itself where a nominal batch begins."""
         if self._recipe is None:
             super().optimizer_zero_grad(epoch, batch_idx, optimizer)
 
@@ -276,7 +277,7 @@ class LitYOLO(LightningModule):
             self.trainer.accumulate_grad_batches = 1
 
     def on_validation_epoch_start(self) -> None:
-        """Start the metric again."""
+        """Reset the metric."""
         self._start_metric()
 
     def on_validation_epoch_end(self) -> None:
@@ -284,7 +285,7 @@ class LitYOLO(LightningModule):
         self._log_metric("val")
 
     def on_test_epoch_start(self) -> None:
-        """Start the metric again."""
+        """Reset the metric."""
         self._start_metric()
 
     def on_test_epoch_end(self) -> None:
@@ -301,7 +302,7 @@ class LitYOLO(LightningModule):
         self.model.names = checkpoint.get("class_names", self.model.names)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimizer, and a scheduler that steps with it; by Ultralytics' recipe, once an epoch."""
+        """Build the optimizer, and a scheduler that steps with it; by Ultralytics' recipe, once per epoch."""
         if self._recipe is not None:
             check_trainer(self.trainer)
             optimizer, scheduler = self._recipe.configure(self.trainer, self.model)
@@ -335,11 +336,6 @@ class LitYOLO(LightningModule):
         self._metric.reset()
         scores = {f"{stage}/{name}": value.to(self.device) for name, value in values.items()}
         self.log_dict(scores, prog_bar=True, sync_dist=True)
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ArgumentError(f"{name} must be one of {', '.join(map(repr, choices))}, but got {value!r}.")
 
 
 def _check_range(name: str, value: float, holds: bool, expected: str) -> None:

@@ -53,7 +53,7 @@ class BoxPrecision(Metric):
 class UltralyticsPrecision(GathersUnevenly):
     """Mean average precision by Ultralytics' own validator of a task, over all ranks.
 
-    Scores are `map` and `map_50` of boxes (rotated ones of OBB), and the same of what a task has beside them:
+    Scores are `map` and `map_50` of boxes (rotated ones of OBB), and the same of what else a task finds:
     `mask_map`, `mask_map_50`, `pose_map`, `pose_map_50`.
 
     Args:
@@ -75,14 +75,14 @@ class UltralyticsPrecision(GathersUnevenly):
         """Take the objects that were found in one batch, with masks a quarter as large as the images."""
         images = batch["img"]
         size = tuple(images.shape[2:])
-        # What only a data set of files knows, and the validator asks for: where its pictures came from.
+        # What only a data set of files knows, and the validator asks for: where its images came from.
         unknown = {"ori_shape": [size] * len(images), "ratio_pad": [None] * len(images), "im_file": [""] * len(images)}
         whole = {**unknown, **batch}
         for name in {"masks", "keypoints"} & set(whole):
             whole[name] = whole[name].float()
         validator = self._validator
         validator.device = images.device
-        validator.update_metrics([_theirs(entry) for entry in found], whole)
+        validator.update_metrics([_as_ultralytics(entry) for entry in found], whole)
         for name in (*self._kinds, "conf", "pred_cls", "target_cls"):
             values = np.concatenate(validator.metrics.stats[name])
             kind = torch.bool if name in self._kinds else torch.float32
@@ -148,7 +148,7 @@ def _build_validator(network: Any, name: str) -> Any:
     return built
 
 
-def _theirs(entry: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _as_ultralytics(entry: Mapping[str, Tensor]) -> dict[str, Tensor]:
     names = {"boxes": "bboxes", "scores": "conf", "labels": "cls"}
     renamed = {names.get(name, name): value for name, value in entry.items()}
     if "rotated" in renamed:

@@ -42,7 +42,7 @@ def build_detector(
     Raises:
         MissingPackageError: If Ultralytics is missing.
         MissingFileError: If there is no such configuration or file; near names are listed.
-        ArgumentError: If `model` is no network of a task that is known, `num_classes` is below 1, or `kpt_shape` is
+        ArgumentError: If `model` is not a network of a known task, `num_classes` is below 1, or `kpt_shape` is
             wrong.
     """
     require_ultralytics()

@@ -32,13 +32,12 @@ class UltralyticsPruning:
     """Removes channels at scheduled epochs of a run of Ultralytics' own trainer, and lets it go on with what is left.
 
     The network, its moving average and the optimizer's state become smaller together, before the epoch begins. Scores
-    Start again with each event, so that `best.pt` is the best of the pruned network. `last.pt` and `best.pt` are pruned
+    start again with each event, so that `best.pt` is the best of the pruned network. `last.pt` and `best.pt` are pruned
     and open in plain Ultralytics.
 
-    Nothing of Ultralytics is patched: all is done through its callbacks. They work on one device; on several,
-    train `LitYOLO` under Lightning's `strategy="ddp"`. A file that is pruned already keeps its widths, and what goes is
-    counted against them. To resume an interrupted run, attach a new object with the same arguments and give
-    `resume=True`.
+    Nothing of Ultralytics is patched: all is done through its callbacks. They work on one device; on several, train
+    `LitYOLO` under Lightning's `strategy="ddp"`. A file that is pruned already keeps its widths, and ratios are counted
+    against them. To resume an interrupted run, attach a new object with the same arguments and give `resume=True`.
 
     Args:
         amount: The ratio that is gone after the last event, in (0, 1), as for `ChannelPruning`.
@@ -47,10 +46,9 @@ class UltralyticsPruning:
         criterion: How important a channel is, by its weights: `"magnitude"`, `"batchnorm"`, `"random"`, a `Criterion`.
         selection: Which channels go: `"uniform"`, `"global"`, `"macs"` or a `Selection` that needs no activations.
         exclude: Patterns of layers that must stay as they are.
-        round_to: Kept widths are multiples of it; layers that have no more channels than that stay whole.
-
-        min_channels: The least that a layer keeps.
-        layers_per_event: Only so many layers an event, as for `ChannelPruning`.
+        round_to: Kept widths are multiples of it; layers that have no more channels stay as they are.
+        min_channels: The fewest channels that a layer keeps.
+        layers_per_event: How many layers to prune at each event, as for `ChannelPruning`.
         recovery: What follows an event, as for `ChannelPruning`; `monitor` names one of Ultralytics' metrics
             (`"metrics/mAP50-95(B)"`) or `"fitness"`. A run that is resumed takes nothing back of what came before.
         on_error: `"raise"`, or `"continue"` with the network as it was when an event fails.
@@ -126,7 +124,7 @@ class UltralyticsPruning:
         """Add the callbacks to an `ultralytics.YOLO`, which is returned.
 
         Raises:
-            ArgumentTypeError: If it is none, such as the name of a file.
+            ArgumentTypeError: If it is something else, such as the name of a file.
         """
         if not hasattr(yolo, "add_callback"):
             raise ArgumentTypeError(
@@ -219,7 +217,7 @@ class UltralyticsPruning:
     def note_score(self, trainer: Any) -> None:
         """After a validation: note the monitored metric, and judge the last event where the run ends."""
         host = UltralyticsHost(trainer)
-        self.pruner.note_score(host, validated=True)
+        self.pruner.monitor.read(host, validated=True)
         if self._ended or not (trainer.stop or trainer.epoch + 1 >= trainer.epochs):
             return
         self._ended = True
@@ -231,7 +229,7 @@ class UltralyticsPruning:
             trainer.save_model()
 
     def end(self, trainer: Any) -> None:
-        """At the end of the run: leave it alone."""
+        """At the end of the run: detach from it."""
         self._forget_hook()
         self.pruner.close()
 

@@ -84,7 +84,7 @@ def read_lit_checkpoint(path: str) -> tuple[dict[str, Any], Mapping[str, Tensor]
 
     Raises:
         MissingFileError: If there is no such file.
-        ArgumentError: If it is no such checkpoint, is damaged, or holds more than weights and plain data.
+        ArgumentError: If it is not such a checkpoint, is damaged, or holds more than weights and plain data.
     """
     if not Path(path).exists():
         raise MissingFileError(f"There is no file {path!r}.")
@@ -93,7 +93,7 @@ def read_lit_checkpoint(path: str) -> tuple[dict[str, Any], Mapping[str, Tensor]
         config = checkpoint["hyper_parameters"]["model"]
     except (KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{path!r} is no checkpoint that a Trainer saved of a LitYOLO: it lacks {error}. A checkpoint of another "
+            f"{path!r} is not a Trainer's checkpoint of a LitYOLO: it lacks {error}. A checkpoint of another "
             "LightningModule is read by lit_prune.load_pruned(TheClass, path)."
         ) from error
     state = weights_of(checkpoint, path)

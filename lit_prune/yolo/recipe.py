@@ -55,7 +55,7 @@ class Recipe:
                 module.eval()
 
     def configure(self, trainer: Trainer, network: Any) -> tuple[Optimizer, LambdaLR]:
-        """Build the optimizer as Ultralytics does, `auto` included, and the scheduler that steps once an epoch.
+        """Build the optimizer as Ultralytics does, `auto` included, and the scheduler that steps once per epoch.
 
         Raises:
             ArgumentError: If the Trainer has no `max_epochs`, accumulates by itself, or the batch size is unknown.

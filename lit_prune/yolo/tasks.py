@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lit_prune.common.arguments import check_choice
 from lit_prune.errors import ArgumentError
 from lit_prune.yolo.decode import (
     Thresholds,
@@ -28,7 +29,7 @@ def _enter(network: Any, batch: dict[str, Any]) -> Any:
 
 
 def _enter_with_targets(network: Any, batch: dict[str, Any]) -> Any:
-    """RT-DETR learns to denoise the true boxes beside finding them, so they enter its decoder."""
+    """RT-DETR learns to denoise the true boxes besides finding them, so they enter its decoder."""
     index = batch["batch_idx"].long().view(-1)
     targets = {
         "cls": batch["cls"].long().view(-1),
@@ -163,6 +164,5 @@ def task_named(name: str) -> Task:
     Raises:
         ArgumentError: If there is no such task.
     """
-    if name not in TASK_NAMES:
-        raise ArgumentError(f"task must be one of {', '.join(TASK_NAMES)}, but got {name!r}.")
+    check_choice("task", name, TASK_NAMES)
     return next(task for task in TASKS if task.name == name)

@@ -86,7 +86,7 @@ class UltralyticsHost:
         return found if fitness is None else {**found, "fitness": float(fitness)}
 
     def forget_scores(self) -> None:
-        """The dense network's scores are no measure of the pruned one, and its `best.pt` must not stay."""
+        """The dense network's scores do not measure the pruned one, and its `best.pt` must not stay."""
         trainer = self.trainer
         trainer.best_fitness = trainer.fitness = None
         stopper = copy(trainer.stopper)

@@ -14,20 +14,37 @@ from lit_prune.common.names import count_parameters
 from lit_prune.errors import ArgumentError
 from lit_prune.yolo.networks import adopt_widths_, is_pruned
 from lit_prune.yolo.package import STATE, quiet_ultralytics
+from lit_prune.yolo.tasks import TASKS, Task, task_of_head
 
 # What of a configuration makes the architecture; the rest is the data's, or names.
 _ARCHITECTURE = ("backbone", "head", "scale", "depth_multiple", "width_multiple")
 
 
 class KeepsWidths:
-    """Comes before one of Ultralytics' trainers, whose networks then keep the widths of pruned weights."""
+    """Comes before one of Ultralytics' trainers, whose networks then keep the widths of pruned weights.
+
+    Raises:
+        ArgumentError: If the network is for another task than the trainer.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # `YOLO.train` passes on its network's task, and some trainers put their own in its place.
+        given = kwargs.get("overrides") or next(iter(args[1:2]), None) or {}
+        task = _trained_by(self)
+        if task is not None and given.get("task", task.name) != task.name:
+            raise _other_task(self, task, f"for the task {given['task']}")
+        super().__init__(*args, **kwargs)
 
     def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
         """Build the network as the base class does, give it the widths of pruned weights, then load them.
 
         Raises:
-            ArgumentError: If the weights are pruned, and their normalization is fused into the convolutions.
+            ArgumentError: If the network is for another task than the trainer, or the weights are pruned, and their
+                normalization is fused into the convolutions.
         """
+        task, own = _trained_by(self), task_of_head(cfg["head"][-1][2]) if isinstance(cfg, dict) else None
+        if task is not None and own is not None and own is not task:
+            raise _other_task(self, task, f"of the class {own.network}")
         build: Any = super().get_model  # type: ignore[misc]
         if weights is None or not is_pruned(weights):
             return build(cfg=cfg, weights=weights, verbose=verbose)
@@ -71,8 +88,22 @@ def keeping(trainer: Any) -> str:
         >>> keeping(PoseTrainer.__new__(PoseTrainer))
         'PrunedPoseTrainer'
     """
-    names = [pruned.__name__ for pruned in _TRAINERS if isinstance(trainer, pruned.__bases__[1])]
-    return names[0] if names else "a class of KeepsWidths and your trainer"
+    found = next((pruned for pruned in _TRAINERS if isinstance(trainer, pruned.__bases__[1])), None)
+    return found.__name__ if found else "a class of KeepsWidths and your trainer"
+
+
+def _trained_by(trainer: Any) -> Task | None:
+    """The task of one of Ultralytics' trainers, or of a subclass."""
+    networks = (network for pruned, network in _TRAINERS.items() if isinstance(trainer, pruned.__bases__[1]))
+    network = next(networks, None)
+    return next((task for task in TASKS if task.network == network), None)
+
+
+def _other_task(trainer: Any, task: Task, own: str) -> ArgumentError:
+    return ArgumentError(
+        f"{type(trainer).__name__} trains networks of the class {task.network}, but got one {own}. Give it a "
+        "network of its own class, or take the trainer of this network."
+    )
 
 
 class PrunedDetectionTrainer(KeepsWidths, DetectionTrainer):  # type: ignore[misc]
@@ -113,12 +144,12 @@ class PrunedRTDETRTrainer(KeepsWidths, RTDETRTrainer):  # type: ignore[misc]
     """`PrunedDetectionTrainer` for RT-DETR, as in `RTDETR("pruned.pt").train(trainer=PrunedRTDETRTrainer, ...)`."""
 
 
-# Subclasses before the classes that they are of.
-_TRAINERS = (
-    PrunedSegmentationTrainer,
-    PrunedPoseTrainer,
-    PrunedOBBTrainer,
-    PrunedClassificationTrainer,
-    PrunedRTDETRTrainer,
-    PrunedDetectionTrainer,
-)
+# Subclasses before the classes that they are of; each with the class of its networks.
+_TRAINERS: dict[type[KeepsWidths], str] = {
+    PrunedSegmentationTrainer: "SegmentationModel",
+    PrunedPoseTrainer: "PoseModel",
+    PrunedOBBTrainer: "OBBModel",
+    PrunedClassificationTrainer: "ClassificationModel",
+    PrunedRTDETRTrainer: "RTDETRDetectionModel",
+    PrunedDetectionTrainer: "DetectionModel",
+}

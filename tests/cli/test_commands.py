@@ -84,7 +84,7 @@ def test_inspect_prints_groups_and_totals(capsys, monkeypatch):
         (["compare", "missing.pt", "net.pt", "--data", "data.yaml"], "There is no file 'missing.pt'"),
         (["inspect", "missing.ckpt"], "There is no file 'missing.ckpt'"),
         (["inspect", "yolov8n.yaml", "--image-size", "100"], "must be a multiple of 32, the network's stride, but got"),
-        (["digits", "digits", "--task", "boxes"], "task must be one of detect, segment"),
+        (["digits", "digits", "--task", "boxes"], "task must be one of 'detect', 'segment'"),
         (["demo", "--epochs", "3"], "needs at least"),
         (["demo", "--amount", "1.5", "--epochs", "8"], "amount must be a ratio in (0, 1)"),
     ],

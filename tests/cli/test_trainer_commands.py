@@ -181,6 +181,42 @@ def test_checkpoints_that_cannot_be_read(content, message, capsys):
     assert message in capsys.readouterr().err
 
 
+CALLBACK = "trainer: {callbacks: [{class_path: %s, init_args: {amount: 0.5, epochs: 1, %s}}]}"
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            CALLBACK % ("lit_prune.ChanelPruning", ""),
+            "trainer.callbacks: there is no class 'lit_prune.ChanelPruning'. Did you mean 'ChannelPruning'",
+        ),
+        (
+            CALLBACK % ("lit_prune.ChannelPruning", "criterion: {class_path: lit_prune.criteria.Magnitud}"),
+            "trainer.callbacks: there is no class 'lit_prune.criteria.Magnitud'. Did you mean 'Magnitude'",
+        ),
+        (
+            CALLBACK % ("lit_prune.ChannelPruning", "exclud: [head]"),
+            "trainer.callbacks: lit_prune.ChannelPruning takes no argument 'exclud'. Did you mean 'exclude",
+        ),
+        (CALLBACK % ("lit_prune.Recovery", ""), "trainer.callbacks: lit_prune.Recovery is not a Callback."),
+        (CALLBACK % ("ModelChekpoint", ""), "there is no class 'ModelChekpoint'. Did you mean 'ModelCheckpoint"),
+        ("model: {class_path: lit_prune.yolo.LitYOLOO}", "model: there is no class 'lit_prune.yolo.LitYOLOO'. Did you"),
+        ("data: {class_path: no_such.Data}", "data: no_such.Data can't be imported: No module named 'no_such'."),
+        ("trainer: {max_epoch: 3}", "does not accept option 'trainer.max_epoch'"),
+        ("trainer: {max_epochs: many}", "Given value: many"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_told_in_one_message(config, message, capsys):
+    Path("train.yaml").write_text(config)
+    assert main(["fit", "--config", "train.yaml"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert message in told
+    assert "usage:" not in told
+    assert len(told.splitlines()) < (10 if "Given value" in told else 2)
+
+
 def _printed(capsys, *arguments):
     with pytest.raises(SystemExit):
         main(["fit", *arguments, "--print_config"])

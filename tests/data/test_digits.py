@@ -85,10 +85,10 @@ def test_every_class_appears(train, val):
 
 def test_boxes_are_tight(monkeypatch):
     """Without its digits the scene is the same outside the boxes, and differs on every edge of a box inside."""
-    from lit_prune.data import digits
+    from lit_prune.data import scenes
 
     painted = DigitScenes("val", scenes=60, seed=5)
-    monkeypatch.setattr(digits, "_paint", lambda *_: None)
+    monkeypatch.setattr(scenes, "_paint", lambda *_: None)
     bare = DigitScenes("val", scenes=60, seed=5)
     touched = (painted.images != bare.images).any(1)
 
@@ -128,7 +128,7 @@ def test_other_image_sizes(size):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"split": "test"}, "split must be 'train' or 'val', but got 'test'"),
+        ({"split": "test"}, "split must be one of 'train', 'val', but got 'test'"),
         ({"scenes": 0}, "scenes must be at least 1, but got 0"),
         ({"image_size": 100}, "multiple of 32 .* but got 100; the nearest is 96"),
         ({"image_size": 32}, "at least 64, but got 32; the nearest is 64"),

@@ -74,8 +74,8 @@ def evidence():
         ({"0": fresh().to(torch.complex64)}, TypeError, "real tensor"),
         (with_value(math.nan), ValueError, "Answers scores 1 of the 8 channels of group '0' with NaN"),
         (with_value(math.inf), ValueError, "NaN or infinity"),
-        ({"layer0": fresh()}, ValueError, "Answers scores 'layer0', which is no group"),
-        ({0: fresh()}, ValueError, "scores 0, which is no group"),
+        ({"layer0": fresh()}, ValueError, "Answers scores 'layer0', which is not a group"),
+        ({0: fresh()}, ValueError, "scores 0, which is not a group"),
     ],
 )
 def test_scores(evidence, answer, error, message):
@@ -96,7 +96,7 @@ def test_scores_that_keep_the_promise(evidence):
     ("removal", "error", "message"),
     [
         ([1, 2], TypeError, "Removes must return a dict .* but returned a list"),
-        ({"3": [1]}, ValueError, "Removes removes channels of '3', which is no group that takes part"),
+        ({"3": [1]}, ValueError, "Removes removes channels of '3', which is not a group that takes part"),
         ({"0": torch.ones(8).bool()}, TypeError, r"bool values. Of a mask of what goes, return"),
         ({"0": np.ones(8, dtype=bool)}, TypeError, "bool values"),
         ({"0": torch.tensor([1.0])}, TypeError, "float32 values"),
@@ -150,7 +150,7 @@ def test_a_schedule_that_keeps_the_promise_comes_in_order():
         ({"criterion": Answers({"net.2.0": torch.rand(3)})}, r"Answers must return one score .* 'net.2.0'"),
         ({"criterion": Answers({"net.2.0": torch.full((32,), math.nan)})}, "Answers scores 32 of the 32 channels"),
         ({"selection": Removes({"net.3.2": [0]})}, "Removes removes channels of 'net.3.2'"),
-        ({"selection": Removes({"net.2.0": [0]}), "exclude": ["net.2.*"]}, "which is no group that takes part"),
+        ({"selection": Removes({"net.2.0": [0]}), "exclude": ["net.2.*"]}, "which is not a group that takes part"),
     ],
 )
 def test_in_a_trainer_nothing_is_pruned(options, message):

@@ -12,8 +12,8 @@ from lit_prune.report.figures import channels_figure, history_figure
 from lit_prune.report.tables import event_table, fold_groups, human, ratio_bar, save_json
 
 
-def _record(epoch: int = 8, **changes):
-    record = {
+def _event(epoch: int = 8, **changes):
+    event = {
         "epoch": epoch,
         "step": epoch * 63,
         "ratio": 0.25,
@@ -23,7 +23,7 @@ def _record(epoch: int = 8, **changes):
         "seconds": 0.42,
         "skipped": {},
     }
-    return record | changes
+    return event | changes
 
 
 def _printed(table) -> str:
@@ -33,7 +33,7 @@ def _printed(table) -> str:
 
 
 def test_event_table_shows_groups_and_totals():
-    text = _printed(event_table(_record()))
+    text = _printed(event_table(_event()))
 
     row = next(line for line in text.splitlines() if "model.1.conv " in line)
     assert [cell.strip() for cell in row.strip("│").split("│")][:3] == ["model.1.conv", "32", "24"]
@@ -48,19 +48,30 @@ def test_event_table_shows_groups_and_totals():
 
 def test_event_table_says_what_was_skipped_once_a_reason():
     reason = "smaller than round_to"
-    text = " ".join(_printed(event_table(_record(skipped={f"layer{k}": reason for k in range(5)}))).split())
+    text = " ".join(_printed(event_table(_event(skipped={f"layer{k}": reason for k in range(5)}))).split())
 
     assert text.count(reason) == 1
     assert "layer0, layer1, layer2 and 2 more" in text
 
 
+@pytest.mark.parametrize(
+    ("channels", "macs", "told"),
+    [(0.25, 0.44, ""), (0.1, 0.25, ""), (0.2, 0.31, "not the target: kept widths are multiples of `round_to`, and at")],
+)
+def test_event_table_says_what_is_gone_and_why_it_is_not_the_target(channels, macs, told):
+    text = " ".join(_printed(event_table(_event(gone={"channels": channels, "macs": macs}))).split())
+    assert f"gone so far: {channels:.0%} of these channels, {macs:.0%} of the multiply-adds" in text
+    assert ("not the target" in text) == bool(told)
+    assert told in text
+
+
 def test_event_table_folds_blocks_only_when_there_are_too_many_groups():
     channels = {f"net.{block}.m.{layer}": [8, 4] for block in range(5) for layer in range(6)}
 
-    assert event_table(_record(channels=channels), max_rows=24).row_count == 5 + 2
-    assert event_table(_record(channels=channels), max_rows=30).row_count == 30 + 2
-    assert event_table(_record(channels=channels), max_rows=None).row_count == 30 + 2
-    assert "net.4.m (6)" in _printed(event_table(_record(channels=channels)))
+    assert event_table(_event(channels=channels), max_rows=24).row_count == 5 + 2
+    assert event_table(_event(channels=channels), max_rows=30).row_count == 30 + 2
+    assert event_table(_event(channels=channels), max_rows=None).row_count == 30 + 2
+    assert "net.4.m (6)" in _printed(event_table(_event(channels=channels)))
 
 
 def test_fold_groups_keeps_sums_and_stops_at_one_row_a_top_name():
@@ -72,7 +83,7 @@ def test_fold_groups_keeps_sums_and_stops_at_one_row_a_top_name():
 
 
 def test_event_table_of_an_event_that_pruned_nothing():
-    assert event_table(_record(channels={})).row_count == 2
+    assert event_table(_event(channels={})).row_count == 2
 
 
 @pytest.mark.parametrize(("part", "whole", "text"), [(1, 2, "50%"), (0, 0, "0%"), (3, 3, "100%")])
@@ -88,8 +99,8 @@ def test_human(number, text):
 
 
 def test_channels_figure_shows_first_width_and_last_width():
-    first = _record()
-    second = _record(11, channels={"model.0.conv": [12, 10], "model.2.conv": [64, 48]})
+    first = _event()
+    second = _event(11, channels={"model.0.conv": [12, 10], "model.2.conv": [64, 48]})
 
     axes = channels_figure([first, second]).axes[0]
 
@@ -106,7 +117,7 @@ def test_history_figure_draws_runs_and_marks_events():
         "pruned": [{"epoch": k, "map": 0.09 * k, "macs": 4e6 if k < 2 else 2e6} for k in range(4)],
         "never ran": [],
     }
-    record = _record(2, macs=[4_000_000, 2_000_000])
+    record = _event(2, macs=[4_000_000, 2_000_000])
 
     upper, lower = history_figure(history, [record]).axes
 
@@ -120,7 +131,7 @@ def test_history_figure_draws_runs_and_marks_events():
 
 def test_history_figure_draws_all_events_alike():
     history = {"pruned": [{"epoch": epoch, "map": 0.1, "macs": 1e6} for epoch in range(24)]}
-    figure = history_figure(history, [_record(epoch) for epoch in (6, 8, 10)])
+    figure = history_figure(history, [_event(epoch) for epoch in (6, 8, 10)])
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     image = np.asarray(canvas.buffer_rgba()).astype(int)
@@ -135,7 +146,7 @@ def test_history_figure_draws_all_events_alike():
 
 
 def test_figures_are_no_state_of_pyplot(tmp_path):
-    channels_figure([_record()]).savefig(tmp_path / "channels.png")
+    channels_figure([_event()]).savefig(tmp_path / "channels.png")
     history_figure({"run": [{"epoch": 0, "map": 0.5, "macs": 1e6}]}, []).savefig(tmp_path / "history.png")
 
     assert (tmp_path / "channels.png").stat().st_size > 1000
@@ -152,7 +163,7 @@ def test_figures_of_nothing():
 
 def test_save_json_writes_plain_numbers(tmp_path):
     path = tmp_path / "report.json"
-    save_json({"map": torch.tensor(0.5), "macs": np.int64(7), "events": [_record()]}, path)
+    save_json({"map": torch.tensor(0.5), "macs": np.int64(7), "events": [_event()]}, path)
 
     read = json.loads(path.read_text())
     assert read["map"] == 0.5

@@ -195,7 +195,7 @@ def test_layers_that_are_frozen_now_may_be_trained_by_then():
     module = Classifier()
     module.net[:3].requires_grad_(False)
     callback = pruning(0.4, selection="macs", epochs=[2])
-    with pytest.warns(UserWarning, match="it can be, if they are trained by then"):
+    with pytest.warns(UserWarning, match="It can be, if the layers that are not trained now are trained by then"):
         trainer(Thaws(), callback).fit(module, loader())
     assert callback.events[0]["macs"][1] <= 0.6 * callback.events[0]["macs"][0]
 
@@ -262,7 +262,7 @@ def test_a_network_that_nobody_trains_is_told_by_its_layers(selection):
     module = Classifier()
     module.net[:3].requires_grad_(False)
     reason = r"No layer that may be pruned can lose a channel now: net\.\S+ is not trained \(requires_grad=False\)"
-    with pytest.warns(UserWarning, match=reason + r"\. Layers that are not trained now are left out"):
+    with pytest.warns(UserWarning, match=reason + r"\. It can be, if the layers that are not trained now"):
         trainer(pruning(epochs=[2], selection=selection), fast_dev_run=True).fit(module, loader())
     with (
         pytest.warns(UserWarning, match=reason),

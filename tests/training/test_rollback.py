@@ -112,7 +112,7 @@ def test_a_metric_that_is_not_logged_is_an_error_with_the_nearest():
         ({"max_drop": -1.0, "monitor": "x"}, "max_drop must be 0 or more"),
         ({"max_drop": 0.1}, "go together"),
         ({"monitor": "x"}, "go together"),
-        ({"mode": "best"}, "'max' or 'min'"),
+        ({"mode": "best"}, "'max', 'min'"),
     ],
 )
 def test_bad_arguments(options, message):

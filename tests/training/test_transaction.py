@@ -105,7 +105,7 @@ def test_these_are_the_steps(tmp_path, monkeypatch):
 
 
 def test_a_step_has_to_be_known():
-    with pytest.raises(LookupError, match="'polish' is no step of an event"):
+    with pytest.raises(LookupError, match="'polish' is not a step of an event"):
         carry_out("polish", lambda: None)
 
 

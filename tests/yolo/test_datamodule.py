@@ -14,8 +14,7 @@ from lit_prune.cli import main
 from lit_prune.data import DigitScenes
 from lit_prune.select.clustering.selection import ClusterSelection
 from lit_prune.yolo import LitYOLO, YOLODataModule
-from lit_prune.yolo.datamodule import EpochLoader
-from lit_prune.yolo.dataset import WholeBatches
+from lit_prune.yolo.loaders import EpochLoader, WholeBatches
 
 _SMALL = {"image_size": 64, "batch_size": 4, "num_workers": 0}
 _PLAIN = dict.fromkeys(("mosaic", "hsv_h", "hsv_s", "hsv_v", "translate", "scale", "fliplr"), 0.0)
@@ -239,8 +238,8 @@ def test_pictures_without_labels_are_backgrounds(digits):
         ("labels", b"1.5 0.5 0.5 0.1 0.1\n", "non-integer class labels"),
         ("labels", b"dog 0.5 0.5 0.1 0.1\n", "could not convert string to float: 'dog'"),
         ("labels", b"\xff\xfe\x00", "codec can't decode byte"),
-        ("images", b"", "it is no image"),
-        ("images", b"not an image", "it is no image"),
+        ("images", b"", "it is not an image"),
+        ("images", b"not an image", "it is not an image"),
     ],
 )
 def test_a_warning_names_the_pictures_that_are_left_out(digits, kind, content, reason):

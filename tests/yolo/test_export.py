@@ -111,7 +111,7 @@ def test_loading_what_a_trainer_saved(tmp_path):
 
 
 def test_wrong_arguments(network, tmp_path):
-    with pytest.raises(ValueError, match=r"format must be one of pt, torchscript, onnx, .* but got 'onxx'"):
+    with pytest.raises(ValueError, match=r"format must be one of 'pt', 'torchscript', 'onnx', .* but got 'onxx'"):
         export_detector(network, tmp_path / "net.onxx", "onxx")
     with pytest.raises(FileNotFoundError, match="There is no file"):
         load_detector(tmp_path / "missing.ckpt")

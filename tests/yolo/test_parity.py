@@ -10,8 +10,8 @@ from ultralytics import YOLO
 
 from lit_prune.data import write_digits
 from lit_prune.yolo import LitYOLO, YOLODataModule, build_detector
-from lit_prune.yolo.datamodule import EpochLoader
 from lit_prune.yolo.export import export_detector
+from lit_prune.yolo.loaders import EpochLoader
 from lit_prune.yolo.moving_average import MovingAverage
 
 _EPOCHS = 3

@@ -50,7 +50,7 @@ def checkpoint(tmp_path_factory):
             lambda parts: parts["hyper_parameters"].pop("model"),
             "lacks 'model'. A checkpoint of another",
         ),
-        (lambda parts: parts.pop("hyper_parameters"), "saved of a LitYOLO: it lacks 'hyper_parameters'"),
+        (lambda parts: parts.pop("hyper_parameters"), "checkpoint of a LitYOLO: it lacks 'hyper_parameters'"),
         (lambda parts: parts.update(callbacks={"ChannelPruning": {}}), "record of what was pruned is damaged"),
     ],
 )

@@ -394,7 +394,7 @@ def test_every_head_has_one_row():
     heads = [head for task in TASKS for head in task.heads]
     assert len(set(heads)) == len(heads)
     assert task_of_head("Depth") is None
-    with pytest.raises(ValueError, match=r"task must be one of detect, segment, .* but got 'boxes'"):
+    with pytest.raises(ValueError, match=r"task must be one of 'detect', 'segment', .* but got 'boxes'"):
         task_named("boxes")
 
 

@@ -1,9 +1,12 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from ultralytics import RTDETR, YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.models.yolo.pose import PoseTrainer
 
-from lit_prune import ChannelGraph, shrink_
+from lit_prune import ArgumentError, ChannelGraph, shrink_
 from lit_prune.common.names import count_parameters
 from lit_prune.data import write_digits
 from lit_prune.training.pruner import PruningError
@@ -166,3 +169,26 @@ def test_an_interrupted_run_of_a_pruned_file_goes_on_without_a_trainer_class(tas
     first, second = (event["params"] for event in pruning.record.events)
     assert first[0] == count_parameters(network)
     assert first[1] == second[0] > second[1]
+
+
+@pytest.mark.parametrize(("task", "name", "trainer"), _NETWORKS)
+@pytest.mark.parametrize("other", ["yolov8n.yaml", "yolov8n-pose.yaml", "yolov8n-rtdetr.yaml"])
+def test_a_network_for_another_trainer_is_refused(task, name, trainer, other, tmp_path):
+    network = build_detector(other)
+    given, kind = type(network).__name__, getattr(trainers, trainer)
+    with pytest.raises(ArgumentError, match=rf"{trainer} trains networks of the class \w+, but got one for the task"):
+        kind(overrides={"task": "no"})
+    built = object.__new__(kind)
+    built.args, built.data = SimpleNamespace(task=task), {"nc": 80, "channels": 3, "kpt_shape": [17, 3]}
+    if given == type(build_detector(name)).__name__:
+        assert type(built.get_model(network.yaml, network, verbose=False)).__name__ == given
+    else:
+        with pytest.raises(ArgumentError, match=f"{trainer} trains networks of the class .*, but got .* {given}"):
+            built.get_model(network.yaml, network)
+
+
+def test_a_detector_given_to_the_trainer_of_another_task(written, tmp_path):
+    path, _ = _pruned("yolov8n.yaml", tmp_path)
+    yolo = UltralyticsPruning(0.3, 1).attach(YOLO(path))
+    with pytest.raises(ArgumentError, match="PoseTrainer trains networks of the class PoseModel, but got one"):
+        yolo.train(epochs=2, **settings(written("pose"), tmp_path, trainer=PoseTrainer))

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from lit_prune.common.arguments import check_choice
 from lit_prune.errors import ArgumentError
 from lit_prune.select.clustering.kmedoids import (
     Clustering,
@@ -64,7 +65,7 @@ class Decision:
 
 
 def survey_channels(separability: Matrix, embedding: Embedding = "tsne", seed: int = 0, curve: bool = True) -> Survey:
-    """Embed the channels of a layer and, for the knee, cluster them in every number.
+    """Embed the channels of a layer and, for the knee, cluster them into every number of clusters.
 
     Args:
         separability: ``(C, P)`` Jeffries–Matusita distances of each channel.
@@ -111,8 +112,7 @@ def decide(
         [0, 8]
     """
     channels = len(survey.points)
-    if method not in get_args(Method):
-        raise ArgumentError(f"method must be one of {', '.join(map(repr, get_args(Method)))}, but got {method!r}.")
+    check_choice("method", method, get_args(Method))
     if keep is not None and not 1 <= keep <= channels:
         raise ArgumentError(f"keep must be from 1 to {channels}, the number of channels, but got {keep}.")
     if method != "medoid" and (strength is None or len(strength) != channels):

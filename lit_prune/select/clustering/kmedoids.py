@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 
+from lit_prune.common.arguments import check_choice
 from lit_prune.errors import ArgumentError
 
 Matrix: TypeAlias = npt.NDArray[np.float64]
@@ -60,10 +61,7 @@ def embed(separability: Matrix, method: Embedding = "tsne", seed: int = 0) -> Ma
         >>> embed(rows, "pca").shape
         (40, 2)
     """
-    if method not in get_args(Embedding):
-        raise ArgumentError(
-            f"embedding must be one of {', '.join(map(repr, get_args(Embedding)))}, but got {method!r}."
-        )
+    check_choice("embedding", method, get_args(Embedding))
     channels = len(separability)
     if method == "none":
         return separability

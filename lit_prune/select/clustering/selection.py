@@ -12,9 +12,10 @@ from torch import Tensor
 from lit_prune.activations.calibration import Calibration
 from lit_prune.activations.moments import Moments, jeffries_matusita
 from lit_prune.common._compat import ConvTransposeNd
+from lit_prune.common.arguments import check_choice
 from lit_prune.common.packages import require
 from lit_prune.criteria import Evidence, batch_norm_scales, power_sums
-from lit_prune.errors import ArgumentError, SelectionError
+from lit_prune.errors import SelectionError
 from lit_prune.graph import ChannelGroup
 from lit_prune.plan import Slot
 from lit_prune.select.base import Bundle, Scores, Selection, Target, bundled, flat, lowest
@@ -69,12 +70,8 @@ class ClusterSelection(Selection):
         seed: int = 0,
         calibration: Calibration | None = None,
     ) -> None:
-        for name, value, known in (
-            ("method", method, get_args(Method)),
-            ("embedding", embedding, get_args(Embedding)),
-        ):
-            if value not in known:
-                raise ArgumentError(f"{name} must be one of {', '.join(map(repr, known))}, but got {value!r}.")
+        check_choice("method", method, get_args(Method))
+        check_choice("embedding", embedding, get_args(Embedding))
         packages = ("kmedoids", "kneed", "scikit-learn", "threadpoolctl")
         require('ClusterSelection (selection="clusters")', *packages, extra="clusters")
         self.method: Method = method
