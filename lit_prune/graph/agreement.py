@@ -72,7 +72,8 @@ def _compare_pieces(recording: Recording, again: Recording, before: Row, after: 
         left = now[old.of[piece][~gone[old.of[piece]]]]
         known = left >= 0
         if known.any() and not (len(left) == len(narrower) and (left == new.of[narrower])[known].all()):
-            raise TraceError(f"the narrower network takes apart its channels in other places, in {layer}", layer)
+            where = f", in {layer}" if layer else ""
+            raise TraceError(f"the narrower network takes its channels apart in other places{where}", layer)
 
 
 def _ambiguous(ours: Row, theirs: Row) -> np.ndarray:

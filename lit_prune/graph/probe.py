@@ -220,7 +220,8 @@ def _units(groups: Sequence[ChannelGroup]) -> list[Unit]:
     for number, names in enumerate(together):
         unit = [by_name[name] for name in names]
         # Groups that must stay equally wide, or lose the same channels, are seen to where they lose differently.
-        count = min(1 + number % 7, max(1, min(group.size for group in unit) // 2))
+        # One would hide what rounds.
+        count = min(2 + number % 7, max(1, min(group.size for group in unit) // 2))
         units.append(Unit(tuple((group, rng.permutation(group.size)[:count]) for group in unit)))
     return units
 

@@ -3,7 +3,19 @@
 Whatever has no rule freezes all that enters it. A rule that can't be exact freezes too; it never guesses.
 """
 
-from lit_prune.graph.rules import attention, elementwise, fourier, indexing, losses, norms, pieces, products, reductions, shapes, spatial
+from lit_prune.graph.rules import (
+    attention,
+    elementwise,
+    fourier,
+    indexing,
+    losses,
+    norms,
+    pieces,
+    products,
+    reductions,
+    shapes,
+    spatial,
+)
 from lit_prune.graph.rules.table import RULES, register_rule
 
 __all__ = [

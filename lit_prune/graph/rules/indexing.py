@@ -155,8 +155,6 @@ def _ordered(trace: Tracer, op: Operation) -> None:
         trace.assign_blocks(output, [block.moved(place) for block in kept])
 
 
-@register_rule(
-    *"nonzero masked_select unique unique2 take take_along_dim bincount searchsorted one_hot".split()
-)
+@register_rule(*"nonzero masked_select unique unique2 take take_along_dim bincount searchsorted one_hot".split())
 def _pick(trace: Tracer, op: Operation) -> None:
     trace.freeze_inputs(op, f"{op.name} picks from it")

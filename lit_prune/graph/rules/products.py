@@ -231,7 +231,9 @@ def _distances(trace: Tracer, op: Operation) -> None:
 @register_rule("trilinear")
 def _trilinear(trace: Tracer, op: Operation) -> None:
     sides = []
-    for tensor, added in zip((op["i1"], op["i2"], op["i3"]), (op["expand1"], op["expand2"], op["expand3"]), strict=True):
+    for tensor, added in zip(
+        (op["i1"], op["i2"], op["i3"]), (op["expand1"], op["expand2"], op["expand3"]), strict=True
+    ):
         own = [dim for dim in range(tensor.dim() + len(added)) if dim not in added]
         shape = [1] * (tensor.dim() + len(added))
         for dim, size in zip(own, tensor.shape, strict=True):

@@ -10,7 +10,9 @@ from lit_prune.graph.rules.table import register_rule
 from lit_prune.graph.trace import Operation, Tracer
 from lit_prune.graph.values import Block
 
-STATISTICS = frozenset("mean sum nansum amax amin aminmax max min std var var_mean std_mean norm linalg_vector_norm".split())
+STATISTICS = frozenset(
+    "mean sum nansum amax amin aminmax max min std var var_mean std_mean norm linalg_vector_norm".split()
+)
 """What a masked network computes as if the channels that go were not there: see `reference.py`."""
 
 # Of values that are alike these tell how many they are.
