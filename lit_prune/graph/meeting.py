@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from lit_prune.graph.labels import Row
+from lit_prune.graph.labels import Labels, Row
 from lit_prune.graph.values import Block
-
-if TYPE_CHECKING:
-    from lit_prune.graph.tracer import Tracer
 
 Values = Sequence[tuple[Sequence[int], Sequence[Block]]]
 
 
-def meet_blocks(tracer: Tracer, shape: Sequence[int], values: Values, reason: str) -> list[Block]:
+def meet_blocks(
+    labels: Labels,
+    statistics: Mapping[int, Row],
+    freeze: Callable[[Sequence[Row]], None],
+    shape: Sequence[int],
+    values: Values,
+) -> list[Block]:
     """Join values of which the shape and the blocks are known, broadcast from the right to ``shape``.
 
     Args:
-        tracer: Whose labels they are.
+        labels: Where they are joined.
+        statistics: What stands for whole pieces, by its first label.
+        freeze: What to do with labels that meet untracked values.
         shape: Of the result.
         values: Shape and blocks of each.
-        reason: Why what meets untracked values is unprunable.
 
     Returns:
         The blocks of the result.
@@ -36,7 +39,7 @@ def meet_blocks(tracer: Tracer, shape: Sequence[int], values: Values, reason: st
         wide = {dim + offset for dim, size in enumerate(own) if size > 1}
         firm = []
         for block in blocks:
-            if tracer.labels.is_loose(block.labels) or _stands_for(tracer, block, len(shape), values):
+            if labels.is_loose(block.labels) or _stands_for(statistics, block, len(shape), values):
                 # It is like a dimension of one: what it meets says how long it is.
                 loose_blocks.append(block)
                 wide.difference_update(block.dims)
@@ -58,19 +61,19 @@ def meet_blocks(tracer: Tracer, shape: Sequence[int], values: Values, reason: st
             untracked |= len(mine) > 1 or missing == set(dims)
             loose |= missing
         if untracked or loose == set(dims):
-            tracer.freeze(arrays, reason)
-            if all(map(tracer.labels.is_even, arrays)):
+            freeze(arrays)
+            if all(map(labels.is_even, arrays)):
                 continue
         elif loose:
             # Along a dimension that is not tracked nothing is lost: what lies along it goes together.
             thin = [array[tuple(slice(1) if dim in loose else slice(None) for dim in dims)] for array in arrays]
             for first, array in zip(thin, arrays, strict=True):
-                tracer.labels.join(first, array)
+                labels.join(first, array)
             axes = tuple(axis for axis, dim in enumerate(dims) if dim in loose)
             arrays, dims = [array.squeeze(axes) for array in thin], [dim for dim in dims if dim not in loose]
         arrays.sort(key=lambda array: -array.size)
         for array in arrays[1:]:
-            tracer.labels.join(arrays[0], array)
+            labels.join(arrays[0], array)
         result.append(Block(tuple(dims), np.broadcast_to(arrays[0], [shape[dim] for dim in dims])))
     taken = {dim for _, wide in moved for dim in wide} if loose_blocks else set()
     for block in loose_blocks:
@@ -80,9 +83,9 @@ def meet_blocks(tracer: Tracer, shape: Sequence[int], values: Values, reason: st
     return result
 
 
-def _stands_for(tracer: Tracer, block: Block, rank: int, values: Values) -> bool:
+def _stands_for(statistics: Mapping[int, Row], block: Block, rank: int, values: Values) -> bool:
     """Whether a block holds the statistics of pieces, one label each, and meets these very pieces here."""
-    pieces = tracer.statistics.get(int(block.labels.flat[0])) if tracer.statistics and block.labels.ndim == 1 else None
+    pieces = statistics.get(int(block.labels.flat[0])) if statistics and block.labels.ndim == 1 else None
     if pieces is None:
         return False
     for own, blocks in values:

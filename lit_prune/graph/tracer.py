@@ -307,7 +307,7 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
         self, shape: Sequence[int], values: Sequence[tuple[Sequence[int], Sequence[Block]]], reason: str
     ) -> list[Block]:
         """:meth:`meet` for values of which the shape and the blocks are known."""
-        return meet_blocks(self, shape, values, reason)
+        return meet_blocks(self.labels, self.statistics, lambda rows: self.freeze(rows, reason), shape, values)
 
     def _tied(self, tensor: Tensor, block: Block, dim: int) -> Row:
         pieces = block.led_by(dim)

@@ -1,4 +1,4 @@
-"""Rules for patches, frequencies, deformable and bilinear layers, for channels in front of what is split off; losses."""
+"""Rules for patches, frequencies, deformable and bilinear layers, losses, and channels in front of what is split."""
 
 from __future__ import annotations
 
@@ -27,11 +27,16 @@ def _filtered(x: Tensor) -> Tensor:
     return torch.fft.irfft2(torch.complex(*parts.chunk(2, 1)), s=x.shape[-2:], norm="ortho")
 
 
+def _turned_back(x: Tensor) -> Tensor:
+    spectrum = torch.fft.fft2(x)
+    return torch.fft.ifft2(torch.polar(spectrum.abs(), spectrum.angle())).real
+
+
 FREE: dict[str, Callable[[Tensor], Tensor]] = {
     "patches": _carried,
     "patches put together": lambda x: F.fold(F.unfold(x, 3, padding=1) * 2, x.shape[-2:], 3, padding=1),
     "frequencies": _filtered,
-    "amount and angle": lambda x: (lambda f: torch.fft.ifft2(torch.polar(f.abs(), f.angle())).real)(torch.fft.fft2(x)),
+    "amount and angle": _turned_back,
     "pairs of numbers": lambda x: torch.view_as_complex(torch.view_as_real(torch.fft.fft2(x)).contiguous()).abs(),
     "a triangle": lambda x: x.tril() + torch.triu(x, 1),
     "turned": lambda x: torch.rot90(x, 1, (2, 3)),

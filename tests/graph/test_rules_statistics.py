@@ -56,6 +56,16 @@ def _distances(x: Tensor) -> Tensor:
     return (torch.cdist(tokens, tokens).softmax(-1) @ tokens).transpose(1, 2).reshape(x.shape)
 
 
+def _behind_a_norm(x: Tensor) -> Tensor:
+    x = F.layer_norm(x.permute(0, 2, 3, 1), x.shape[1:2])
+    return (x - x.mean(-1, keepdim=True)).permute(0, 3, 1, 2)
+
+
+def _behind_groups(x: Tensor) -> Tensor:
+    x = F.group_norm(x, x.shape[1])
+    return x - x.mean(1, keepdim=True)
+
+
 FREE: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda x: x - x.mean(1, keepdim=True),
     "mean, expanded": lambda x: x - x.mean(1, keepdim=True).expand_as(x),
@@ -75,10 +85,8 @@ FREE: dict[str, Callable[[Tensor], Tensor]] = {
     "gate": _gate,
     "not zero when masked": _not_zero_when_masked,
     "distances": _distances,
-    "behind a norm of torch": lambda x: (lambda y: y - y.mean(-1, keepdim=True))(
-        F.layer_norm(x.permute(0, 2, 3, 1), x.shape[1:2])
-    ).permute(0, 3, 1, 2),
-    "behind groups of torch": lambda x: (lambda y: y - y.mean(1, keepdim=True))(F.group_norm(x, x.shape[1])),
+    "behind a norm of torch": _behind_a_norm,
+    "behind groups of torch": _behind_groups,
     "row by row": lambda x: torch.stack([image - image.mean(0, keepdim=True) for image in x]),
 }
 
