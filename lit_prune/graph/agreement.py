@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 
 from lit_prune.errors import TraceError
@@ -68,11 +70,15 @@ def _compare_pieces(recording: Recording, again: Recording, before: Row, after: 
     slots = np.concatenate([old.of[row] for row in recording.slots.values()])
     gone = np.zeros(len(old.reason), dtype=np.bool_)
     gone[slots] = now[slots] < 0
-    for (layer, piece), (_, narrower) in zip(recording.pieces, again.pieces, strict=False):
+    counts = [Counter(layer for layer, _ in found) for found in (recording.pieces, again.pieces)]
+    same = {layer for layer in counts[0] if counts[0][layer] == counts[1][layer]}
+    pairs = [[item for item in found if item[0] in same] for found in (recording.pieces, again.pieces)]
+    for (layer, piece), (_, narrower) in zip(*pairs, strict=True):
         left = now[old.of[piece][~gone[old.of[piece]]]]
         known = left >= 0
         if known.any() and not (len(left) == len(narrower) and (left == new.of[narrower])[known].all()):
-            raise TraceError(f"the narrower network takes apart its channels in other places, in {layer}", layer)
+            where = f", in {layer}" if layer else ""
+            raise TraceError(f"the narrower network takes its channels apart in other places{where}", layer)
 
 
 def _ambiguous(ours: Row, theirs: Row) -> np.ndarray:

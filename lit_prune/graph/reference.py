@@ -22,7 +22,7 @@ from lit_prune.graph.rules import RULES
 from lit_prune.graph.rules.reductions import STATISTICS, reduced_dims
 from lit_prune.graph.tracer import Tracer
 from lit_prune.plan import PruningPlan
-from lit_prune.surgery.kept_norms import Masking, as_it_is
+from lit_prune.surgery.kept_norms import Masking, as_it_is, release_maskings_
 from lit_prune.surgery.mask import zero_
 from lit_prune.surgery.shrink import ModuleT
 
@@ -52,9 +52,22 @@ def mask_(module: ModuleT, plan: PruningPlan) -> ModuleT:
         ArgumentError: If the plan does not fit the module; then nothing has changed.
     """
     zero_(module, plan)
-    if plan.reduced_in:
+    before = release_maskings_(module)
+    if plan.reduced_in or before:
+        for reference in before:
+            plan = _both(plan, reference.plan)
         Reference(module, plan).register_()
     return module
+
+
+def _both(plan: PruningPlan, other: PruningPlan) -> PruningPlan:
+    """What both plans, of one network, keep."""
+    kept = {name: dict(dims) for name, dims in plan.kept.items()}
+    for name, dims in other.kept.items():
+        mine = kept.setdefault(name, {})
+        for dim, indices in dims.items():
+            mine[dim] = indices if dim not in mine else mine[dim][torch.isin(mine[dim], indices)]
+    return PruningPlan(kept, {}, plan.reduced_in | other.reduced_in)
 
 
 class Reference(Masking):
@@ -101,7 +114,7 @@ class Reference(Masking):
         return Reference(self.network, replace(self.plan, kept=kept, sizes={})) if kept else None
 
 
-class _LeavingOut(Tracer):
+class _LeavingOut(Tracer):  # type: ignore[no-untyped-call]
     """Runs operations on real values, and leaves out of them what is gone."""
 
     def __init__(self, network: nn.Module, plan: PruningPlan) -> None:

@@ -12,6 +12,7 @@ from lit_prune.common._compat import ITEM, ConvNd, DispatchMode, memory_of
 from lit_prune.common.names import modules_of
 from lit_prune.graph.labels import Row
 from lit_prune.graph.made import ALIKE, INTEGERS, values_made
+from lit_prune.graph.meeting import meet_blocks
 from lit_prune.graph.memo import output_of
 from lit_prune.graph.operation import Operation, signature, tensors_among
 from lit_prune.graph.recording import Recording
@@ -326,68 +327,7 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
         self, shape: Sequence[int], values: Sequence[tuple[Sequence[int], Sequence[Block]]], reason: str
     ) -> list[Block]:
         """:meth:`meet` for values of which the shape and the blocks are known."""
-        moved = []
-        loose_blocks = []
-        for own, carried in values:
-            offset = len(shape) - len(own)
-            blocks = (
-                [block.moved({dim: dim + offset for dim in block.dims}) for block in carried] if offset else carried
-            )
-            wide = {dim + offset for dim, size in enumerate(own) if size > 1}
-            firm = []
-            for block in blocks:
-                if self.labels.is_loose(block.labels) or self._stands_for(block, len(shape), values):
-                    # It is like a dimension of one: what it meets says how long it is.
-                    loose_blocks.append(block)
-                    wide.difference_update(block.dims)
-                else:
-                    firm.append(block)
-            moved.append((firm, wide))
-        result = []
-        for connected in _connected([block.dims for blocks, _ in moved for block in blocks]):
-            dims = connected
-            arrays: list[Row] = []
-            untracked = False
-            loose: set[int] = set()
-            for blocks, wide in moved:
-                mine = [block for block in blocks if block.dims[0] in dims]
-                arrays.extend(block.over(dims) for block in mine)
-                reached = {dim for block in mine for dim in block.dims}
-                missing = (wide & set(dims)) - reached
-                # Rows of their own against one block over both: no removal of the one is one of the other.
-                untracked |= len(mine) > 1 or missing == set(dims)
-                loose |= missing
-            if untracked or loose == set(dims):
-                self.freeze(arrays, reason)
-                if all(map(self.labels.is_even, arrays)):
-                    continue
-            elif loose:
-                # Along a dimension that is not tracked nothing is lost: what lies along it goes together.
-                thin = [array[tuple(slice(1) if dim in loose else slice(None) for dim in dims)] for array in arrays]
-                for first, array in zip(thin, arrays, strict=True):
-                    self.labels.join(first, array)
-                axes = tuple(axis for axis, dim in enumerate(dims) if dim in loose)
-                arrays, dims = [array.squeeze(axes) for array in thin], [dim for dim in dims if dim not in loose]
-            arrays.sort(key=lambda array: -array.size)
-            for array in arrays[1:]:
-                self.labels.join(arrays[0], array)
-            result.append(Block(tuple(dims), np.broadcast_to(arrays[0], [shape[dim] for dim in dims])))
-        taken = {dim for _, wide in moved for dim in wide} if loose_blocks else set()
-        for block in loose_blocks:
-            if taken.isdisjoint(block.dims) and block.labels.shape == tuple(shape[dim] for dim in block.dims):
-                result.append(block)
-                taken.update(block.dims)
-        return result
-
-    def _stands_for(self, block: Block, rank: int, values: Sequence[tuple[Sequence[int], Sequence[Block]]]) -> bool:
-        """Whether a block holds the statistics of pieces, one label each, and meets these very pieces here."""
-        pieces = self.statistics.get(int(block.labels.flat[0])) if self.statistics and block.labels.ndim == 1 else None
-        for own, blocks in values if pieces is not None else ():
-            dim = block.dims[0] - rank + len(own)
-            for other in blocks:
-                if dim in other.dims and len(other.dims) > 1 and np.array_equal(other.led_by(dim), pieces):
-                    return True
-        return False
+        return meet_blocks(self.labels, self.statistics, lambda rows: self.freeze(rows, reason), shape, values)
 
     def _tied(self, tensor: Tensor, block: Block, dim: int) -> Row:
         pieces = block.led_by(dim)
@@ -408,15 +348,3 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
             return True
         known = self._values.get(id(tensor))
         return known is not None and bool(known[1])
-
-
-def _connected(spans: Sequence[tuple[int, ...]]) -> list[list[int]]:
-    """Dimensions that some block spans together, each set sorted."""
-    found: list[set[int]] = []
-    for span in spans:
-        joined = set(span)
-        for other in [other for other in found if other & joined]:
-            found.remove(other)
-            joined |= other
-        found.append(joined)
-    return sorted(sorted(dims) for dims in found)

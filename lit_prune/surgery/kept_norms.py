@@ -40,6 +40,7 @@ class Masking(ABC):
     """A pair of forward hooks that make a masked network the reference for a shrunk one."""
 
     network: nn.Module
+    plan: PruningPlan
 
     @abstractmethod
     def enter(self, *_: Any) -> None:
@@ -92,7 +93,10 @@ def keep_statistics_(module: nn.Module, plan: PruningPlan) -> None:
 
 def shrink_statistics_(module: nn.Module, plan: PruningPlan) -> None:
     """Bring what :func:`keep_statistics_` did in line with a cut: what is gone need not be left out any more."""
-    _shrink_maskings_(module, plan)
+    for masking in release_maskings_(module):
+        remaining = masking.after(plan)
+        if remaining is not None:
+            remaining.register_()
     for child, dims in _norms(module, plan):
         before = _release_(child)
         left = {dim: torch.isin(dims[dim], kept).nonzero().flatten() for dim, kept in before.items() if dim in dims}
@@ -100,15 +104,13 @@ def shrink_statistics_(module: nn.Module, plan: PruningPlan) -> None:
             _register_(child, left)
 
 
-def _shrink_maskings_(module: nn.Module, plan: PruningPlan) -> None:
+def release_maskings_(module: nn.Module) -> list[Masking]:
+    """Take the hooks of :class:`Masking` off a network, and return what they were of."""
     found: dict[int, Masking] = {}
     for _, child in modules_of(module):
         for hook in remove_forward_hooks_(child, lambda hook: isinstance(getattr(hook, "__self__", None), Masking)):
             found[id(hook.__self__)] = hook.__self__
-    for masking in found.values():
-        left = masking.after(plan)
-        if left is not None:
-            left.register_()
+    return [*found.values()]
 
 
 def _norms(module: nn.Module, plan: PruningPlan) -> Iterator[tuple[nn.Module, Mapping[int, Tensor]]]:

@@ -79,7 +79,7 @@ FREEZES = {
     "an untracked operand": (lambda x: x + torch.arange(12.0)[:, None, None], 12, "meets what is not tracked"),
     "ones of a fixed number": (lambda x: x + torch.ones(12, 1, 1), 12, "can't be narrowed"),
     "an untracked piece": (lambda x: torch.cat([x, torch.ones(2, 2, 6, 6)], 1), 14, None),
-    "LayerNorm without a weight": (lambda x: F.layer_norm(x, [12, 6, 6]), 12, "is normalised together"),
+    "LayerNorm without a weight": (lambda x: F.layer_norm(x, [12, 6, 6]), 12, "can't be narrowed"),
     "padded channels": (lambda x: F.pad(x, (0, 0, 0, 0, 1, 1)), 14, None),
     "cropped channels": (lambda x: F.pad(x, (0, 0, 0, 0, -1, 1)), 12, "is padded"),
     "read with other strides": (lambda x: x.as_strided((2, 12, 3, 6), x.stride()), 12, "is read with strides"),

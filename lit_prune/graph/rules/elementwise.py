@@ -13,10 +13,12 @@ from lit_prune.graph.values import Block
 
 @register_rule(
     *"abs acos alias angle asin atan bernoulli bitwise_not ceil celu clamp clamp_max clamp_min clone contiguous cos "
-    "conj conj_physical cosh detach detach_copy dropout elu empty_like erf erfc exp exp2 expm1 feature_dropout fill floor frac "
+    "conj conj_physical cosh detach detach_copy dropout elu empty_like erf erfc exp exp2 expm1 feature_dropout fill "
+    "floor frac "
     "full_like gelu hardshrink hardsigmoid hardswish hardtanh isfinite isinf isnan leaky_relu lift lift_fresh log "
     "log10 log1p log2 log_sigmoid log_sigmoid_forward logical_not logit mish nan_to_num native_dropout neg normal "
-    "ones_like positive rand_like randn_like reciprocal relu relu6 resolve_conj resolve_neg round rrelu_with_noise rsqrt selu sgn sigmoid "
+    "ones_like positive rand_like randn_like reciprocal relu relu6 resolve_conj resolve_neg round rrelu_with_noise "
+    "rsqrt selu sgn sigmoid "
     "sign silu sin sinh softplus softshrink softsign special_expit sqrt square tan tanh threshold to to_copy trunc "
     "uniform zero zeros_like".split()
 )

@@ -55,9 +55,9 @@ def _layer_norm(trace: Tracer, op: Operation) -> None:
         if source.shape[dim] == 1:
             continue
         row = trace.row(source, dim)
-        if not own:
-            # No weight tells, later, which channels are left.
-            trace.freeze([row], "is normalised together, without a weight")
+        if not own and row is not None:
+            # No weight tells, in a masked network, which channels are left.
+            trace.recording.reduced.append((trace.layer, row))
         trace.unite([row, *(trace.row(tensor, index) for tensor in own)], "is normalised with what is not tracked")
     trace.assign_blocks(op.outputs()[0], trace.blocks(source))
 
@@ -74,12 +74,11 @@ def _group_norm(trace: Tracer, op: Operation) -> None:
         trace.assign_blocks(op.outputs()[0], [block for block in trace.blocks(source) if 1 not in block.dims])
         return
     # Of one channel a group, the groups go with the channels.
-    alone = groups == len(channels) and getattr(trace.network.get_submodule(trace.layer), MULTIPLIER, 1)
-    if not own and not alone:
-        trace.freeze([channels], "is normalised in groups, without a weight")
-    else:
-        trace.unite([channels, *(trace.row(tensor, 0) for tensor in own)], "is normalised with what is not tracked")
-        if groups > 1 and not alone:
-            trace.labels.fold(channels.reshape(groups, -1))
+    alone = groups == len(channels) and getattr(trace.network.get_submodule(trace.layer), MULTIPLIER, True)
+    if not own:
+        trace.recording.reduced.append((trace.layer, channels))
+    trace.unite([channels, *(trace.row(tensor, 0) for tensor in own)], "is normalised with what is not tracked")
+    if groups > 1 and not alone:
+        trace.labels.fold(channels.reshape(groups, -1))
     rest = [block for block in trace.blocks(source) if 1 not in block.dims]
     trace.assign_blocks(op.outputs()[0], [*rest, Block((1,), channels)])

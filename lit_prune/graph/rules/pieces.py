@@ -102,9 +102,8 @@ def _slice(trace: Tracer, op: Operation) -> None:
     if row is not None:
         step, first = op["step"] or 1, (op["start"] or 0) % len(row)
         if step == 1:
-            inside = np.zeros(len(row), dtype=np.bool_)
-            inside[taken] = True
-            _part(trace, source, [row[inside], row[~inside]])
+            end = first + op.output.shape[dim]
+            _part(trace, source, [piece for piece in (row[first:end], row[:first], row[end:]) if len(piece)])
         elif len(row) % step or first >= step or op.output.shape[dim] != len(row) // step:
             trace.freeze([row], "is sliced with a step")
         else:
@@ -130,7 +129,7 @@ def _cut(trace: Tracer, source: Tensor, dim: int, taken: slice) -> list[Block]:
             axis = block.dims.index(dim)
             labels = block.labels[(slice(None),) * axis + (taken,)]
             if len(block.dims) > 1 and labels.size:
-                _part(trace, source, [labels.ravel()])
+                trace.labels.part([labels.ravel()])
             part.append(Block(block.dims, labels))
         else:
             part.append(block)
