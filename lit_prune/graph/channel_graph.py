@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from lit_prune.common.deprecated import warn_renamed
-from lit_prune.common.names import modules_of, tensors_of
+from lit_prune.common.names import layer_of, modules_of, tensors_of
 from lit_prune.errors import ArgumentError, ArgumentTypeError, UnknownNameError
 from lit_prune.graph.groups import ChannelGroup, Grouping, plan_without
 from lit_prune.graph.labels import Row
@@ -231,8 +231,12 @@ def _idle(network: nn.Module, recording: Recording) -> dict[str, str]:
     """Layers whose weight no operation met, and why."""
     tensors = dict(tensors_of(network))
     used = {id(tensors[name]) for name, _ in recording.slots if name in tensors}
+    seen = {layer_of(name) for name, _ in recording.slots}
     found = {}
     for name, module in modules_of(network):
+        if name in seen and "weight" not in module._parameters:
+            # What its weight is computed from is known.
+            continue
         weight = getattr(module, "weight", None)
         if isinstance(weight, Tensor) and weight.dim() > 1 and max(weight.shape[:2]) > 1 and id(weight) not in used:
             found[name] = (

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lit_prune.common._compat import weight_hooks
 from lit_prune.common.names import modules_of
 from lit_prune.modules.registry import SIZE_ONLY_OUTPUTS, qualified_names
 
@@ -65,6 +66,9 @@ def left_in_attributes(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Tensors in attributes of modules that a forward may have left there, weights and buffers apart; and where."""
     for path, module in modules_of(network):
         for name, value in vars(module).items():
+            if weight_hooks(module) and any(own.startswith(f"{name}_") for own in module._parameters):
+                # A weight that each forward computes, from `weight_g` and `weight_v` or the like.
+                continue
             if name not in _OF_EVERY_MODULE and isinstance(value, (Tensor, list, tuple, dict)):
                 for tensor in tensors_in(value):
                     yield f"{path}.{name}" if path else name, tensor

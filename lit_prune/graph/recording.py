@@ -60,6 +60,7 @@ class Recording:
         calls: How often each module was called, by its qualified name.
         reduced: Layer and labels of what a statistic is taken over: of the labels that are left, once some go.
         pieces: Layer and labels of each piece that was taken out of a dimension.
+        divisors: What the forward divides by: in order, a key each.
         constants: For each operation the numbers that it was given, and the layer; a shrunk network must give the same.
     """
 
@@ -73,3 +74,4 @@ class Recording:
     pieces: list[tuple[str, Row]] = field(default_factory=list)
     constants: list[Constant] = field(default_factory=list)
     calls: Counter[str] = field(default_factory=Counter)
+    divisors: dict[Slot, None] = field(default_factory=dict)

@@ -77,6 +77,7 @@ def record(
                     module.eval()
             _run(network, calls, tracer, until)
             recording.products = products
+    tracer.vanishing.settle()
     return recording
 
 

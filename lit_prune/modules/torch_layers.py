@@ -5,15 +5,35 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from lit_prune.common._compat import ConvNd, ConvTransposeNd, NormBase
+from lit_prune.common._compat import ConvNd, ConvTransposeNd, NormBase, weight_hooks
 from lit_prune.modules.registry import (
     MULTIPLIER,
     register_attributes,
     register_fixed,
 )
 from lit_prune.plan import Slot
+
+
+def _weight(module: Any) -> Tensor:
+    """The weight of a layer; where each forward computes it (weight_norm, a parametrization), as the next one will."""
+    own: Tensor | None = module._parameters.get("weight")
+    if own is not None:
+        return own
+    modes = {child: child.training for child in module.modules()}
+    with torch.no_grad():
+        try:
+            # In train mode some go on with an estimate that they keep.
+            module.eval()
+            for hook in weight_hooks(module):
+                hook(module, ())
+            computed: Tensor = module.weight
+            return computed
+        finally:
+            for child, training in modes.items():
+                child.training = training
 
 
 def _remember(module: Any, **values: int) -> None:
@@ -25,7 +45,7 @@ def _remember(module: Any, **values: int) -> None:
 
 @register_attributes(ConvNd)
 def _convolution(module: Any) -> None:
-    first, second = module.weight.shape[:2]
+    first, second = _weight(module).shape[:2]
     transposed = isinstance(module, ConvTransposeNd)
     if module.groups > 1 and not hasattr(module, MULTIPLIER):
         # Noted once: of one group left, a depthwise one looks like any; of one input a group, a grouped one like it.
@@ -42,7 +62,7 @@ def _convolution(module: Any) -> None:
 
 @register_attributes(nn.Linear)
 def _linear(module: Any) -> None:
-    outputs, inputs = module.weight.shape
+    outputs, inputs = _weight(module).shape
     _remember(module, out_features=outputs, in_features=inputs)
 
 
@@ -86,7 +106,7 @@ def _prelu(module: Any) -> None:
 
 @register_attributes(nn.Embedding)
 def _embedding(module: Any) -> None:
-    module.num_embeddings, module.embedding_dim = module.weight.shape
+    module.num_embeddings, module.embedding_dim = _weight(module).shape
 
 
 @register_fixed(nn.MultiheadAttention)

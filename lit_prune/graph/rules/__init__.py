@@ -15,6 +15,7 @@ from lit_prune.graph.rules import (
     reductions,
     shapes,
     spatial,
+    wrapped,
 )
 from lit_prune.graph.rules.table import RULES, register_rule
 
@@ -32,4 +33,5 @@ __all__ = [
     "register_rule",
     "shapes",
     "spatial",
+    "wrapped",
 ]

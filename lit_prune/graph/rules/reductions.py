@@ -34,6 +34,8 @@ def _reduce(trace: Tracer, op: Operation) -> None:
         if not over.isdisjoint(block.dims) and trace.labels.is_loose(block.labels):
             if op.name in _COUNTING:
                 trace.recording.constants.append((op.name, (float(block.labels.size),), trace.layer))
+        elif _adds_nothing(trace, op, block, over):
+            continue
         elif within:
             left.extend(_statistic(trace, block, over))
         else:
@@ -48,6 +50,15 @@ def _reduce(trace: Tracer, op: Operation) -> None:
         # Where the largest one was is a number of the whole network.
         mine = [block.labels for block in trace.blocks(source) if not over.isdisjoint(block.dims)]
         trace.forbid(op.outputs()[1], mine, f"{op.name} tells its place")
+
+
+def _adds_nothing(trace: Tracer, op: Operation, block: Block, over: set[int]) -> bool:
+    """Whether all of a block of a weight is summed up, and what goes of it is zero."""
+    order = op.get("ord", op.get("p"))
+    sums = op.name == "sum" or ("norm" in op.name and (order is None or order > 0))
+    if not (sums and over.issuperset(block.dims) and trace.vanishing.is_weight(op.tensors()[0])):
+        return False
+    return trace.vanishing.rely(op.tensors(), [block.labels], trace.layer)
 
 
 def reduced_dims(op: Operation, source: Tensor) -> set[int]:
