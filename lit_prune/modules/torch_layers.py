@@ -119,8 +119,20 @@ def _multihead_attention(module: Any) -> Iterable[tuple[Slot, str]]:
     yield ("out_proj.weight", 1), reason
 
 
-@register_fixed(nn.RNNBase)
-def _recurrent(module: Any) -> Iterable[tuple[Slot, str]]:
-    for name, parameter in module.named_parameters():
-        for dim in range(parameter.dim()):
-            yield (name, dim), f"is a width of a recurrent {type(module).__name__}, which checks it"
+@register_attributes(nn.RNNBase)
+def _recurrent(module: Any) -> None:
+    projected = getattr(module, "weight_hr_l0", None)
+    width = module.weight_hh_l0.shape[1]
+    _remember(
+        module,
+        input_size=module.weight_ih_l0.shape[1],
+        hidden_size=width if projected is None else projected.shape[1],
+        proj_size=0 if projected is None else width,
+    )
+    # cuDNN wants them side by side.
+    module.flatten_parameters()
+
+
+@register_attributes(nn.RNNCellBase)
+def _cell(module: Any) -> None:
+    _remember(module, input_size=module.weight_ih.shape[1], hidden_size=module.weight_hh.shape[1])

@@ -103,8 +103,9 @@ def _grouped(trace: Tracer, entering: Row | None, w: Rows, groups: int, transpos
 def _matrix_product(trace: Tracer, op: Operation) -> None:
     first, second = (op["mat1"], op["mat2"]) if "mat1" in op.arguments else (op["self"], op["mat2"])
     a, b = trace.rows(first), trace.rows(second)
+    across = None
     if first.shape[1] > 1:
-        trace.unite([a[1], b[0]], "has an input that is not tracked")
+        across = trace.unite([a[1], b[0]], "has an input that is not tracked")
         rely(trace, [second, first], [b[0]])
     leaving = b[1]
     if op.name == "addmm":
@@ -115,7 +116,7 @@ def _matrix_product(trace: Tracer, op: Operation) -> None:
     if leaving is not None:
         trace.recording.produced.append(leaving)
     trace.assign(op.output, [a[0], leaving])
-    count(trace, 1, [(a[0], first.shape[0]), (a[1], first.shape[1]), (leaving, second.shape[1])])
+    count(trace, 1, [(a[0], first.shape[0]), (across, first.shape[1]), (leaving, second.shape[1])])
 
 
 @register_rule("linear")
@@ -225,7 +226,8 @@ def _matrix_vector_product(trace: Tracer, op: Operation) -> None:
     if op.name == "addmv" and len(matrix) > 1 and op["self"].numel() > 1:
         leaving = trace.unite([leaving, trace.row(op["self"], 0)], "is added to what is not tracked")
     trace.assign(op.output, [leaving])
-    count(trace, 1, [(rows[0], matrix.shape[0]), (rows[1], matrix.shape[1])])
+    if not trace.vanishing.is_weight(vector):
+        count(trace, 1, [(rows[0], matrix.shape[0]), (rows[1], matrix.shape[1])])
 
 
 @register_rule("cdist_forward", "euclidean_dist")
