@@ -38,7 +38,8 @@ _OF_ZERO = frozenset(
     "upsample_nearest_exact1d upsample_nearest_exact2d upsample_nearest_exact3d upsample_bilinear2d "
     "upsample_bilinear2d_aa upsample_bicubic2d upsample_bicubic2d_aa upsample_linear1d upsample_trilinear3d "
     "grid_sampler_2d grid_sampler_3d fused_moving_avg_obs_fq_helper fake_quantize_per_tensor_affine_cachemask "
-    "fake_quantize_per_tensor_affine_cachemask_tensor_qparams fake_quantize_per_channel_affine_cachemask".split()
+    "fake_quantize_per_tensor_affine_cachemask_tensor_qparams fake_quantize_per_channel_affine_cachemask "
+    "fake_quantize_learnable_per_channel_affine fake_quantize_learnable_per_tensor_affine".split()
 )
 # Zero where all of their tensors are.
 _OF_ZEROS = frozenset(
@@ -51,6 +52,8 @@ _DIVISORS = {
     "addcdiv": "tensor2",
     "fake_quantize_per_channel_affine_cachemask": "scale",
     "fake_quantize_per_tensor_affine_cachemask_tensor_qparams": "scale",
+    "fake_quantize_learnable_per_channel_affine": "scale",
+    "fake_quantize_learnable_per_tensor_affine": "scale",
     "fused_moving_avg_obs_fq_helper": "scale",
 }
 # Products, each with what its output gets labels from.

@@ -28,12 +28,14 @@ def _reduce(trace: Tracer, op: Operation) -> None:
         return
     over = reduced_dims(op, source)
     # A single number is of the whole network: a loss.
-    within = op.name in STATISTICS and len(over) < source.dim()
+    within = op.name == "aminmax" or (op.name in STATISTICS and len(over) < source.dim())
     left = []
     for block in trace.blocks(source):
         if not over.isdisjoint(block.dims) and trace.labels.is_loose(block.labels):
             if op.name in _COUNTING:
                 trace.recording.constants.append((op.name, (float(block.labels.size),), trace.layer))
+        elif op.name in ("any", "all") and _checks_itself(trace):
+            continue
         elif _adds_nothing(trace, op, block, over):
             continue
         elif within:
@@ -59,6 +61,11 @@ def _adds_nothing(trace: Tracer, op: Operation, block: Block, over: set[int]) ->
     if not (sums and over.issuperset(block.dims) and trace.vanishing.is_weight(op.tensors()[0])):
         return False
     return trace.vanishing.rely(op.tensors(), [block.labels], trace.layer)
+
+
+def _checks_itself(trace: Tracer) -> bool:
+    """Whether an observer is at work, which asks whether its numbers are valid."""
+    return type(trace.network.get_submodule(trace.layer)).__module__.startswith("torch.ao.quantization.")
 
 
 def reduced_dims(op: Operation, source: Tensor) -> set[int]:
