@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import gc
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from lit_prune.common.deprecated import warn_renamed
-from lit_prune.common.names import layer_of, modules_of, tensors_of
+from lit_prune.common.names import modules_of, tensors_of
 from lit_prune.errors import ArgumentError, ArgumentTypeError, UnknownNameError
 from lit_prune.graph.groups import ChannelGroup, Grouping, plan_without
 from lit_prune.graph.labels import Row
@@ -46,7 +46,8 @@ class ChannelGraph:
 
     def __init__(self, network: nn.Module, calls: Sequence[Call], recording: Recording, grouping: Grouping) -> None:
         self.groups: tuple[ChannelGroup, ...] = grouping.groups
-        self.unprunable: dict[str, str] = {**grouping.unprunable, **_idle(network, recording)}
+        accounted = grouping.unprunable.keys() | {layer for group in grouping.groups for layer in group.layers}
+        self.unprunable: dict[str, str] = {**grouping.unprunable, **_idle(network, recording, accounted)}
         self.unsupported: dict[str, int] = dict(recording.unsupported)
         self._network = network
         self._calls = tuple(calls)
@@ -227,21 +228,19 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _idle(network: nn.Module, recording: Recording) -> dict[str, str]:
+def _idle(network: nn.Module, recording: Recording, accounted: Collection[str]) -> dict[str, str]:
     """Layers whose weight no operation met, and why."""
     tensors = dict(tensors_of(network))
     used = {id(tensors[name]) for name, _ in recording.slots if name in tensors}
-    seen = {layer_of(name) for name, _ in recording.slots}
     found = {}
     for name, module in modules_of(network):
-        if name in seen and "weight" not in module._parameters:
-            # What its weight is computed from is known.
+        if name in accounted:
             continue
         weight = getattr(module, "weight", None)
         if isinstance(weight, Tensor) and weight.dim() > 1 and max(weight.shape[:2]) > 1 and id(weight) not in used:
             found[name] = (
                 "takes no part in the forward of these inputs"
                 if "weight" in module._parameters
-                else "has no weight of its own to cut: each forward computes it (weight_norm, a parametrization)"
+                else "has no weight of its own to cut: each forward computes it, in a way that is not understood"
             )
     return found
