@@ -149,7 +149,7 @@ class _LeavingOut(Tracer):  # type: ignore[no-untyped-call]
         axis = operation["ch_axis"] % source.dim() if operation["per_row_fake_quant"] else None
         over = [dim for dim in range(source.dim()) if dim != axis]
         least = source.masked_fill(~keep, torch.inf).amin(over, keepdim=True)
-        output, mask = func(**operation.arguments | {"self": torch.where(keep, source, least.nan_to_num(posinf=0))})
+        output, mask = func(**{**operation.arguments, "self": torch.where(keep, source, least.nan_to_num(posinf=0))})
         return output.masked_fill(~keep, 0), mask
 
     def _gone(self) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -68,14 +68,22 @@ def record(
         _run(network, calls, tracer, until)
         if tracer.leaves_unseen():
             # What it costs is what it costs to use.
-            products = list(recording.products)
+            products, seen = list(recording.products), set(recording.slots)
+            made = len(recording.produced)
             network.train()
             for module in tracer.modules:
                 # In train mode they would refuse a single value a channel; the labels are the same. What lets its input
                 # pass in eval mode, and learns nothing, draws random masks.
                 if isinstance(module, NormBase) or (module in tracer.passing and not [*module.parameters()]):
                     module.eval()
-            _run(network, calls, tracer, until)
+            try:
+                _run(network, calls, tracer, until)
+            except TraceError as error:
+                # It works in eval mode. Of parts that are trained alone nobody knows what would come next.
+                unseen = {id(row) for slot, row in recording.slots.items() if slot not in seen}
+                for row in recording.produced[made:]:
+                    if id(row) in unseen:
+                        recording.labels.freeze(row, f"takes part in train mode alone, which fails: {error}")
             recording.products = products
     tracer.vanishing.settle()
     return recording

@@ -17,7 +17,6 @@ from lit_prune.graph.labels import Row
 from lit_prune.graph.operation import Operation
 from lit_prune.graph.recording import Recording
 from lit_prune.graph.values import Block
-from lit_prune.plan import Slot
 
 Sources = frozenset[str]
 

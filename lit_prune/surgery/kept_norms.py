@@ -133,14 +133,14 @@ def _norms(module: nn.Module, plan: PruningPlan) -> Iterator[tuple[nn.Module, Ke
         child = find_module(module, path)
         if child is None or isinstance(child, (NormBase, nn.Linear, nn.Embedding)):
             continue
-        if isinstance(child, ConvNd):
-            if own != "weight" or 1 not in dims or type(child).forward.__module__.startswith("torch."):
-                continue
-            # Outputs are standardised each by itself.
-            dims = {1: dims[1]}
-        found.setdefault(path, {})[own] = dims
+        plain = isinstance(child, ConvNd) and type(child).forward.__module__.startswith("torch.")
+        if plain or (isinstance(child, ConvNd) and (own != "weight" or 1 not in dims)):
+            continue
+        # Outputs of a convolution are standardised each by itself.
+        meant = {1: dims[1]} if isinstance(child, ConvNd) else dims
+        found.setdefault(path, {})[own] = meant
         if path:
-            found.setdefault("", {})[name] = dims
+            found.setdefault("", {})[name] = meant
     for path, cuts in found.items():
         child = find_module(module, path)
         if child is not None:

@@ -21,7 +21,9 @@ SEQUENCES = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(4))
 class Recurrent(nn.Module):
     """A linear layer to 6 channels, a recurrent one of 8, and a linear one."""
 
-    def __init__(self, kind: str, read: Callable[[nn.Module, Tensor], Tensor], leaving: int = 8, **options: Any) -> None:
+    def __init__(
+        self, kind: str, read: Callable[[nn.Module, Tensor], Tensor], leaving: int = 8, **options: Any
+    ) -> None:
         super().__init__()
         self.enter, self.leave = nn.Linear(4, 6), nn.Linear(leaving, 3)
         self.layer = getattr(nn, kind)(6, 8, batch_first=True, **options)
@@ -160,7 +162,14 @@ def test_the_fused_operation_says_the_same() -> None:
     tracer = Tracer(layer, Recording(), RULES)
     source, state = torch.zeros(5, 3, 6), torch.zeros(4, 3, 8)
     tracer.assign(state, [None, None, tracer.labels.even(8)])
-    arguments = {"input": source, "weight": [*layer.parameters()], "hx": state, "cx": None, "mode": 3, "bidirectional": 1}
+    arguments = {
+        "input": source,
+        "weight": [*layer.parameters()],
+        "hx": state,
+        "cx": None,
+        "mode": 3,
+        "bidirectional": 1,
+    }
     output = [torch.zeros(5, 3, 16), torch.zeros(4, 3, 8), torch.zeros(0), torch.zeros(0, dtype=torch.uint8)]
     _fused(tracer, Operation("cudnn_rnn", arguments, output))
     row = tracer.row(output[0], 2)

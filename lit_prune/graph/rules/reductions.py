@@ -34,9 +34,7 @@ def _reduce(trace: Tracer, op: Operation) -> None:
         if not over.isdisjoint(block.dims) and trace.labels.is_loose(block.labels):
             if op.name in _COUNTING:
                 trace.recording.constants.append((op.name, (float(block.labels.size),), trace.layer))
-        elif op.name in ("any", "all") and _checks_itself(trace):
-            continue
-        elif _adds_nothing(trace, op, block, over):
+        elif (op.name in ("any", "all") and _checks_itself(trace)) or _adds_nothing(trace, op, block, over):
             continue
         elif within:
             left.extend(_statistic(trace, block, over))
