@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lit_prune.common._compat import weight_hooks
 from lit_prune.common.names import modules_of
-from lit_prune.modules.registry import SIZE_ONLY_OUTPUTS, qualified_names
+from lit_prune.modules.registry import SIZE_ONLY_OUTPUTS, caches_of, qualified_names
 
 # What holds no tensor that a caller would read, and may hold half of the process.
 _OPAQUE = (nn.Module, type, FunctionType, ModuleType, str, bytes, int, float, complex, bool, type(None))
@@ -65,7 +65,10 @@ def tensors_in(value: Any, ignored: frozenset[str] = frozenset()) -> Iterator[Te
 def left_in_attributes(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Tensors in attributes of modules that a forward may have left there, weights and buffers apart; and where."""
     for path, module in modules_of(network):
+        caches = caches_of(type(module))
         for name, value in vars(module).items():
+            if name in caches:
+                continue
             if weight_hooks(module) and any(own.startswith(f"{name}_") for own in module._parameters):
                 # A weight that each forward computes, from `weight_g` and `weight_v` or the like.
                 continue
