@@ -64,17 +64,21 @@ def tensors_in(value: Any, ignored: frozenset[str] = frozenset()) -> Iterator[Te
 
 def left_in_attributes(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Tensors in attributes of modules that a forward may have left there, weights and buffers apart; and where."""
-    for path, module in modules_of(network):
-        caches = caches_of(type(module))
+    modules = modules_of(network)
+    caches = {cls: caches_of(cls) for cls in {type(module) for _, module in modules}}
+    for path, module in modules:
         for name, value in vars(module).items():
-            if name in caches:
+            if name in _OF_EVERY_MODULE or not isinstance(value, (Tensor, list, tuple, dict)):
                 continue
-            if weight_hooks(module) and any(own.startswith(f"{name}_") for own in module._parameters):
-                # A weight that each forward computes, from `weight_g` and `weight_v` or the like.
+            if name in caches[type(module)] or _is_computed(module, name):
                 continue
-            if name not in _OF_EVERY_MODULE and isinstance(value, (Tensor, list, tuple, dict)):
-                for tensor in tensors_in(value):
-                    yield f"{path}.{name}" if path else name, tensor
+            for tensor in tensors_in(value):
+                yield f"{path}.{name}" if path else name, tensor
+
+
+def _is_computed(module: nn.Module, name: str) -> bool:
+    """Whether it is a weight that each forward computes, from `weight_g` and `weight_v` or the like."""
+    return bool(weight_hooks(module)) and any(own.startswith(f"{name}_") for own in module._parameters)
 
 
 def _parts(value: Any, ignored: frozenset[str]) -> Iterator[Any]:

@@ -8,6 +8,7 @@ that is not lost in its reference. And where such a value is divided by, the ref
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -18,7 +19,8 @@ from lit_prune.graph.operation import Operation
 from lit_prune.graph.recording import Recording
 from lit_prune.graph.values import Block
 
-Sources = frozenset[str]
+# Names, and what others were made of: flat only where it counts, for in a deep network they are many.
+Sources = tuple[Any, ...]
 
 # Zero where their first tensor is.
 _OF_ZERO = frozenset(
@@ -85,11 +87,11 @@ class Vanishing:
     def sources(self, tensor: Tensor) -> Sources | None:
         """What makes a value zero where its labels are removed; None where it may be something else there."""
         name = self._names.get(id(tensor))
-        own = self._known.get(id(tensor), (tensor, None))[1] if name is None else frozenset((name,))
+        own = self._known.get(id(tensor), (tensor, None))[1] if name is None else (name,)
         if own is None or not self._written:
             return own
         written = self._written.get(memory_of(tensor), (tensor, own))[1]
-        return None if written is None else own | written
+        return own if written is own else None if written is None else (own, written)
 
     def is_weight(self, tensor: Tensor) -> bool:
         """Whether a value is made of the network's own tensors alone, and zero where its labels are removed."""
@@ -110,7 +112,8 @@ class Vanishing:
         for name, dim in self._recording.divisors:
             divided.setdefault(name, []).append(dim)
         for layer, found, row in self._relied:
-            if all(any(self._conflicts(name, divided[name], row) for name in each & divided.keys()) for each in found):
+            suspects = [_names(each) & divided.keys() if divided else () for each in found]
+            if all(any(self._conflicts(name, divided[name], row) for name in names) for names in suspects):
                 self._recording.reduced.append((layer, row))
 
     def _conflicts(self, name: str, divided: list[int], row: Row) -> bool:
@@ -130,14 +133,15 @@ class Vanishing:
             divisor = op["self"]
         if isinstance(divisor, Tensor):
             self.divide(divisor, [block.labels for block in self._blocks(divisor)])
-        sources = self._leaving(op)
-        entering = {id(tensor) for tensor in op.tensors()}
-        weighs = bool(entering) and all(map(self.is_weight, op.tensors()))
+        tensors = op.tensors()
+        sources = self._leaving(op, tensors) if tensors or op.name == "zeros" else None
+        entering = {id(tensor) for tensor in tensors}
+        weighs = bool(tensors) and all(map(self.is_weight, tensors))
         for output in op.outputs():
             if id(output) in entering:
                 memory = memory_of(output)
-                before = self._written.get(memory, (output, frozenset()))[1]
-                self._written[memory] = output, None if sources is None or before is None else before | sources
+                before = self._written.get(memory, (output, ()))[1]
+                self._written[memory] = output, None if sources is None or before is None else (before, sources)
             if sources is None:
                 self._known.pop(id(output), None)
             else:
@@ -146,19 +150,17 @@ class Vanishing:
 
     def divide(self, divisor: Tensor, rows: Sequence[Row]) -> None:
         """Note that something is divided by what a value has along ``rows``: it must not be zero in the reference."""
-        for name in self.sources(divisor) or ():
+        for name in _names(self.sources(divisor) or ()):
             slots = [(slot, row) for slot, row in self._recording.slots.items() if slot[0] == name]
             for slot, row in slots:
                 # Of a matrix only the dimension that has come this far.
                 if (len(slots) == 1 and rows) or any(np.isin(row, other).any() for other in rows):
                     self._recording.divisors[slot] = None
 
-    def _leaving(self, op: Operation) -> Sources | None:
-        tensors, name = op.tensors(), op.name
+    def _leaving(self, op: Operation, tensors: Sequence[Tensor]) -> Sources | None:
+        name = op.name
         if name in ("zeros", "new_zeros", "zeros_like"):
-            return frozenset()
-        if not tensors:
-            return None
+            return ()
         first = self.sources(tensors[0])
         if name in _OF_ZERO or name == "div":
             return first
@@ -185,7 +187,7 @@ class Vanishing:
             shift = self._all(_given(op, "bias", "running_mean"))
             entering = first if shift is not None else None
             if entering is not None and shift is not None:
-                return entering | shift
+                return (entering, shift)
             return self._all(_given(op, "weight", "bias")) if op.get("weight") is not None else None
         return self.sources(op["value"]) if "scaled_dot_product" in name else None
 
@@ -202,13 +204,13 @@ class Vanishing:
         return self._all(zero) if len(zero) == len(factors) > 1 else None
 
     def _all(self, tensors: Sequence[Tensor], output: Tensor | None = None) -> Sources | None:
-        merged: Sources = frozenset()
+        merged = []
         for tensor in tensors:
             sources = self.sources(tensor)
             if sources is None or not (output is None or self._reaches(tensor, output)):
                 return None
-            merged |= sources
-        return merged
+            merged.append(sources)
+        return tuple(merged)
 
     def _reaches(self, tensor: Tensor, output: Tensor) -> bool:
         """Whether a value is not broadcast along a dimension that carries labels."""
@@ -220,3 +222,16 @@ class Vanishing:
 
 def _given(op: Operation, *names: str) -> list[Tensor]:
     return [op.arguments[name] for name in names if op.get(name) is not None]
+
+
+def _names(sources: Sources) -> set[str]:
+    """All names in some sources."""
+    names, seen, waiting = set(), set(), [sources]
+    while waiting:
+        for part in waiting.pop():
+            if isinstance(part, str):
+                names.add(part)
+            elif id(part) not in seen:
+                seen.add(id(part))
+                waiting.append(part)
+    return names
