@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,7 @@ class PruningPlan:
             not made for; plans of :meth:`ChannelGraph.plan` carry it.
         reduced_in: Names of the layers whose forward takes a statistic over channels that go, by operations of its
             own: a mean, a norm by hand. A masked network leaves them out there. No part of what plans are compared by.
+        divisors: Which of what is cut the network divides by: :func:`lit_prune.mask_` leaves that as it is.
 
     Raises:
         ArgumentError: If indices are empty, negative, unsorted, repeated or beyond the size.
@@ -43,6 +44,7 @@ class PruningPlan:
     kept: Mapping[str, Mapping[int, Tensor]]
     sizes: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     reduced_in: frozenset[str] = frozenset()
+    divisors: Collection[Slot] = ()
 
     def __post_init__(self) -> None:
         kept = {
@@ -52,6 +54,7 @@ class PruningPlan:
         }
         object.__setattr__(self, "kept", kept)
         object.__setattr__(self, "sizes", {name: dict(dims) for name, dims in self.sizes.items() if dims})
+        object.__setattr__(self, "divisors", tuple(dict.fromkeys((name, int(dim)) for name, dim in self.divisors)))
 
     def __bool__(self) -> bool:
         """True where the plan removes anything."""
@@ -103,7 +106,7 @@ class PruningPlan:
                     mine[dim] = indices
                     if dim in second.sizes.get(name, {}):
                         sizes.setdefault(name, {})[dim] = second.sizes[name][dim]
-        return PruningPlan(kept, sizes, self.reduced_in | second.reduced_in)
+        return PruningPlan(kept, sizes, self.reduced_in | second.reduced_in, [*self.divisors, *second.divisors])
 
     def with_prefix(self, prefix: str) -> PruningPlan:
         """The same plan for a module that holds the traced one under ``prefix`` (with its dot: ``"model."``)."""
@@ -111,6 +114,7 @@ class PruningPlan:
             {prefix + name: dims for name, dims in self.kept.items()},
             {prefix + name: dims for name, dims in self.sizes.items()},
             frozenset(f"{prefix}{name}".removesuffix(".") for name in self.reduced_in),
+            [(prefix + name, dim) for name, dim in self.divisors],
         )
 
     def only(self, names: Container[str]) -> PruningPlan:
@@ -119,6 +123,7 @@ class PruningPlan:
             {name: dims for name, dims in self.kept.items() if name in names},
             {name: dims for name, dims in self.sizes.items() if name in names},
             self.reduced_in,
+            [(name, dim) for name, dim in self.divisors if name in names],
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -128,6 +133,7 @@ class PruningPlan:
             "kept": {name: dict(dims) for name, dims in self.kept.items()},
             "sizes": {name: dict(dims) for name, dims in self.sizes.items()},
             "reduced_in": sorted(self.reduced_in),
+            "divisors": list(self.divisors),
         }
 
     @classmethod
@@ -143,7 +149,8 @@ class PruningPlan:
             raise ArgumentError(
                 f"This plan has format {state['format']}, written by a newer lit_prune; this one reads up to {_FORMAT}."
             )
-        return cls(state["kept"], state.get("sizes", {}), frozenset(state.get("reduced_in", ())))
+        reduced_in, divisors = frozenset(state.get("reduced_in", ())), state.get("divisors", ())
+        return cls(state["kept"], state.get("sizes", {}), reduced_in, divisors)
 
     def __str__(self) -> str:
         """A table: tensor, dimension, indices before and after."""
@@ -196,4 +203,10 @@ def extended(plan: PruningPlan, pairs: Mapping[str, str]) -> PruningPlan:
                 if name.startswith(source):
                     mine: dict[int, Any] = new.setdefault(target + name.removeprefix(source), {})
                     mine.update({dim: value for dim, value in dims.items() if dim not in mine})
-    return PruningPlan(kept, sizes, plan.reduced_in)
+    divisors = [
+        (target + name.removeprefix(source), dim)
+        for target, source in pairs.items()
+        for name, dim in plan.divisors
+        if name.startswith(source)
+    ]
+    return PruningPlan(kept, sizes, plan.reduced_in, [*plan.divisors, *divisors])

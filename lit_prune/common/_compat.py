@@ -94,6 +94,12 @@ def forward_hooks(module: nn.Module) -> list[Any]:
     return [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
 
 
+def weight_hooks(module: nn.Module) -> list[Callable[[nn.Module, Any], Any]]:
+    """Torch's own hooks that compute a weight before each forward (weight_norm, spectral_norm, prune)."""
+    hooks = module._forward_pre_hooks.values()
+    return [hook for hook in hooks if type(hook).__module__.startswith("torch.nn.utils.")]
+
+
 def remove_forward_hooks_(module: nn.Module, is_meant: Callable[[Any], bool]) -> list[Any]:
     """Take forward hooks and pre-hooks off one module, those of a copy too, to which no handle leads; return them."""
     removed = []

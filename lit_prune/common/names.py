@@ -67,6 +67,19 @@ def find_tensor(network: nn.Module, name: str) -> Tensor | None:
     return next((table[own] for table in tables), None)
 
 
+def layer_of(name: str) -> str:
+    """The layer that a parameter or buffer belongs to; of what a parametrization computes from, the parametrized one.
+
+    Example:
+        >>> layer_of("net.0.weight"), layer_of("net.0.parametrizations.weight.original1")
+        ('net.0', 'net.0')
+    """
+    layer, parametrized, _ = name.rpartition(".parametrizations.")
+    if not parametrized:
+        layer = "" if name.startswith("parametrizations.") else name.rpartition(".")[0]
+    return layer
+
+
 def tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Parameters and buffers by name; of one that has several names, the first.
 

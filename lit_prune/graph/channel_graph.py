@@ -49,7 +49,8 @@ class ChannelGraph:
 
     def __init__(self, subject: Subject, recording: Recording, grouping: Grouping) -> None:
         self.groups: tuple[ChannelGroup, ...] = grouping.groups
-        idle = unmet(subject.network, recording)
+        accounted = grouping.unprunable.keys() | {layer for group in grouping.groups for layer in group.layers}
+        idle = unmet(subject.network, recording, accounted)
         self.unprunable: dict[str, str] = {**grouping.unprunable, **idle}
         self.followed = tuple(recording.followed)
         self.idle = tuple(name for name, reason in idle.items() if reason == IDLE)

@@ -37,6 +37,8 @@ class Composites(TorchFunctionMode):
         if self._on_meta and func in _DIRECT:
             output = self._directly(func, args, kwargs)
             return func(*args, **kwargs) if output is None else output
+        if func in _RECURRENT:
+            return self._recurrent(func, args)
         known = _COMPOSITES.get(func)
         if known is None:
             if self._on_meta and func in _FACTORIES and kwargs.get("device") is None:
@@ -60,6 +62,17 @@ class Composites(TorchFunctionMode):
         self._tracer.apply(Operation(name, arguments, output), f"aten::{name}")
         return output
 
+    def _recurrent(self, func: Any, args: tuple[Any, ...]) -> Any:
+        """A recurrent layer over a batch, or over packed sequences: those have their lengths in the second place."""
+        with without_dispatch():
+            output = func(*args)
+        packed = isinstance(args[3], (list, tuple))
+        values = dict(zip(_PACKED if packed else _BATCHED, args, strict=True))
+        initial = values["hx"]
+        values["hx"] = [initial] if isinstance(initial, Tensor) else list(initial)
+        self._tracer.apply(Operation(_RECURRENT[func], values, output), f"aten::{_RECURRENT[func]}")
+        return output
+
     def _directly(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         plain, in_place = _DIRECT[func]
         if func in _WEIGHTED and (len(args) < 2 or args[1].dim() != (2 if func is F.linear else args[0].dim())):
@@ -81,6 +94,10 @@ _COMPOSITES: dict[Any, tuple[str, tuple[str, ...]]] = {
     ),
     F.batch_norm: ("batch_norm", ("input", "running_mean", "running_var", "weight", "bias", "training")),
 }
+
+_RECURRENT = {getattr(torch, name): name for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")}
+_BATCHED = tuple("input hx params has_biases num_layers dropout train bidirectional batch_first".split())
+_PACKED = tuple("input batch_sizes hx params has_biases num_layers dropout train bidirectional".split())
 
 _WEIGHTED = frozenset((F.linear, torch.conv1d, torch.conv2d, torch.conv3d))
 # The operation of the same arguments, and that which works in place.

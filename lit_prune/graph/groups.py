@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lit_prune.common.names import layer_of
 from lit_prune.graph.balance import settle
 from lit_prune.graph.labels import Components, Row
 from lit_prune.graph.recording import Recording
@@ -261,7 +262,7 @@ def _name(drafts: list[_Draft]) -> list[str]:
 
 
 def _layer(slot: Slot) -> str:
-    return slot[0].rpartition(".")[0]
+    return layer_of(slot[0])
 
 
 def plan_without(recording: Recording, components: Components, gone: Iterable[tuple[ChannelGroup, Row]]) -> PruningPlan:
@@ -285,4 +286,5 @@ def plan_without(recording: Recording, components: Components, gone: Iterable[tu
         kept.setdefault(name, {})[dim] = torch.from_numpy(indices)
         sizes.setdefault(name, {})[dim] = len(rows[number])
     reduced_in = {layer for layer, row in recording.reduced if leaves[components.of[row]].any()}
-    return PruningPlan(kept, sizes, frozenset(reduced_in))
+    divisors = [slot for slot in recording.divisors if slot[1] in kept.get(slot[0], ())]
+    return PruningPlan(kept, sizes, frozenset(reduced_in), divisors)

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lit_prune.common._compat import weight_hooks
 from lit_prune.common.names import modules_of
-from lit_prune.modules.registry import SIZE_ONLY_OUTPUTS, qualified_names
+from lit_prune.modules.registry import SIZE_ONLY_OUTPUTS, caches_of, qualified_names
 
 # What holds no tensor that a caller would read, and may hold half of the process.
 _OPAQUE = (nn.Module, type, FunctionType, ModuleType, str, bytes, int, float, complex, bool, type(None))
@@ -64,18 +65,26 @@ def tensors_in(value: Any, ignored: frozenset[str] = frozenset()) -> Iterator[Te
 
 def left_in_attributes(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Tensors in attributes of modules, and in buffers, that a forward may have left there; and where."""
-    for path, module in modules_of(network):
+    modules = modules_of(network)
+    caches = {cls: caches_of(cls) for cls in {type(module) for _, module in modules}}
+    for path, module in modules:
         prefix = f"{path}." if path else ""
         for name, value in (*vars(module).items(), *module._buffers.items()):
-            if name not in _OF_EVERY_MODULE:
-                for tensor in tensors_in(value) if isinstance(value, _PLAIN) else _held_by(value):
-                    yield prefix + name, tensor
+            if name in _OF_EVERY_MODULE or name in caches[type(module)] or _is_computed(module, name):
+                continue
+            for tensor in tensors_in(value) if isinstance(value, _PLAIN) else _held_by(value):
+                yield prefix + name, tensor
 
 
 def _held_by(value: Any) -> Iterator[Tensor]:
     """Tensors in attributes of an object; what else it holds may be half of the process."""
     if not isinstance(value, _OPAQUE):
         yield from (item for item in getattr(value, "__dict__", {}).values() if isinstance(item, Tensor))
+
+
+def _is_computed(module: nn.Module, name: str) -> bool:
+    """Whether it is a weight that each forward computes, from `weight_g` and `weight_v` or the like."""
+    return bool(weight_hooks(module)) and any(own.startswith(f"{name}_") for own in module._parameters)
 
 
 def _parts(value: Any, ignored: frozenset[str]) -> Iterator[Any]:

@@ -73,6 +73,7 @@ class Recording:
         followed: Modules that took no part, and are cut as one beside them that did.
         reduced: Layer and labels of what a statistic is taken over: of the labels that are left, once some go.
         pieces: Layer and labels of each piece that was taken out of a dimension.
+        divisors: What the forward divides by: in order, a key each.
         constants: For each operation the numbers that it was given, and the layer; a shrunk network must give the same.
     """
 
@@ -87,3 +88,4 @@ class Recording:
     constants: list[Constant] = field(default_factory=list)
     calls: Counter[str] = field(default_factory=Counter)
     followed: list[str] = field(default_factory=list)
+    divisors: dict[Slot, None] = field(default_factory=dict)

@@ -131,12 +131,26 @@ class _LeavingOut(Tracer):  # type: ignore[no-untyped-call]
             keep = self._kept(source, reduced_dims(operation, source))
             if keep is not None:
                 return _reduced(func, operation, source, keep)
+        elif operation.name == "fused_moving_avg_obs_fq_helper":
+            return self._observed(func, operation)
         elif operation.name in _NORMS:
             over, normalise = _NORMS[operation.name]
             keep = self._kept(operation["input"], over(operation))
             if keep is not None:
                 return normalise(operation, keep)
         return super().result_of(func, args, kwargs)
+
+    def _observed(self, func: Any, operation: Operation) -> Any:
+        """Values quantised to the range of those that are kept."""
+        source = operation["self"]
+        keep = self._kept(source, set(range(source.dim())))
+        if keep is None:
+            return func(**operation.arguments)
+        axis = operation["ch_axis"] % source.dim() if operation["per_row_fake_quant"] else None
+        over = [dim for dim in range(source.dim()) if dim != axis]
+        least = source.masked_fill(~keep, torch.inf).amin(over, keepdim=True)
+        output, mask = func(**{**operation.arguments, "self": torch.where(keep, source, least.nan_to_num(posinf=0))})
+        return output.masked_fill(~keep, 0), mask
 
     def _gone(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """``(labels,)`` which are gone, by what is coupled with them so far."""
@@ -179,7 +193,8 @@ def _reduced(func: Any, operation: Operation, source: Tensor, keep: Tensor) -> A
     places = places.expand([*lines.shape[:-1], places.shape[-1]])
     kept = lines.gather(-1, places)
     arguments: dict[str, Any] = {**operation.arguments, "self": kept}
-    arguments["dim"] = -1 if isinstance(operation["dim"], int) else [-1]
+    if operation["dim"] is not None or "norm" in operation.name:
+        arguments["dim"] = -1 if isinstance(operation["dim"], int) else [-1]
     if "keepdim" in arguments:
         arguments["keepdim"] = False
     output = func(**arguments)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 from torch import Tensor, nn
 
@@ -53,17 +55,19 @@ def keep_whole(network: nn.Module, recording: Recording) -> None:
             recording.labels.make_whole(fold)
 
 
-def unmet(network: nn.Module, recording: Recording) -> dict[str, str]:
-    """Layers whose weight no operation met, and why."""
+def unmet(network: nn.Module, recording: Recording, accounted: Collection[str] = ()) -> dict[str, str]:
+    """Layers whose weight no operation met, and why; without those that are ``accounted`` for."""
     tensors = dict(tensors_of(network))
     used = {id(tensors[name]) for name, _ in recording.slots if name in tensors}
     found = {}
     for name, module in modules_of(network):
+        if name in accounted:
+            continue
         weight = getattr(module, "weight", None)
         if isinstance(weight, Tensor) and weight.dim() > 1 and max(weight.shape[:2]) > 1 and id(weight) not in used:
             found[name] = (
                 IDLE
                 if "weight" in module._parameters
-                else "has no weight of its own to cut: each forward computes it (weight_norm, a parametrization)"
+                else "has no weight of its own to cut: each forward computes it, in a way that is not understood"
             )
     return found

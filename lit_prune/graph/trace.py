@@ -71,9 +71,7 @@ def record(
         # What it costs is what it costs to use.
         products = list(recording.products)
         if not steps and tracer.leaves_unseen():
-            network.train()
-            _still_(tracer)
-            _run(network, forwards, tracer, until)
+            _run_in_train_mode(network, forwards, tracer, until)
         for place, tensor in [] if steps else _left_behind(network, tracer):
             # Nothing shows whether anybody reads it.
             tracer.freeze_output(tensor, f"is kept in the attribute {place}")
@@ -84,7 +82,24 @@ def record(
             _run(network, [step], tracer, until)
         if forwards:
             recording.products = products
+    tracer.vanishing.settle()
     return recording
+
+
+def _run_in_train_mode(network: nn.Module, calls: Sequence[Call], tracer: Tracer, until: Until | None) -> None:
+    """Run once more, for what eval mode has not shown."""
+    recording = tracer.recording
+    seen, made = set(recording.slots), len(recording.produced)
+    network.train()
+    _still_(tracer)
+    try:
+        _run(network, calls, tracer, until)
+    except TraceError as error:
+        # It works in eval mode. Of parts that are trained alone nobody knows what would come next.
+        unseen = {id(row) for slot, row in recording.slots.items() if slot not in seen}
+        for row in recording.produced[made:]:
+            if id(row) in unseen:
+                recording.labels.freeze(row, f"takes part in train mode alone, which fails: {error}")
 
 
 def _still_(tracer: Tracer) -> None:

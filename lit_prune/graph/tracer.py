@@ -18,6 +18,7 @@ from lit_prune.graph.operation import Operation, signature, tensors_among
 from lit_prune.graph.recording import Recording
 from lit_prune.graph.skeleton import MOST_VALUES, is_remembered, remember, remembered
 from lit_prune.graph.values import Block
+from lit_prune.graph.vanishing import Vanishing
 
 Rows = list[Row | None]
 # More numbers than that are a grid: one that is kept from an earlier forward may be made again in a copy.
@@ -52,8 +53,10 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
                 if tensor is not None:
                     self._names.setdefault(id(tensor), prefix + name)
             if isinstance(module, ConvNd):
-                self._kernels.add(id(module.weight))
+                own = (*module.parameters(), *module.buffers())
+                self._kernels.update(id(tensor) for tensor in own if tensor.dim() == len(module.kernel_size) + 2)
         self._rules = rules
+        self.vanishing = Vanishing(self._names, recording, self.blocks)
         # The tensors are held so that their ids stay theirs until the end of the trace.
         self._values: dict[int, tuple[Tensor, list[Block]]] = {}
         # Values that no operation may take, if some rows shall stay free.
@@ -126,6 +129,10 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
         """Whether an operation has read a value that is watched."""
         return id(value) in self._read
 
+    def is_own(self, tensor: Tensor) -> bool:
+        """Whether a tensor is a parameter or buffer of the network itself."""
+        return id(tensor) in self._names
+
     def _is_known(self, tensor: Tensor) -> bool:
         """Whether the numbers that a tensor stands for are known, and still hold."""
         return is_remembered(tensor) and memory_of(tensor) not in self._overwritten
@@ -185,6 +192,7 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
             self.freeze_inputs(operation, f"{qualified_name} is not understood")
         else:
             rule(self, operation)
+        self.vanishing.follow(operation)
 
     @property
     def is_between_networks(self) -> bool:

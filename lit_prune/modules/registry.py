@@ -20,6 +20,9 @@ MULTIPLIER = "_lit_prune_multiplier"
 SIZE_ONLY_OUTPUTS: dict[str, frozenset[str]] = {}
 """Outputs, by the class of a module inside the network, of which callers read nothing but the size."""
 
+CACHES: dict[str, frozenset[str]] = {}
+"""Attributes, by the class of a module, in which a forward keeps what follows from weights; emptied after every cut."""
+
 _ATTRIBUTES: dict[type[nn.Module] | str, AttributeUpdate] = {}
 
 
@@ -67,6 +70,13 @@ def update_attributes_(module: nn.Module) -> None:
     for child in reversed(children):
         for update in updates[type(child)]:
             update(child)
+        for name in caches_of(type(child)):
+            getattr(child, name).clear()
+
+
+def caches_of(cls: type[nn.Module]) -> frozenset[str]:
+    """The attributes of a module class that are emptied after every cut."""
+    return frozenset().union(*(CACHES.get(name, ()) for name in qualified_names(cls)))
 
 
 def qualified_names(cls: Any) -> tuple[str, ...]:

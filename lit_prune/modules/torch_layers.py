@@ -5,15 +5,35 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from lit_prune.common._compat import ConvNd, ConvTransposeNd, NormBase
+from lit_prune.common._compat import ConvNd, ConvTransposeNd, NormBase, weight_hooks
 from lit_prune.modules.registry import (
     MULTIPLIER,
     register_attributes,
     register_fixed,
 )
 from lit_prune.plan import Slot
+
+
+def _weight(module: Any) -> Tensor:
+    """The weight of a layer; where each forward computes it (weight_norm, a parametrization), as the next one will."""
+    own: Tensor | None = module._parameters.get("weight")
+    if own is not None:
+        return own
+    modes = {child: child.training for child in module.modules()}
+    with torch.no_grad():
+        try:
+            # In train mode some go on with an estimate that they keep.
+            module.eval()
+            for hook in weight_hooks(module):
+                hook(module, ())
+            computed: Tensor = module.weight
+            return computed
+        finally:
+            for child, training in modes.items():
+                child.training = training
 
 
 def _remember(module: Any, **values: int) -> None:
@@ -25,7 +45,7 @@ def _remember(module: Any, **values: int) -> None:
 
 @register_attributes(ConvNd)
 def _convolution(module: Any) -> None:
-    first, second = module.weight.shape[:2]
+    first, second = _weight(module).shape[:2]
     transposed = isinstance(module, ConvTransposeNd)
     if module.groups > 1 and not hasattr(module, MULTIPLIER):
         # Noted once: of one group left, a depthwise one looks like any; of one input a group, a grouped one like it.
@@ -42,7 +62,7 @@ def _convolution(module: Any) -> None:
 
 @register_attributes(nn.Linear)
 def _linear(module: Any) -> None:
-    outputs, inputs = module.weight.shape
+    outputs, inputs = _weight(module).shape
     _remember(module, out_features=outputs, in_features=inputs)
 
 
@@ -86,7 +106,7 @@ def _prelu(module: Any) -> None:
 
 @register_attributes(nn.Embedding)
 def _embedding(module: Any) -> None:
-    module.num_embeddings, module.embedding_dim = module.weight.shape
+    module.num_embeddings, module.embedding_dim = _weight(module).shape
 
 
 @register_fixed(nn.MultiheadAttention)
@@ -99,8 +119,20 @@ def _multihead_attention(module: Any) -> Iterable[tuple[Slot, str]]:
     yield ("out_proj.weight", 1), reason
 
 
-@register_fixed(nn.RNNBase)
-def _recurrent(module: Any) -> Iterable[tuple[Slot, str]]:
-    for name, parameter in module.named_parameters():
-        for dim in range(parameter.dim()):
-            yield (name, dim), f"is a width of a recurrent {type(module).__name__}, which checks it"
+@register_attributes(nn.RNNBase)
+def _recurrent(module: Any) -> None:
+    projected = getattr(module, "weight_hr_l0", None)
+    width = module.weight_hh_l0.shape[1]
+    _remember(
+        module,
+        input_size=module.weight_ih_l0.shape[1],
+        hidden_size=width if projected is None else projected.shape[1],
+        proj_size=0 if projected is None else width,
+    )
+    # cuDNN wants them side by side.
+    module.flatten_parameters()
+
+
+@register_attributes(nn.RNNCellBase)
+def _cell(module: Any) -> None:
+    _remember(module, input_size=module.weight_ih.shape[1], hidden_size=module.weight_hh.shape[1])

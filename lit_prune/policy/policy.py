@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lit_prune.activations import Calibration, Moments
 from lit_prune.common.arguments import check_whole
+from lit_prune.common.names import layer_of
 from lit_prune.common.ranks import check_same, from_rank_zero
 from lit_prune.criteria import Criterion, Evidence
 from lit_prune.errors import ArgumentError
@@ -269,7 +270,7 @@ def _makers(group: ChannelGroup, vectors: Container[str]) -> dict[str, set[str]]
     found: dict[str, set[str]] = {layer: set() for layer in group.layers}
     maker = group.layers[0]
     for name, _ in group.slots:
-        layer = name.rpartition(".")[0]
+        layer = layer_of(name)
         maker = layer if layer in found else maker
         if layer == maker or name in vectors:
             found[maker].add(name)

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
-from lit_prune.common.names import count_parameters
+from lit_prune.common.names import count_parameters, layer_of
 from lit_prune.cost.counts import Cost
 from lit_prune.graph import ChannelGraph, ChannelGroup
 from lit_prune.report.tables import human, ratio_bar
@@ -150,7 +150,7 @@ def _totals(graph: ChannelGraph, network: nn.Module) -> Table:
 def _channels_of(group: ChannelGroup, layer: str, network: nn.Module) -> int:
     module: Any = network.get_submodule(layer)
     dim = 1 if getattr(module, "transposed", False) else 0
-    members = group.members.get((f"{layer}.weight", dim))
+    members = next((own for (name, d), own in group.members.items() if layer_of(name) == layer and d == dim), None)
     if members is None:
         return 0
     groups = module.groups if dim == 1 else 1

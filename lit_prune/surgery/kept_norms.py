@@ -9,7 +9,7 @@ its weight (Qiao et al., "Weight Standardization", 2019) takes them over its inp
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -20,9 +20,10 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from lit_prune.common._compat import ConvNd, NormBase, remove_forward_hooks_
-from lit_prune.common.names import find_module, modules_of
+from lit_prune.common.names import find_module, find_tensor, modules_of
 from lit_prune.plan import PruningPlan
 
+Kept = Mapping[str, Mapping[int, Tensor]]
 _suspended = ContextVar("suspended", default=False)
 
 
@@ -62,21 +63,22 @@ class Masking(ABC):
 
 
 class KeptStatistics:
-    """A forward hook pair that has a module's norm look at some of its channels only; the others come out as zero.
+    """A forward hook pair that has norms look at some of their channels only; the others come out as zero.
 
     Args:
-        kept: Dimension of the norm's weight to the indices that count.
+        kept: For each weight or bias of a norm, by its name in the module, dimension to the indices that count.
     """
 
-    def __init__(self, kept: Mapping[int, Tensor]) -> None:
-        self.kept = dict(kept)
+    def __init__(self, kept: Kept) -> None:
+        self.kept = kept
         self._open: list[ExitStack] = []
 
     def enter(self, module: nn.Module, _: Any) -> None:
         """Before the forward."""
         stack = ExitStack()
         if not _suspended.get():
-            stack.enter_context(_KeptNorm(module.get_parameter("weight"), self.kept))
+            tensors = [(find_tensor(module, name), dims) for name, dims in self.kept.items()]
+            stack.enter_context(_KeptNorm([(tensor, dims) for tensor, dims in tensors if tensor is not None]))
         self._open.append(stack)
 
     def leave(self, *_: Any) -> None:
@@ -85,10 +87,13 @@ class KeptStatistics:
 
 
 def keep_statistics_(module: nn.Module, plan: PruningPlan) -> None:
-    """Have every norm whose weight ``plan`` cuts take its statistics from what is kept."""
-    for child, dims in _norms(module, plan):
-        before = _release_(child)
-        _register_(child, {dim: _intersection(indices, before.get(dim)) for dim, indices in dims.items()})
+    """Have every norm whose weight or bias ``plan`` cuts take its statistics from what is kept."""
+    for child, cuts in _norms(module, plan):
+        kept = _release_(child)
+        for name, dims in cuts.items():
+            before = kept.get(name, {})
+            kept[name] = {dim: _intersection(indices, before.get(dim)) for dim, indices in dims.items()}
+        _register_(child, kept)
 
 
 def shrink_statistics_(module: nn.Module, plan: PruningPlan) -> None:
@@ -97,10 +102,14 @@ def shrink_statistics_(module: nn.Module, plan: PruningPlan) -> None:
         remaining = masking.after(plan)
         if remaining is not None:
             remaining.register_()
-    for child, dims in _norms(module, plan):
-        before = _release_(child)
-        left = {dim: torch.isin(dims[dim], kept).nonzero().flatten() for dim, kept in before.items() if dim in dims}
-        if any(len(indices) < len(dims[dim]) for dim, indices in left.items()):
+    for child, cuts in _norms(module, plan):
+        left = {}
+        for name, before in _release_(child).items():
+            dims = cuts.get(name, {})
+            now = {dim: torch.isin(dims[dim], kept).nonzero().flatten() for dim, kept in before.items() if dim in dims}
+            if any(len(indices) < len(dims[dim]) for dim, indices in now.items()):
+                left[name] = now
+        if left:
             _register_(child, left)
 
 
@@ -113,32 +122,43 @@ def release_maskings_(module: nn.Module) -> list[Masking]:
     return [*found.values()]
 
 
-def _norms(module: nn.Module, plan: PruningPlan) -> Iterator[tuple[nn.Module, Mapping[int, Tensor]]]:
-    """Whatever may normalise over channels by a weight that the plan cuts."""
+def _norms(module: nn.Module, plan: PruningPlan) -> Iterator[tuple[nn.Module, Kept]]:
+    """Each module that may normalise over channels, with its tensors that the plan cuts.
+
+    ``module`` itself comes with those of all others: a forward may use what belongs to one of its children.
+    """
+    found: dict[str, dict[str, Mapping[int, Tensor]]] = {}
     for name, dims in plan.kept.items():
         path, _, own = name.rpartition(".")
-        child = find_module(module, path) if own == "weight" else None
+        child = find_module(module, path)
         if child is None or isinstance(child, (NormBase, nn.Linear, nn.Embedding, torch.jit.ScriptModule)):
             continue
-        if not isinstance(child, ConvNd):
-            yield child, dims
-        elif 1 in dims and not type(child).forward.__module__.startswith("torch."):
-            # Outputs are standardised each by itself.
-            yield child, {1: dims[1]}
+        plain = isinstance(child, ConvNd) and type(child).forward.__module__.startswith("torch.")
+        if plain or (isinstance(child, ConvNd) and (own != "weight" or 1 not in dims)):
+            continue
+        # Outputs of a convolution are standardised each by itself.
+        meant = {1: dims[1]} if isinstance(child, ConvNd) else dims
+        found.setdefault(path, {})[own] = meant
+        if path:
+            found.setdefault("", {})[name] = meant
+    for path, cuts in found.items():
+        child = find_module(module, path)
+        if child is not None:
+            yield child, cuts
 
 
-def _register_(module: nn.Module, kept: Mapping[int, Tensor]) -> None:
+def _register_(module: nn.Module, kept: Kept) -> None:
     statistics = KeptStatistics(kept)
     module.register_forward_pre_hook(statistics.enter)
     module.register_forward_hook(statistics.leave, always_call=True)
 
 
-def _release_(module: nn.Module) -> Mapping[int, Tensor]:
+def _release_(module: nn.Module) -> dict[str, Mapping[int, Tensor]]:
     """Take the hooks off one module (not its children), and return what they kept."""
-    kept: Mapping[int, Tensor] = {}
+    kept: Kept = {}
     for hook in remove_forward_hooks_(module, lambda hook: isinstance(getattr(hook, "__self__", None), KeptStatistics)):
         kept = hook.__self__.kept
-    return kept
+    return dict(kept)
 
 
 def _intersection(indices: Tensor, others: Tensor | None) -> Tensor:
@@ -146,12 +166,18 @@ def _intersection(indices: Tensor, others: Tensor | None) -> Tensor:
 
 
 class _KeptNorm(TorchFunctionMode):
-    """While open, norms by one weight run over the kept indices."""
+    """While open, norms by some weights and biases run over the kept indices."""
 
-    def __init__(self, weight: Tensor, kept: Mapping[int, Tensor]) -> None:
+    def __init__(self, own: Sequence[tuple[Tensor, Mapping[int, Tensor]]]) -> None:
         super().__init__()
-        self._weight = weight
-        self._kept = {dim: indices.to(weight.device) for dim, indices in kept.items()}
+        self._own = own
+
+    def _kept(self, tensor: Tensor | None) -> dict[int, Tensor] | None:
+        """The indices that count of a tensor, if it is one of these."""
+        for own, kept in self._own:
+            if own is tensor:
+                return {dim: indices.to(own.device) for dim, indices in kept.items()}
+        return None
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -163,30 +189,32 @@ class _KeptNorm(TorchFunctionMode):
         if places is None:
             return func(*args, **kwargs)
         arguments = {**dict(zip(places, args, strict=False)), **kwargs}
-        if arguments.get("weight") is not self._weight:
+        kept = self._kept(arguments.get("weight")) or self._kept(arguments.get("bias"))
+        if kept is None:
             return func(*args, **kwargs)
         source = arguments["input"]
         first = 1 if "num_groups" in places else source.dim() - len(arguments["normalized_shape"])
-        over = {first + dim: indices for dim, indices in self._kept.items()}
+        over = {first + dim: indices for dim, indices in kept.items()}
         arguments["input"] = _select(source, over)
         for name in ("weight", "bias"):
             if arguments.get(name) is not None:
-                arguments[name] = _select(arguments[name], self._kept)
+                arguments[name] = _select(arguments[name], kept)
         if arguments.get("num_groups") == source.shape[1]:
-            arguments["num_groups"] = len(self._kept[0])
+            arguments["num_groups"] = len(kept[0])
         if "normalized_shape" in arguments:
-            arguments["normalized_shape"] = tuple(arguments["weight"].shape)
+            arguments["normalized_shape"] = tuple(arguments["input"].shape[first:])
         return _spread(func(**arguments), over, source.shape)
 
     def _standardised(self, arguments: dict[str, Any]) -> Tensor:
         """A batch norm; of the weight itself, shaped ``(1, outputs, inputs and kernel)``, over the kept inputs."""
-        source, weight = arguments["input"], self._weight
-        own = source.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr()
-        if own and arguments.get("training") and source.shape == (1, len(weight), weight[0].numel()):
-            inside = torch.zeros_like(weight[0], dtype=torch.bool)
-            inside[self._kept[1]] = True
-            over = {2: inside.flatten().nonzero().flatten()}
-            return _spread(F.batch_norm(**arguments | {"input": _select(source, over)}), over, source.shape)
+        source = arguments["input"]
+        for weight, kept in self._own:
+            own = source.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr()
+            if own and arguments.get("training") and source.shape == (1, len(weight), weight[0].numel()):
+                inside = torch.zeros_like(weight[0], dtype=torch.bool)
+                inside[kept[1]] = True
+                over = {2: inside.flatten().nonzero().flatten()}
+                return _spread(F.batch_norm(**arguments | {"input": _select(source, over)}), over, source.shape)
         return F.batch_norm(**arguments)
 
 

@@ -88,19 +88,3 @@ def test_multihead_attention_says_why_its_width_stays() -> None:
     assert check.worst < 1e-4
     assert "embed_dim" in check.graph.unprunable["enter"]
     assert [group.name for group in check.graph.groups] == ["attention.out_proj"]
-
-
-def test_a_recurrent_layer_stays_and_the_others_do_not() -> None:
-    class Recurrent(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.hidden, self.enter, self.cell = nn.Linear(6, 12), nn.Linear(12, 8), nn.LSTM(8, 8, batch_first=True)
-            self.leave = nn.Linear(8, 4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.leave(self.cell(self.enter(self.hidden(x)))[0])
-
-    check = check_invariant(Recurrent(), torch.randn(2, 5, 6))
-    assert check.worst < 1e-4
-    assert [group.name for group in check.graph.groups] == ["hidden"]
-    assert "recurrent LSTM" in check.graph.unprunable["enter"]

@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -55,6 +56,48 @@ def test_the_function_called_by_a_module_of_ones_own() -> None:
     own = Own()
     masked, shrunk = mask_(copy.deepcopy(own), _plan(own)), shrink_(copy.deepcopy(own), _plan(own))
     assert torch.allclose(masked(_values())[:, KEEP], shrunk(_values()[:, KEEP]), atol=1e-6)
+
+
+class Named(nn.Module):
+    """A norm whose weight has a name of its own, or is a buffer."""
+
+    def __init__(self, as_buffer: bool = False, weight: bool = True) -> None:
+        super().__init__()
+        values = torch.rand(6) + 0.5
+        self.register_buffer("gain", values) if as_buffer else self.register_parameter("gain", nn.Parameter(values))
+        self.shift, self.weighted = nn.Parameter(torch.randn(6)), weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.gain.shape, self.gain if self.weighted else None, self.shift)
+
+
+@pytest.mark.parametrize("norm", [Named(), Named(as_buffer=True), Named(weight=False)], ids=["name", "buffer", "bias"])
+def test_the_weight_may_have_any_name_and_be_a_buffer(norm: Named) -> None:
+    plan = PruningPlan({"gain": {0: KEEP}, "shift": {0: KEEP}})
+    masked, shrunk = mask_(copy.deepcopy(norm), plan), shrink_(copy.deepcopy(norm), plan)
+    assert torch.allclose(masked(_values())[:, KEEP], shrunk(_values()[:, KEEP]), atol=1e-6)
+
+
+def test_a_forward_may_use_the_weight_of_a_child() -> None:
+    class Borrows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = _norm("layer")
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.layer_norm(x, self.norm.weight.shape, self.norm.weight, self.norm.bias)
+
+    plan, net = PruningPlan({"norm.weight": {0: KEEP}, "norm.bias": {0: KEEP}}), Borrows()
+    masked, shrunk = mask_(copy.deepcopy(net), plan), shrink_(copy.deepcopy(net), plan)
+    assert torch.allclose(masked(_values())[:, KEEP], shrunk(_values()[:, KEEP]), atol=1e-6)
+
+
+def test_batch_norm_of_buffers_alone() -> None:
+    net = nn.Sequential(torchvision.ops.FrozenBatchNorm2d(6))
+    plan = PruningPlan({f"0.{name}": {0: KEEP} for name, _ in net[0].named_buffers()})
+    images = _values()[:, :, None, None]
+    masked, shrunk = mask_(copy.deepcopy(net), plan), shrink_(copy.deepcopy(net), plan)
+    assert torch.allclose(masked(images)[:, KEEP], shrunk(images[:, KEEP]), atol=1e-6)
 
 
 def test_two_masks_keep_what_both_keep() -> None:

@@ -12,9 +12,12 @@ from lit_prune.graph.rules import (
     norms,
     pieces,
     products,
+    quantised,
+    recurrent,
     reductions,
     shapes,
     spatial,
+    wrapped,
 )
 from lit_prune.graph.rules.table import RULES, register_rule
 
@@ -28,8 +31,11 @@ __all__ = [
     "norms",
     "pieces",
     "products",
+    "quantised",
+    "recurrent",
     "reductions",
     "register_rule",
     "shapes",
     "spatial",
+    "wrapped",
 ]

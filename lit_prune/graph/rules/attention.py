@@ -27,7 +27,7 @@ def _attention(trace: Tracer, op: Operation) -> None:
         trace.freeze([trace.row(mask, dim) for dim in range(mask.dim()) if dim != mask.dim() - 3], "is a mask")
     for tensor in (query, key, value):
         trace.freeze([trace.row(tensor, dim) for dim in (0, 2) if tensor.dim() == 4], "is a batch or a token")
-    width = join_contracted(trace, [piece(trace, side, 1, 3) for side in (query, key)], ((1, 3), (1, 3)))
+    width = join_contracted(trace, (query, key), [piece(trace, side, 1, 3) for side in (query, key)], ((1, 3), (1, 3)))
     leaving = piece(trace, value, 1, 3)
     heads = None
     if query.shape[1] > 1:

@@ -22,7 +22,7 @@ def _loss(trace: Tracer, op: Operation) -> None:
 
 @register_rule(
     *"nll_loss nll_loss_forward nll_loss2d nll_loss2d_forward nll_loss_nd multi_margin_loss "
-    "multilabel_margin_loss_forward ctc_loss cudnn_ctc_loss dot vdot trace".split()
+    "multilabel_margin_loss_forward ctc_loss cudnn_ctc_loss trace".split()
 )
 def _enters(trace: Tracer, op: Operation) -> None:
     trace.freeze_inputs(op, f"enters {op.name.removesuffix('_forward')}")

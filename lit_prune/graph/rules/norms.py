@@ -55,9 +55,9 @@ def _layer_norm(trace: Tracer, op: Operation) -> None:
         if source.shape[dim] == 1:
             continue
         row = trace.row(source, dim)
-        if not own and row is not None:
+        if not any(map(trace.is_own, own)):
             # No weight tells, in a masked network, which channels are left.
-            trace.recording.reduced.append((trace.layer, row))
+            trace.vanishing.rely([], [row], trace.layer)
         trace.unite([row, *(trace.row(tensor, index) for tensor in own)], "is normalised with what is not tracked")
     trace.assign_blocks(op.outputs()[0], trace.blocks(source))
 
@@ -75,8 +75,8 @@ def _group_norm(trace: Tracer, op: Operation) -> None:
         return
     # Of one channel a group, the groups go with the channels.
     alone = groups == len(channels) and getattr(trace.network.get_submodule(trace.layer), MULTIPLIER, True)
-    if not own:
-        trace.recording.reduced.append((trace.layer, channels))
+    if not any(map(trace.is_own, own)):
+        trace.vanishing.rely([], [channels], trace.layer)
     trace.unite([channels, *(trace.row(tensor, 0) for tensor in own)], "is normalised with what is not tracked")
     if groups > 1 and not alone:
         trace.labels.fold(channels.reshape(groups, -1))

@@ -170,6 +170,20 @@ def _select(trace: Tracer, op: Operation) -> None:
         trace.assign_blocks(output, blocks)
 
 
+@register_rule("pack_padded_sequence")
+def _pack(trace: Tracer, op: Operation) -> None:
+    # Steps of all sequences, one after the other.
+    rows = trace.rows(op["input"])
+    trace.freeze(rows[:2], "is a batch or a step")
+    trace.assign(op.outputs()[0], [None, *rows[2:]])
+
+
+@register_rule("pad_packed_sequence")
+def _pad_packed(trace: Tracer, op: Operation) -> None:
+    rows = trace.rows(op["data"])
+    trace.assign(op.outputs()[0], [None, None, *rows[1:]])
+
+
 @register_rule("roll", "flip")
 def _move(trace: Tracer, op: Operation) -> None:
     source = op["self"]

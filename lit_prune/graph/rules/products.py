@@ -26,6 +26,7 @@ def _convolution(trace: Tracer, op: Operation) -> None:
     if groups == 1:
         leaving, used = (w[1], w[0]) if transposed else (w[0], w[1])
         trace.unite([entering, used] if image.shape[1] > 1 else [], "has an input that is not tracked")
+        rely(trace, [image, weight], [used])
     elif image.shape[1] == groups and getattr(trace.network.get_submodule(trace.layer), MULTIPLIER, 1):
         leaving = _depthwise(trace, entering, w, weight, groups, transposed)
     else:
@@ -102,8 +103,10 @@ def _grouped(trace: Tracer, entering: Row | None, w: Rows, groups: int, transpos
 def _matrix_product(trace: Tracer, op: Operation) -> None:
     first, second = (op["mat1"], op["mat2"]) if "mat1" in op.arguments else (op["self"], op["mat2"])
     a, b = trace.rows(first), trace.rows(second)
+    across = None
     if first.shape[1] > 1:
-        trace.unite([a[1], b[0]], "has an input that is not tracked")
+        across = trace.unite([a[1], b[0]], "has an input that is not tracked")
+        rely(trace, [second, first], [b[0]])
     leaving = b[1]
     if op.name == "addmm":
         bias = trace.rows(op["self"])
@@ -113,7 +116,7 @@ def _matrix_product(trace: Tracer, op: Operation) -> None:
     if leaving is not None:
         trace.recording.produced.append(leaving)
     trace.assign(op.output, [a[0], leaving])
-    count(trace, 1, [(a[0], first.shape[0]), (a[1], first.shape[1]), (leaving, second.shape[1])])
+    count(trace, 1, [(a[0], first.shape[0]), (across, first.shape[1]), (leaving, second.shape[1])])
 
 
 @register_rule("linear")
@@ -121,6 +124,7 @@ def _linear(trace: Tracer, op: Operation) -> None:
     entering, weight = trace.rows(op["input"]), trace.rows(op["weight"])
     if op["weight"].shape[1] > 1:
         trace.unite([entering[-1], weight[1]], "has an input that is not tracked")
+        rely(trace, [op["weight"], op["input"]], [weight[1]])
     if weight[0] is not None:
         trace.unite([weight[0], *trace.rows(op.get("bias"))], "has an untracked bias")
         trace.recording.produced.append(weight[0])
@@ -141,7 +145,7 @@ def _batched_product(trace: Tracer, op: Operation) -> None:
     batch = None
     if first.shape[0] > 1:
         batch = trace.unite([trace.heads(first, 0), trace.heads(second, 0)], "is a batch dimension on one side only")
-    contracted = join_contracted(trace, inner, ((0, 2), (0, 1))) if first.shape[2] > 1 else None
+    contracted = join_contracted(trace, (first, second), inner, ((0, 2), (0, 1))) if first.shape[2] > 1 else None
     leaving = [block for block in (left, right) if block is not None]
     spanned = any(0 in block.dims for block in leaving)
     trace.assign_blocks(op.output, leaving if spanned or batch is None else [*leaving, Block((0,), batch)])
@@ -174,7 +178,15 @@ def rowed(trace: Tracer, tensor: Tensor, dim: int) -> Block | None:
     return None if row is None else Block((dim,), row)
 
 
-def join_contracted(trace: Tracer, blocks: Sequence[Block | None], dims: Sequence[tuple[int, int]]) -> Row | None:
+def rely(trace: Tracer, values: Sequence[Tensor], rows: Sequence[Row | None]) -> None:
+    """Note what is summed over: unless one factor is zero where it is removed, a reference must leave it out."""
+    if any(row is not None for row in rows):
+        trace.vanishing.rely(values, rows, trace.layer)
+
+
+def join_contracted(
+    trace: Tracer, values: Sequence[Tensor], blocks: Sequence[Block | None], dims: Sequence[tuple[int, int]]
+) -> Row | None:
     """Join what two sides contract; each block is over the contracted dimension, and the batch perhaps."""
     arrays = [None if block is None else block.over(over) for block, over in zip(blocks, dims, strict=True)]
     tracked = [array for array in arrays if array is not None]
@@ -182,6 +194,7 @@ def join_contracted(trace: Tracer, blocks: Sequence[Block | None], dims: Sequenc
         return None
     if len(tracked) < len(arrays):
         trace.freeze(tracked, "is contracted with what is not tracked")
+    rely(trace, values, tracked)
     trace.labels.tie(tracked)
     return np.broadcast_arrays(*tracked)[0] if max(len(array) for array in tracked) > 1 else tracked[0][0]
 
@@ -208,11 +221,13 @@ def _matrix_vector_product(trace: Tracer, op: Operation) -> None:
     rows, across = trace.rows(matrix), trace.row(vector, 0)
     if matrix.shape[1] > 1:
         trace.unite([rows[1], across], "is contracted with what is not tracked")
+        rely(trace, [matrix, vector], [rows[1], across])
     leaving = rows[0]
     if op.name == "addmv" and len(matrix) > 1 and op["self"].numel() > 1:
         leaving = trace.unite([leaving, trace.row(op["self"], 0)], "is added to what is not tracked")
     trace.assign(op.output, [leaving])
-    count(trace, 1, [(rows[0], matrix.shape[0]), (rows[1], matrix.shape[1])])
+    if not trace.vanishing.is_weight(vector):
+        count(trace, 1, [(rows[0], matrix.shape[0]), (rows[1], matrix.shape[1])])
 
 
 @register_rule("cdist_forward", "euclidean_dist")

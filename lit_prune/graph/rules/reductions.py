@@ -28,12 +28,15 @@ def _reduce(trace: Tracer, op: Operation) -> None:
         return
     over = reduced_dims(op, source)
     # A single number is of the whole network: a loss. So is, mostly, what a step computes by itself.
-    within = op.name in STATISTICS and len(over) < source.dim() and not trace.is_between_networks
+    within = op.name == "aminmax" or (op.name in STATISTICS and len(over) < source.dim())
+    within &= not trace.is_between_networks
     left = []
     for block in trace.blocks(source):
         if not over.isdisjoint(block.dims) and trace.labels.is_loose(block.labels):
             if op.name in _COUNTING:
                 trace.recording.constants.append((op.name, (float(block.labels.size),), trace.layer))
+        elif (op.name in ("any", "all") and _checks_itself(trace)) or _adds_nothing(trace, op, block, over):
+            continue
         elif within:
             left.extend(_statistic(trace, block, over))
         else:
@@ -48,6 +51,20 @@ def _reduce(trace: Tracer, op: Operation) -> None:
         # Where the largest one was is a number of the whole network.
         mine = [block.labels for block in trace.blocks(source) if not over.isdisjoint(block.dims)]
         trace.forbid(op.outputs()[1], mine, f"{op.name} tells its place")
+
+
+def _adds_nothing(trace: Tracer, op: Operation, block: Block, over: set[int]) -> bool:
+    """Whether all of a block of a weight is summed up, and what goes of it is zero."""
+    order = op.get("ord", op.get("p"))
+    sums = op.name == "sum" or ("norm" in op.name and (order is None or order > 0))
+    if not (sums and over.issuperset(block.dims) and trace.vanishing.is_weight(op.tensors()[0])):
+        return False
+    return trace.vanishing.rely(op.tensors(), [block.labels], trace.layer)
+
+
+def _checks_itself(trace: Tracer) -> bool:
+    """Whether an observer is at work, which asks whether its numbers are valid."""
+    return type(trace.network.get_submodule(trace.layer)).__module__.startswith("torch.ao.quantization.")
 
 
 def reduced_dims(op: Operation, source: Tensor) -> set[int]:
