@@ -10,8 +10,8 @@ from torch.optim import Optimizer
 from lit_prune.common.names import tensors_of
 from lit_prune.errors import ArgumentTypeError
 from lit_prune.plan import PruningPlan
-from lit_prune.surgery.optimizers import _cuts, _state_changes
-from lit_prune.surgery.shrink import shrink_, targets
+from lit_prune.surgery.optimizers import state_changes
+from lit_prune.surgery.shrink import _assign_, shrink_, targets
 
 
 def prune_(
@@ -65,13 +65,12 @@ def prepare(
     plans = [(module, plan), *((copy, plan.only(dict(tensors_of(copy)))) for copy in copies)]
     for network, part in plans:
         targets(network, part)
-    cuts = _cuts(module, plan)
-    changes = [change for optimizer in optimizers for change in _state_changes(optimizer, cuts)]
+    changes = state_changes(module, plan, optimizers)
 
     def commit() -> None:
         for network, part in plans:
             shrink_(network, part)
-        for state, key, value in changes:
-            state[key] = value
+        for tensor, values in changes:
+            _assign_(tensor, values)
 
     return commit
