@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -115,6 +115,26 @@ class PruningPlan:
             {name: dims for name, dims in self.kept.items() if name in names},
             {name: dims for name, dims in self.sizes.items() if name in names},
         )
+
+    def under(self, names: Iterable[Sequence[str]]) -> PruningPlan:
+        """The same plan with every name of the tensors that it cuts.
+
+        Args:
+            names: The names of each tensor, as :func:`lit_prune.common.names.names_of_tensors` gives them.
+
+        Example:
+            >>> plan = PruningPlan({"a.weight": {0: torch.tensor([1])}})
+            >>> sorted(plan.under([["a.weight", "b.weight"], ["c.weight"]]).kept)
+            ['a.weight', 'b.weight']
+        """
+        kept, sizes = dict(self.kept), dict(self.sizes)
+        for group in names:
+            known = next((name for name in group if name in self.kept), "")
+            for name in group if known and len(group) > 1 else ():
+                kept.setdefault(name, self.kept[known])
+                if known in self.sizes:
+                    sizes.setdefault(name, self.sizes[known])
+        return PruningPlan(kept, sizes)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain dicts and tensors, readable by ``torch.load(weights_only=True)`` and without lit_prune."""

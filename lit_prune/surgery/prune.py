@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import nn
 from torch.optim import Optimizer
 
-from lit_prune.common.names import tensors_of
+from lit_prune.common.names import names_of_tensors, tensors_of
 from lit_prune.errors import ArgumentTypeError
 from lit_prune.plan import PruningPlan
 from lit_prune.surgery.optimizers import state_changes
@@ -62,7 +62,9 @@ def prepare(
     """
     if isinstance(optimizers, Optimizer) or isinstance(copies, nn.Module):
         raise ArgumentTypeError("optimizers and copies are lists: write prune_(network, plan, [optimizer], [ema]).")
-    plans = [(module, plan), *((copy, plan.only(dict(tensors_of(copy)))) for copy in copies)]
+    # A copy may hold a layer that stands in several places under another name, or under each.
+    named = plan.under(names_of_tensors(module))
+    plans = [(module, plan), *((copy, named.only(dict(tensors_of(copy)))) for copy in copies)]
     for network, part in plans:
         targets(network, part)
     changes = state_changes(module, plan, optimizers)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from lit_prune.common.names import class_names, tensors_of
+from lit_prune.common.names import class_names, names_of_tensors, tensors_of
 from lit_prune.training._compat import AVERAGE
 
 if TYPE_CHECKING:
@@ -157,7 +157,8 @@ def _named(value: Any, network: nn.Module) -> dict[str, Tensor]:
         return {}
     if not all(isinstance(each, Tensor) for each in (value.values() if isinstance(value, dict) else value)):
         return {}
-    known = dict(tensors_of(network))
+    first = dict(tensors_of(network))
+    known = {name: first[names[0]] for names in names_of_tensors(network) for name in names}
     for prefix in ("", *(f"{name}." for name, _ in network.named_children())):
         parameters = {name: each for name, each in network.named_parameters() if name.startswith(prefix)}
         trained = [name for name, parameter in parameters.items() if parameter.requires_grad]
