@@ -195,7 +195,7 @@ def extended(plan: PruningPlan, pairs: Mapping[str, str]) -> PruningPlan:
 
     Args:
         plan: Cuts the sources.
-        pairs: Prefix of an average to that of its source.
+        pairs: Prefix of an average, with its dot, to that of its source; or one tensor to another.
 
     Example:
         >>> plan = PruningPlan({"net.weight": {0: torch.tensor([0, 2])}})
@@ -207,7 +207,7 @@ def extended(plan: PruningPlan, pairs: Mapping[str, str]) -> PruningPlan:
     for target, source in pairs.items():
         for old, new in ((plan.kept, kept), (plan.sizes, sizes)):
             for name, dims in old.items():
-                if name.startswith(source):
+                if name == source or (source.endswith(".") and name.startswith(source)):
                     mine: dict[int, Any] = new.setdefault(target + name.removeprefix(source), {})
                     mine.update({dim: value for dim, value in dims.items() if dim not in mine})
     return PruningPlan(kept, sizes)

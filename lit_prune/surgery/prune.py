@@ -8,7 +8,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lit_prune.common.names import names_of_tensors, tensors_of
+from lit_prune.common.ranks import warn_once
 from lit_prune.errors import ArgumentTypeError
+from lit_prune.modules.remembered import unclear_widths
 from lit_prune.plan import PruningPlan
 from lit_prune.surgery.optimizers import state_changes
 from lit_prune.surgery.shrink import _assign_, shrink_, targets
@@ -74,5 +76,12 @@ def prepare(
             shrink_(network, part)
         for tensor, values in changes:
             _assign_(tensor, values)
+        if unclear := unclear_widths(module):
+            more = f" and {len(unclear) - 5} others" if len(unclear) > 5 else ""
+            warn_once(
+                f"Of what modules remember, {', '.join(unclear[:5])}{more} may be widths that are gone. No forward "
+                "reads them, but what merges branches or builds on a module might: set them, or say by "
+                "lit_prune.register_attributes how they follow."
+            )
 
     return commit
