@@ -20,6 +20,9 @@ from lit_prune.common.names import find_module, modules_of
 _WIDTHS = "_lit_prune_widths"
 """Where a module keeps which of its integers are widths, and of what: noted before the first cut."""
 
+Sources = tuple[tuple[str, str], ...]
+"""Layers by their paths, each with the attribute that is its width."""
+
 _LAYERS = (ConvNd, nn.Linear, NormBase)
 _FEATURES = "feature_info"
 
@@ -39,10 +42,10 @@ def note_widths_(network: nn.Module) -> None:
     modules = modules_of(network)
     if any(_WIDTHS in vars(module) for _, module in modules):
         return
-    read = frozenset().union(*(_read_by(type(module)) for _, module in modules))
+    read = {name for _, module in modules for name in _read_by(type(module))}
     for _, module in modules:
         if not type(module).__module__.startswith("torch.") and module._modules:
-            found = {
+            found: dict[str, Sources] = {
                 name: _sources(module, name, value)
                 for name, value in vars(module).items()
                 if type(value) is int and value > 1 and name not in read
@@ -98,7 +101,7 @@ def _features(module: nn.Module) -> list[dict[str, Any]]:
     return entries if isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries) else []
 
 
-def _feature_sources(module: nn.Module) -> Iterator[tuple[tuple[str, str], ...]]:
+def _feature_sources(module: nn.Module) -> Iterator[Sources]:
     """The last layer with the width of each map: in the part that hands it out, or before that if it has no layers."""
     layers = [(path, layer) for path, layer in modules_of(module) if isinstance(layer, _LAYERS)]
     paths = [path for path, _ in modules_of(module)]
@@ -130,16 +133,17 @@ def _set_features(module: nn.Module, widths: Mapping[int, int]) -> None:
         setattr(module, _FEATURES, own)
 
 
-def _sources(module: nn.Module, name: str, value: int) -> tuple[tuple[str, str], ...]:
+def _sources(module: nn.Module, name: str, value: int) -> Sources:
     """The layers in a module, with the attribute, whose width has this name and value."""
     words = name.strip("_").lower().replace("num_", "").split("_")
     attributes = next((_SIDES[word] for word in words if word in _SIDES), None)
     if _OTHERS.intersection(words) or not (attributes or _WORDS.intersection(words)):
         return ()
-    head = module.get_classifier() if callable(getattr(module, "get_classifier", None)) else None
+    # timm's models say what reads their features.
+    tell: Any = getattr(module, "get_classifier", None)
+    head = tell() if callable(tell) else None
     layers = modules_of(module)[1:]
     if isinstance(head, nn.Module) and "features" in words:
-        # timm's models say what reads their features.
         layers = [(path, layer) for path, layer in layers if layer is head] or layers
     sides = (attributes,) if attributes else ((*_INPUTS, *_OUTPUTS),)
     # A branch that is a norm alone has the width of the convolutions that it may be merged into.
@@ -157,7 +161,7 @@ def _sources(module: nn.Module, name: str, value: int) -> tuple[tuple[str, str],
 
 
 @cache
-def _read_by(cls: type) -> frozenset[str]:
+def _read_by(cls: Any) -> frozenset[str]:
     """The names of attributes that a class's forward, and what it calls of the class, may read."""
     if cls.__module__.startswith("torch."):
         return frozenset()

@@ -141,8 +141,8 @@ class Pruner:
         def measure(layers: list[str], calibration: Calibration) -> Mapping[str, Moments]:
             return calibrate(host, layers, calibration, self.calls)
 
-        carry_out("check", host.check)
         decision = self.policy.decide(network, self.calls, ratio, self.record, measure, host.averages_within())
+        carry_out("check", lambda: host.check(decision.plan))
         params, averages = count_parameters(network), host.averages()
         groups = [group.name for group in decision.groups]
         trial = carry_out("keep", lambda: self._begin_trial(host, decision.plan, groups, averages))

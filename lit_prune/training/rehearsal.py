@@ -52,7 +52,9 @@ class Rehearsal:
         """
         graph = self._pruner.graph
         if graph is not None and events:
-            self._foretold, self._stateful = (graph, self._run(host, graph, events)), -1
+            plan = self._run(host, graph, events)
+            self._foretold, self._stateful = (graph, plan), -1
+            together(lambda: host.check(plan))
 
     def by_validation(self, host: Host, calls: Sequence[Call], events: Mapping[str, float]) -> None:
         """:meth:`events` by the calls of a validation step, if these enter all that is trained.
