@@ -42,7 +42,8 @@ def note_widths_(network: nn.Module) -> None:
     modules = modules_of(network)
     if any(_WIDTHS in vars(module) for _, module in modules):
         return
-    read = {name for _, module in modules for name in _read_by(type(module))}
+    kinds: set[Any] = {type(module) for _, module in modules}
+    read = {name for kind in kinds for name in _read_by(kind)}
     for _, module in modules:
         if not type(module).__module__.startswith("torch.") and module._modules:
             found: dict[str, Sources] = {

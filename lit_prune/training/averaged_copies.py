@@ -55,7 +55,9 @@ def copies_beside(trainer: Trainer) -> list[Copy]:
         for key, value in held_by(owner):
             keys[key] += 1
             # Two callbacks of one class have each its own.
-            copies += _copies(key if keys[key] == 1 else f"{key} ({keys[key]})", value, network)
+            name = key if keys[key] == 1 else f"{key} ({keys[key]})"
+            # Of callbacks, what lies deeper may be a history, which is nobody's average.
+            copies += _copies(name, value, network, nested=owner is network)
     found = []
     # Several attributes may lead to the same tensors, and some to the network's own.
     for copy in sorted(copies, key=lambda copy: not copy.sure):
@@ -112,7 +114,7 @@ def _is_users(value: Any) -> bool:
     return type(value).__module__.partition(".")[0] not in ("lightning", "pytorch_lightning", "torch", "builtins")
 
 
-def _copies(key: str, value: Any, network: nn.Module) -> list[Copy]:
+def _copies(key: str, value: Any, network: nn.Module, nested: bool) -> list[Copy]:
     if isinstance(value, nn.Module):
         lightning = key.partition(" ")[0].endswith(f".{AVERAGE}")
         sure = lightning or _is_wrapper(value)
@@ -122,11 +124,11 @@ def _copies(key: str, value: Any, network: nn.Module) -> list[Copy]:
             prefix = ""
         return [] if prefix is None else [Copy(key, _placed(module, prefix), module, sure)]
     tensors = _named(value, network)
-    if not tensors and isinstance(value, (dict, list, tuple)):
+    if not tensors and nested and isinstance(value, (dict, list, tuple)):
         # One for each task, or old weights beside their importance.
         entries = value.items() if isinstance(value, dict) else enumerate(value)
         inner = [(f"{key}[{name!r}]", each) for name, each in entries if isinstance(each, (dict, list, tuple))]
-        return [copy for name, each in inner for copy in _copies(name, each, network)]
+        return [copy for name, each in inner for copy in _copies(name, each, network, nested)]
     return [Copy(key, _tree(tensors), None, sure=True)] if tensors else []
 
 

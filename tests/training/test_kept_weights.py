@@ -177,18 +177,17 @@ def test_blocks_of_a_sequence_are_no_copies_of_each_other():
     assert module.net[1].conv.weight.shape == module.net[2].conv.weight.shape
 
 
-def test_a_callback_that_keeps_them_is_followed_too():
-    class Importance(pl.Callback):
-        def setup(self, trainer, pl_module, stage):
-            self.state = {
-                "fisher": {name: torch.rand_like(p) for name, p in pl_module.named_parameters()},
-                "mean": {name: p.detach().clone() for name, p in pl_module.named_parameters()},
-            }
+def test_of_a_callback_a_history_stays_as_it_was():
+    class History(pl.Callback):
+        def __init__(self):
+            self.seen = []
 
-    module, importance = Classifier(), Importance()
-    trainer(importance, pruning()).fit(module, loader())
-    for tensors in importance.state.values():
-        assert {name: tuple(each.shape) for name, each in tensors.items()} == widths(module)
+        def on_train_epoch_start(self, trainer, pl_module):
+            self.seen.append({name: p.detach().clone() for name, p in pl_module.named_parameters()})
+
+    module, history = Classifier(), History()
+    trainer(history, pruning()).fit(module, loader())
+    assert [len(each["net.0.0.weight"]) for each in history.seen] == [16, 16, 16, 8]
 
 
 def test_the_longest_name_wins_and_a_tie_tells_nothing():
