@@ -1,6 +1,8 @@
 """Deploy every network of the zoo after pruning where the dense one can be: writes `deployment.json`.
 
-`python benchmarks/deployment.py [NAME ...]`; without names, the zoo and the networks of timm that merge branches.
+    python -m benchmarks.deployment [NAME ...] [--out FILE]
+
+Names are those of ``testing/zoo.py``; without them it takes the zoo and those networks of timm that merge branches.
 """
 
 from __future__ import annotations
