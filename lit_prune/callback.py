@@ -162,19 +162,24 @@ class ChannelPruning(Callback):
     # --- before and after -----------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check the arguments against the Trainer and the network, and let checkpoints of other shapes load."""
+        """Check the arguments against the Trainer, and let checkpoints of other shapes load."""
         if stage == "fit":
             if not self.before_wrap:
                 check_strategy(trainer)
             check_callbacks(trainer)
             check_launcher(trainer, pl_module)
             self.agenda.set_length(declared_length(trainer, self.schedule.unit))
-            if not is_cut_to(pl_module, self.plan):
-                # The record of an earlier fit, of another network.
-                self.pruner.forget()
             if self.before_wrap:
+                try:
+                    self._check_network(pl_module)
+                except ArgumentError as error:
+                    raise ArgumentError(
+                        f"{error} epochs='before_wrap' prunes before the module's `setup` and `configure_model`: what "
+                        "they build has to be built in `__init__`."
+                    ) from error
                 self._prune_before_wrap(trainer, pl_module)
-        self._hooks = [LoadGuard(trainer, self.plan).register_on(pl_module), NamedReading(trainer)]
+        guard = LoadGuard(trainer, self.plan)
+        self._hooks = [guard.register_on(pl_module), NamedReading(trainer, guard.note)]
         self._hooks += [*accept_for_now([pl_module]), *accept_in_copies(trainer)]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -195,8 +200,7 @@ class ChannelPruning(Callback):
         if self.before_wrap:
             # By now the strategy has wrapped the parameters; the network was traced before that.
             return
-        # Layers may be made in `setup` or `configure_model`.
-        self.pruner.policy.scope.check(pl_module)
+        self._check_network(pl_module)
         for optimizer in trainer.optimizers:
             check_optimizer(optimizer)
         self.averages.follow(trainer)
@@ -327,8 +331,14 @@ class ChannelPruning(Callback):
         watch, self._watch = self._watch, None
         return None if watch is None else watch.close()
 
-    def _prune_before_wrap(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _check_network(self, pl_module: LightningModule) -> None:
+        """Check the arguments against the network, once its own ``setup`` and ``configure_model`` have built it."""
         self.pruner.policy.scope.check(pl_module)
+        if not is_cut_to(pl_module, self.plan):
+            # The record of an earlier fit, of another network.
+            self.pruner.forget()
+
+    def _prune_before_wrap(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if pl_module.example_input_array is None:
             raise ArgumentError(
                 f"epochs='before_wrap' prunes before a batch is seen: give {type(pl_module).__name__} an "

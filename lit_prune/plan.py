@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Container, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -126,6 +126,26 @@ class PruningPlan:
             [(name, dim) for name, dim in self.divisors if name in names],
         )
 
+    def under(self, names: Iterable[Sequence[str]]) -> PruningPlan:
+        """The same plan with every name of the tensors that it cuts.
+
+        Args:
+            names: The names of each tensor, as :func:`lit_prune.common.names.names_of_tensors` gives them.
+
+        Example:
+            >>> plan = PruningPlan({"a.weight": {0: torch.tensor([1])}})
+            >>> sorted(plan.under([["a.weight", "b.weight"], ["c.weight"]]).kept)
+            ['a.weight', 'b.weight']
+        """
+        kept, sizes = dict(self.kept), dict(self.sizes)
+        for group in names:
+            known = next((name for name in group if name in self.kept), "")
+            for name in group if known and len(group) > 1 else ():
+                kept.setdefault(name, self.kept[known])
+                if known in self.sizes:
+                    sizes.setdefault(name, self.sizes[known])
+        return PruningPlan(kept, sizes, self.reduced_in, self.divisors)
+
     def state_dict(self) -> dict[str, Any]:
         """Plain dicts and tensors, readable by ``torch.load(weights_only=True)`` and without lit_prune."""
         return {
@@ -188,7 +208,7 @@ def extended(plan: PruningPlan, pairs: Mapping[str, str]) -> PruningPlan:
 
     Args:
         plan: Cuts the sources.
-        pairs: Prefix of an average to that of its source.
+        pairs: Prefix of an average, with its dot, to that of its source; or one tensor to another.
 
     Example:
         >>> plan = PruningPlan({"net.weight": {0: torch.tensor([0, 2])}})
@@ -200,13 +220,13 @@ def extended(plan: PruningPlan, pairs: Mapping[str, str]) -> PruningPlan:
     for target, source in pairs.items():
         for old, new in ((plan.kept, kept), (plan.sizes, sizes)):
             for name, dims in old.items():
-                if name.startswith(source):
+                if name == source or (source.endswith(".") and name.startswith(source)):
                     mine: dict[int, Any] = new.setdefault(target + name.removeprefix(source), {})
                     mine.update({dim: value for dim, value in dims.items() if dim not in mine})
     divisors = [
         (target + name.removeprefix(source), dim)
         for target, source in pairs.items()
         for name, dim in plan.divisors
-        if name.startswith(source)
+        if name == source or (source.endswith(".") and name.startswith(source))
     ]
     return PruningPlan(kept, sizes, plan.reduced_in, [*plan.divisors, *divisors])

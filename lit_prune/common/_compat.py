@@ -32,6 +32,9 @@ RUN_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backwa
 STATE_HOOKS = ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks")
 """Attributes in which a module keeps what runs when it is saved or loaded."""
 
+OPTIMIZER_HOOKS = "_optimizer_"
+"""How attributes begin in which an optimizer keeps hooks; a copy that is only tried must not run them."""
+
 COMPILED_CALL = "_compiled_call_impl"
 """The attribute under which `module.compile()` keeps compiled code: that of a copy would run the original."""
 

@@ -98,6 +98,23 @@ def tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
                     yield prefix + name, tensor
 
 
+def names_of_tensors(module: nn.Module) -> list[list[str]]:
+    """All names of each parameter and buffer, as a state dict has them: a layer may stand in several places.
+
+    Example:
+        >>> layer = nn.Linear(2, 2, bias=False)
+        >>> names_of_tensors(nn.Sequential(layer, nn.Linear(2, 2, bias=False), layer))
+        [['0.weight', '2.weight'], ['1.weight']]
+    """
+    found: dict[int, list[str]] = {}
+    for path, owner in module.named_modules(remove_duplicate=False):
+        prefix = f"{path}." if path else ""
+        for name, tensor in (*owner._parameters.items(), *owner._buffers.items()):
+            if tensor is not None:
+                found.setdefault(id(tensor), []).append(prefix + name)
+    return [*found.values()]
+
+
 def class_names(value: object) -> tuple[str, ...]:
     """The names of a value's class and of its bases, the class first.
 

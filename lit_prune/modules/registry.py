@@ -10,6 +10,7 @@ from torch import nn
 
 from lit_prune.common.names import modules_of
 from lit_prune.errors import ArgumentError, ArgumentTypeError
+from lit_prune.modules.remembered import follow_widths_
 from lit_prune.plan import Slot
 
 AttributeUpdate = Callable[[Any], None]
@@ -68,6 +69,7 @@ def update_attributes_(module: nn.Module) -> None:
     children = [child for _, child in modules_of(module)]
     updates = {cls: list(_updates(cls)) for cls in {type(child) for child in children}}
     for child in reversed(children):
+        follow_widths_(child)
         for update in updates[type(child)]:
             update(child)
         for name in caches_of(type(child)):

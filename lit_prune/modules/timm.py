@@ -5,6 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
+from torch import nn
+
 from lit_prune.modules.registry import register_attributes
 
 
@@ -85,3 +87,23 @@ def _timm_dual_paths(module: Any) -> None:
             block.num_1x1_c = block.c1x1_c.conv.out_channels - (after - before)
         else:
             block.num_1x1_c = shortcut.conv.out_channels + block.c1x1_c.conv.out_channels - after
+
+
+@register_attributes("timm.models.lcnetv2.RepDepthwiseSeparable")
+def _timm_merged_depthwise(module: Any) -> None:
+    pointwise = [layer for layer in module.pw_conv.modules() if isinstance(layer, nn.Conv2d)]
+    module.in_chs, module.out_chs = pointwise[0].in_channels, pointwise[-1].out_channels
+
+
+for _name in (
+    "byobnet.RepVggBlock",
+    "byobnet.MobileOneBlock",
+    "fastvit.MobileOneBlock",
+    "ghostnet.GhostModuleV3",
+    "ghostnet.ConvRepAct",
+):
+
+    @register_attributes(f"timm.models.{_name}")
+    def _timm_identity_kernel(module: Any) -> None:
+        # Kept from an earlier merge of branches, and of its width.
+        vars(module).pop("id_tensor", None)

@@ -13,11 +13,19 @@ from lit_prune.modules.registry import (
 )
 from lit_prune.plan import Slot
 
-for _name in ("C2f", "C2fAttn", "C2fPSA", "C2PSA", "PSA"):
+for _name in ("C2f", "C2fAttn", "C2fPSA", "C2PSA", "PSA", "RepNCSPELAN4"):
 
     @register_attributes(f"ultralytics.nn.modules.block.{_name}")
     def _ultralytics_halves(module: Any) -> None:
         module.c = module.cv1.conv.out_channels // 2
+
+
+@register_attributes("ultralytics.nn.modules.conv.RepConv")
+def _ultralytics_merged_branches(module: Any) -> None:
+    if hasattr(module, "conv1"):
+        module.c1, module.c2 = module.conv1.conv.in_channels, module.conv1.conv.out_channels
+    # Kept from an earlier merge of branches, and of its width.
+    vars(module).pop("id_tensor", None)
 
 
 @register_attributes("ultralytics.nn.modules.block.Attention")

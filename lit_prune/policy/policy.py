@@ -238,7 +238,7 @@ def _listed(reasons: Mapping[str, str]) -> str:
 def _averaged(groups: Sequence[ChannelGroup], averages: Mapping[str, str]) -> dict[str, str]:
     """Groups that nobody trains but that follow what they are averages of."""
     return {
-        group.name: f"is an average of {source[:-1]}, and shrinks with it"
+        group.name: f"is an average of {source.rstrip('.')}, and shrinks with it"
         for group in groups
         for prefix, source in averages.items()
         if all(name.startswith(prefix) for name, _ in group.slots)

@@ -10,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 from lit_prune.common._compat import load_hooks
 from lit_prune.errors import ArgumentError
 from lit_prune.modules.registry import update_attributes_
+from lit_prune.modules.remembered import note_widths_
 from lit_prune.surgery.shrink import ModuleT, _assign_
 
 
@@ -44,6 +45,8 @@ def adopt_shapes_(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: s
                 f"{prefix + name} has shape {tuple(tensor.shape)} in the network and {tuple(stored.shape)} in the "
                 "checkpoint: pruning never changes the number of dimensions, so it is of another architecture."
             )
+    if differing:
+        note_widths_(module)
     for _, tensor, stored in differing:
         _assign_(tensor, tensor.data.new_empty(stored.shape))
     if differing:

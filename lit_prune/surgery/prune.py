@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from torch import nn
 from torch.optim import Optimizer
 
-from lit_prune.common.names import tensors_of
+from lit_prune.common.names import names_of_tensors, tensors_of
+from lit_prune.common.ranks import warn_once
 from lit_prune.errors import ArgumentTypeError
+from lit_prune.modules.remembered import unclear_widths
 from lit_prune.plan import PruningPlan
-from lit_prune.surgery.optimizers import _cuts, _state_changes
-from lit_prune.surgery.shrink import shrink_, targets
+from lit_prune.surgery.optimizers import state_changes
+from lit_prune.surgery.shrink import _assign_, shrink_, targets
 
 
 def prune_(
@@ -62,16 +64,24 @@ def prepare(
     """
     if isinstance(optimizers, Optimizer) or isinstance(copies, nn.Module):
         raise ArgumentTypeError("optimizers and copies are lists: write prune_(network, plan, [optimizer], [ema]).")
-    plans = [(module, plan), *((copy, plan.only(dict(tensors_of(copy)))) for copy in copies)]
+    # A copy may hold a layer that stands in several places under another name, or under each.
+    named = plan.under(names_of_tensors(module))
+    plans = [(module, plan), *((copy, named.only(dict(tensors_of(copy)))) for copy in copies)]
     for network, part in plans:
         targets(network, part)
-    cuts = _cuts(module, plan)
-    changes = [change for optimizer in optimizers for change in _state_changes(optimizer, cuts)]
+    changes = state_changes(module, plan, optimizers)
 
     def commit() -> None:
         for network, part in plans:
             shrink_(network, part)
-        for state, key, value in changes:
-            state[key] = value
+        for tensor, values in changes:
+            _assign_(tensor, values)
+        if unclear := unclear_widths(module):
+            more = f" and {len(unclear) - 5} others" if len(unclear) > 5 else ""
+            warn_once(
+                f"Of what modules remember, {', '.join(unclear[:5])}{more} may be widths that are gone. No forward "
+                "reads them, but what merges branches or builds on a module might: set them, or say by "
+                "lit_prune.register_attributes how they follow."
+            )
 
     return commit

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lit_prune.common.names import find_tensor
 from lit_prune.errors import ArgumentError
 from lit_prune.modules.registry import update_attributes_
+from lit_prune.modules.remembered import note_widths_
 from lit_prune.plan import PruningPlan
 from lit_prune.surgery.kept_norms import shrink_statistics_
 
@@ -46,6 +47,7 @@ def shrink_(module: ModuleT, plan: PruningPlan) -> ModuleT:
         (tensor, select(tensor.data, dims), None if tensor.grad is None else select(tensor.grad, dims))
         for tensor, dims in targets(module, plan)
     ]
+    note_widths_(module)
     shrink_statistics_(module, plan)
     for tensor, values, gradient in cuts:
         _assign_(tensor, values)

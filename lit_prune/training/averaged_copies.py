@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from lit_prune.common.names import class_names, tensors_of
+from lit_prune.common.names import class_names, names_of_tensors, tensors_of
 from lit_prune.training._compat import AVERAGE
 
 if TYPE_CHECKING:
@@ -52,10 +52,12 @@ def copies_beside(trainer: Trainer) -> list[Copy]:
     copies: list[Copy] = []
     keys: Counter[str] = Counter()
     for owner in (*trainer.callbacks, network):  # type: ignore[attr-defined]
-        for key, value in _held(owner):
+        for key, value in held_by(owner):
             keys[key] += 1
             # Two callbacks of one class have each its own.
-            copies += _copies(key if keys[key] == 1 else f"{key} ({keys[key]})", value, network)
+            name = key if keys[key] == 1 else f"{key} ({keys[key]})"
+            # Of callbacks, what lies deeper may be a history, which is nobody's average.
+            copies += _copies(name, value, network, nested=owner is network)
     found = []
     # Several attributes may lead to the same tensors, and some to the network's own.
     for copy in sorted(copies, key=lambda copy: not copy.sure):
@@ -79,24 +81,32 @@ def wrapped_within(network: nn.Module) -> dict[str, str]:
 
 
 def twins_within(network: nn.Module) -> dict[str, str]:
-    """Each child that nobody trains to another one of the same layers that is trained."""
-    trained = {name for name, child in network.named_children() if any(p.requires_grad for p in child.parameters())}
-    others = {name: child for name, child in network.named_children() if name not in trained}
-    pairs = {name: _place_of(child, network, trained, of_its_size=True) for name, child in others.items()}
-    return {name: source for name, source in pairs.items() if source}
+    """Each child that nobody trains to another one of its parent, of the same layers, that is trained."""
+    pairs: dict[str, str] = {}
+    for path, parent in network.named_modules():
+        if isinstance(parent, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+            # Blocks that come one after the other are alike, and no copies.
+            continue
+        prefix = f"{path}." if path else ""
+        children = {f"{prefix}{name}": child for name, child in parent.named_children()}
+        trained = {name for name, child in children.items() if any(p.requires_grad for p in child.parameters())}
+        for name in children.keys() - trained if trained else ():
+            if source := _place_of(children[name], network, trained, of_its_size=True):
+                pairs[name] = source
+    return pairs
 
 
-def _held(owner: Any) -> Iterator[tuple[str, Any]]:
+def held_by(owner: Any) -> Iterator[tuple[str, Any]]:
     """What an object's attributes hold, and, one level further down, those of plain objects among them."""
     for name, value in vars(owner).items():
         if isinstance(owner, nn.Module) and name in _OF_EVERY_MODULE:
             continue
         key = f"{type(owner).__name__}.{name}"
-        if isinstance(value, (nn.Module, dict, list, tuple)):
+        if isinstance(value, (nn.Module, dict, list, tuple)) or type(value) is Tensor:
             yield key, value
         elif hasattr(value, "__dict__") and not isinstance(value, (type, Tensor)) and _is_users(value):
             for inner, held in vars(value).items():
-                if isinstance(held, (nn.Module, dict, list, tuple)):
+                if isinstance(held, (nn.Module, dict, list, tuple)) or type(held) is Tensor:
                     yield f"{key}.{inner}", held
 
 
@@ -104,7 +114,7 @@ def _is_users(value: Any) -> bool:
     return type(value).__module__.partition(".")[0] not in ("lightning", "pytorch_lightning", "torch", "builtins")
 
 
-def _copies(key: str, value: Any, network: nn.Module) -> list[Copy]:
+def _copies(key: str, value: Any, network: nn.Module, nested: bool) -> list[Copy]:
     if isinstance(value, nn.Module):
         lightning = key.partition(" ")[0].endswith(f".{AVERAGE}")
         sure = lightning or _is_wrapper(value)
@@ -114,6 +124,11 @@ def _copies(key: str, value: Any, network: nn.Module) -> list[Copy]:
             prefix = ""
         return [] if prefix is None else [Copy(key, _placed(module, prefix), module, sure)]
     tensors = _named(value, network)
+    if not tensors and nested and isinstance(value, (dict, list, tuple)):
+        # One for each task, or old weights beside their importance.
+        entries = value.items() if isinstance(value, dict) else enumerate(value)
+        inner = [(f"{key}[{name!r}]", each) for name, each in entries if isinstance(each, (dict, list, tuple))]
+        return [copy for name, each in inner for copy in _copies(name, each, network, nested)]
     return [Copy(key, _tree(tensors), None, sure=True)] if tensors else []
 
 
@@ -157,15 +172,21 @@ def _named(value: Any, network: nn.Module) -> dict[str, Tensor]:
         return {}
     if not all(isinstance(each, Tensor) for each in (value.values() if isinstance(value, dict) else value)):
         return {}
-    known = dict(tensors_of(network))
+    first = dict(tensors_of(network))
+    known = {name: first[names[0]] for names in names_of_tensors(network) for name in names}
     for prefix in ("", *(f"{name}." for name, _ in network.named_children())):
         parameters = {name: each for name, each in network.named_parameters() if name.startswith(prefix)}
         trained = [name for name, parameter in parameters.items() if parameter.requires_grad]
         if isinstance(value, dict):
             named = {f"{prefix}{name}": each for name, each in value.items()}
-            complete = bool(trained) and set(trained) <= named.keys() <= known.keys()
-            if complete and all(known[name].dim() == each.dim() for name, each in named.items()):
-                return named
+            if named.keys() <= known.keys():
+                complete = bool(trained) and set(trained) <= named.keys()
+                # Of some of the weights alone: those that have their very shapes.
+                if all(
+                    known[name].dim() == each.dim() if complete else known[name].shape == each.shape
+                    for name, each in named.items()
+                ):
+                    return named
         else:
             for names in (list(parameters), trained):
                 if [known[name].shape for name in names] == [each.shape for each in value]:

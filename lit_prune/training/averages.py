@@ -14,8 +14,10 @@ from torch import nn
 
 from lit_prune.common.names import tensors_of
 from lit_prune.common.ranks import warn_once
+from lit_prune.plan import PruningPlan
 from lit_prune.surgery.adoption import accept_for_now, adopt_shapes_
 from lit_prune.training.averaged_copies import copies_beside, twins_within, wrapped_within
+from lit_prune.training.kept_weights import check_kept, named_after
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -56,7 +58,7 @@ class Averages:
         return {copy.key: copy.view for copy in copies if copy.sure or (copy.key in known and copy.fits(network))}
 
     def within(self, trainer: Trainer, warn: bool = True) -> dict[str, str]:
-        """Prefix of each average inside of the LightningModule to that of what it is an average of."""
+        """Prefix, or name, of each average inside of the LightningModule to that of what it is an average of."""
         network, known = trainer.lightning_module, self.notice()
         pairs = wrapped_within(network)
         for child, source in twins_within(network).items():
@@ -64,7 +66,11 @@ class Averages:
                 pairs[f"{child}."] = f"{source}."
             elif warn:
                 self._warn_of(child, trainer)
-        return pairs
+        return pairs | named_after(network)
+
+    def check(self, trainer: Trainer, plan: PruningPlan) -> None:
+        """Raise an UnsupportedError for what looks like a copy of weights that ``plan`` cuts, and is known for none."""
+        check_kept(trainer.lightning_module, plan, [copy.view for copy in copies_beside(trainer)])
 
     def follow(self, trainer: Trainer) -> None:
         """Bring averages that a checkpoint had nothing for in line with a network that came from it pruned."""

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lit_prune.activations import Calibration, CalibrationBatch
+from lit_prune.plan import PruningPlan
 
 
 class Host(Protocol):
@@ -42,8 +43,8 @@ class Host(Protocol):
     @property
     def validates(self) -> bool: ...  # noqa: D102
 
-    def check(self) -> None:
-        """Raise an UnsupportedError for what can't follow when the network shrinks."""
+    def check(self, plan: PruningPlan) -> None:
+        """Raise an UnsupportedError for what can't follow when the network is cut to ``plan``."""
 
     def averages(self) -> Mapping[str, nn.Module]:
         """Averaged copies beside the network: where each is kept, to a module with the network's names."""

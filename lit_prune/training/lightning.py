@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from lit_prune.activations import Calibration, CalibrationBatch
 from lit_prune.common.names import class_names
+from lit_prune.plan import PruningPlan
 from lit_prune.training.averages import Averages
 from lit_prune.training.calibration_data import calibration_batches
 from lit_prune.training.ddp import check_comm_hooks, forget_shapes, wrap_again
@@ -63,9 +64,10 @@ class LightningHost:
         """Whether validations are run."""
         return self.trainer.enable_validation
 
-    def check(self) -> None:
-        """Refuse communication hooks of DDP that remember tensors of the old buckets."""
+    def check(self, plan: PruningPlan) -> None:
+        """Refuse communication hooks of DDP that remember tensors of the old buckets, and unknown copies of weights."""
         check_comm_hooks(self.trainer)
+        self.known.check(self.trainer, plan)
 
     def averages(self) -> Mapping[str, nn.Module]:
         """What callbacks and the LightningModule keep beside the network."""

@@ -187,10 +187,10 @@ class Pruner:
         def measure(layers: list[str], calibration: Calibration) -> Mapping[str, Moments]:
             return calibrate(host, layers, calibration, self.forwards)
 
-        carry_out("check", host.check)
         self._see_late(network)
         decision = self.policy.decide(network, self.calls, ratio, self.record, measure, host.averages_within())
         self._warn_of_idle(network, decision)
+        carry_out("check", lambda: host.check(decision.plan))
         params, averages = count_parameters(network), host.averages()
         groups = [group.name for group in decision.groups]
         trial = carry_out("keep", lambda: self._begin_trial(host, decision.plan, groups, averages))

@@ -36,6 +36,8 @@ class Rehearsal:
         self._pruner = pruner
         # What the last event would leave of the network as it is, until optimizers have state to try it on.
         self._foretold: tuple[ChannelGraph, PruningPlan] | None = None
+        # How many optimizers had state when that was last tried; they may take their first steps one after the other.
+        self._stateful = -1
 
     def events(self, host: Host, events: Mapping[str, float]) -> None:
         """Go through all events that are to come.
@@ -49,7 +51,9 @@ class Rehearsal:
         """
         graph = self._pruner.graph
         if graph is not None and events:
-            self._foretold = graph, self._run(host, graph, events)
+            plan = self._run(host, graph, events)
+            self._foretold, self._stateful = (graph, plan), -1
+            together(lambda: host.check(plan))
 
     def by_validation(self, host: Host, calls: Sequence[Call], events: Mapping[str, float]) -> None:
         """:meth:`events` by the calls of a validation step, if these enter all that is trained.
@@ -87,16 +91,20 @@ class Rehearsal:
             raise RehearsalError(f"The first batch of calibration data can't be used. {error}") from error
 
     def optimizers(self, host: Host) -> None:
-        """Once optimizers have state: see whether it can follow.
+        """See whether what optimizers hold can follow: what they hold from the start, and their state once it is there.
 
         Raises:
             UnsupportedError: If it can't.
         """
-        if self._foretold is None or not any(optimizer.state for optimizer in host.optimizers):
+        if self._foretold is None:
             return
-        (graph, plan), self._foretold = self._foretold, None
-        if graph is self._pruner.graph:
+        graph, plan = self._foretold
+        stateful = sum(bool(optimizer.state) for optimizer in host.optimizers)
+        if graph is self._pruner.graph and stateful > self._stateful:
+            self._stateful = stateful
             together(lambda: check_state(host.network, plan, host.optimizers))
+        if graph is not self._pruner.graph or stateful == len(host.optimizers):
+            self._foretold = None
 
     def _run(self, host: Host, graph: ChannelGraph, events: Mapping[str, float]) -> PruningPlan:
         ratios = {name: self._pruner.ratio(part) for name, part in events.items()}

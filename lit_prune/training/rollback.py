@@ -6,11 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lit_prune.common._compat import tree_map_only
 from lit_prune.common.names import tensors_of
 from lit_prune.surgery.adoption import adopt_shapes_
+from lit_prune.surgery.held import beside, optimizers_in
+from lit_prune.surgery.shrink import _assign_
 from lit_prune.training.averages import follow_shapes
 
 Tensors = dict[str, Tensor]
@@ -25,7 +29,8 @@ class Trial:
         groups: The groups that the event pruned.
         plan: State of the plan before the event.
         weights: Parameters and buffers by name, on the CPU.
-        states: For each optimizer, parameter name to its state.
+        states: For each optimizer, those inside of others included, parameter name to its state.
+        beside: For each, where a tensor is that it holds beside its state, to that tensor.
         copies: Where an averaged copy is kept, to its tensors.
 
     Example:
@@ -44,6 +49,7 @@ class Trial:
     plan: dict[str, Any]
     weights: Tensors
     states: list[dict[str, dict[str, Any]]] = field(default_factory=list)
+    beside: list[Tensors] = field(default_factory=list)
     copies: dict[str, Tensors] = field(default_factory=dict)
 
     @classmethod
@@ -58,12 +64,20 @@ class Trial:
     ) -> Trial:
         """Keep all that an event changes."""
         names: dict[Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
+        held = optimizers_in(optimizers)
         states = [
             {names[parameter]: _kept(state) for parameter, state in optimizer.state.items() if parameter in names}
-            for optimizer in optimizers
+            for optimizer in held
         ]
-        tensors = {key: _kept(dict(tensors_of(copy))) for key, copy in copies.items()}
-        return cls(score, list(groups), dict(plan), _kept(dict(tensors_of(module))), states, tensors)
+        return cls(
+            score,
+            list(groups),
+            dict(plan),
+            weights=_kept(dict(tensors_of(module))),
+            states=states,
+            beside=[_kept(_beside(optimizer)) for optimizer in held],
+            copies={key: _kept(dict(tensors_of(copy))) for key, copy in copies.items()},
+        )
 
     def roll_back_(self, module: nn.Module, optimizers: Sequence[Optimizer], copies: Mapping[str, nn.Module]) -> None:
         """Put back weights, optimizer state and averaged copies, in place; the tensors stay the same objects."""
@@ -76,16 +90,15 @@ class Trial:
         # An average that was begun since then starts again.
         follow_shapes(module, [copy for key, copy in copies.items() if key not in self.copies])
         parameters = dict(module.named_parameters())
-        for optimizer, state in zip(optimizers, self.states, strict=True):
+        for optimizer, state in zip(optimizers_in(optimizers), self.states, strict=True):
             for name, parameter in parameters.items():
                 optimizer.state.pop(parameter, None)
                 if name in state:
-                    optimizer.state[parameter] = {
-                        key: value.to(parameter.device if value.dim() else value.device).clone()
-                        if isinstance(value, Tensor)
-                        else value
-                        for key, value in state[name].items()
-                    }
+                    optimizer.state[parameter] = _put_on(parameter.device, state[name])
+        for optimizer, tensors in zip(optimizers_in(optimizers), self.beside, strict=False):
+            for name, tensor in _beside(optimizer).items():
+                if name in tensors:
+                    _assign_(tensor, tensors[name].to(tensor.device, copy=True))
 
     def has_failed(self, score: float | None, mode: str, max_drop: float) -> bool:
         """Whether the metric has fallen by more than ``max_drop``; never where it is not known.
@@ -106,9 +119,14 @@ class Trial:
         return dict(vars(self))
 
 
-def _kept(tensors: Mapping[str, Any]) -> dict[str, Any]:
+def _beside(optimizer: Optimizer) -> Tensors:
+    return {held.name: held.value for held in beside(optimizer) if isinstance(held.value, Tensor)}
+
+
+def _kept(tensors: Any) -> Any:
     """Copies on the CPU; step counters stay on their device, for fused optimizers want them there."""
-    return {
-        name: (value.detach().cpu() if value.dim() else value.detach()).clone() if isinstance(value, Tensor) else value
-        for name, value in tensors.items()
-    }
+    return tree_map_only(Tensor, lambda each: (each.detach().cpu() if each.dim() else each.detach()).clone(), tensors)
+
+
+def _put_on(device: torch.device, state: Any) -> Any:
+    return tree_map_only(Tensor, lambda each: each.to(device if each.dim() else each.device).clone(), state)

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from lit_prune.activations import Calibration, CalibrationBatch
 from lit_prune.errors import CalibrationError
 from lit_prune.graph import Call
+from lit_prune.plan import PruningPlan
 from lit_prune.yolo.evaluation import forget_anchors_
 
 
@@ -55,7 +56,7 @@ class UltralyticsHost:
         device = next(self.network.parameters()).device
         return [Call("", (torch.zeros(1, channels, side, side, device=device),), {})]
 
-    def check(self) -> None:
+    def check(self, plan: PruningPlan) -> None:
         """Nothing of this trainer hinders: what could is refused before the first epoch."""
 
     def averages(self) -> Mapping[str, nn.Module]:

@@ -138,6 +138,41 @@ def test_an_optimizer_that_cannot_follow_is_refused_once_it_has_stepped():
     assert len(module.losses) == 2
 
 
+def test_what_an_optimizer_holds_from_the_start_is_tried_before_the_first_step():
+    class Anchored(Classifier):
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            optimizer.anchor = [self.net[0][0].weight.detach().clone()]
+            return optimizer
+
+    module = Anchored()
+    module.example_input_array = torch.zeros(1, 3, 8, 8)
+    with pytest.raises(UnsupportedError, match=r"SGD holds 'anchor\[0\]'"):
+        trainer(pruning()).fit(module, loader())
+    assert not module.losses
+
+
+def test_an_optimizer_that_takes_its_first_step_later_is_tried_then():
+    class Alternating(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.net[0].parameters(), 0.1), NarrowState(self.net[1:].parameters(), lr=0.1)
+
+        def training_step(self, batch, batch_idx):
+            optimizer = self.optimizers()[batch_idx % 2]
+            optimizer.zero_grad()
+            self.manual_backward(super().training_step(batch, batch_idx))
+            optimizer.step()
+
+    module = Alternating()
+    with pytest.raises(UnsupportedError, match="NarrowState keeps 'sketch'"):
+        trainer(pruning()).fit(module, loader())
+    assert len(module.losses) == 2
+
+
 @pytest.mark.parametrize("example", [True, False], ids=["example_input_array", "validation step"])
 def test_a_sanity_check_is_enough(example):
     module = Classifier()

@@ -7,6 +7,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_prune import ChannelPruning
 from lit_prune.errors import PruningError
+from lit_prune.surgery.held import held_by
 from lit_prune.training.averaged_copies import copies_beside
 from lit_prune.training.recovery import Recovery
 from tests.toys import Classifier, loader, trainer, weight_averaging, widths
@@ -60,6 +61,49 @@ def test_an_event_that_costs_too_much_is_taken_back_to_the_bit(optimizer):
     assert not callback.plan
     assert callback.record.barred == ["net.0.0", "net.2.0"]
     assert [event.get("taken_back", False) for event in callback.events] == [True, False]
+
+
+def test_what_optimizers_hold_elsewhere_is_taken_back_too():
+    class Slow(torch.optim.Adam):
+        """Slow weights beside the state, and an optimizer inside."""
+
+        def __init__(self, parameters):
+            super().__init__(parameters, lr=1e-3)
+            self.slow = [p.detach().clone() for p in self.param_groups[0]["params"]]
+            self.inner = torch.optim.SGD(self.param_groups[0]["params"], lr=1e-3, momentum=0.9)
+
+        def step(self, closure=None):
+            loss = super().step(closure)
+            self.inner.step()
+            for parameter, slow in zip(self.param_groups[0]["params"], self.slow, strict=True):
+                slow.lerp_(parameter.detach(), 0.5)
+                self.state[parameter]["pair"] = [parameter.detach().clone()]
+            return loss
+
+    class Slowly(Scored):
+        def configure_optimizers(self):
+            return Slow(self.parameters())
+
+    class Keep(pl.Callback):
+        def __init__(self):
+            self.seen = {}
+
+        def on_train_epoch_start(self, trainer, pl_module):
+            held = held_by(trainer.optimizers)
+            self.seen[trainer.current_epoch] = copy.deepcopy([(each.name, each.value) for each in held])
+
+    before, after = Keep(), Keep()
+    with pytest.warns(UserWarning, match="was taken back"):
+        trainer(before, pruning([2, 3]), after, max_epochs=4).fit(Slowly(), loader(), loader())
+    good, again = before.seen[2], after.seen[3]
+    assert len(good) == len(again)
+    assert any(name.startswith("slow") for name, _ in good)
+
+    def sort(seen):
+        order = sorted(seen, key=lambda each: (each[0], each[1].shape, float(each[1].float().sum())))
+        return [value for _, value in order]
+
+    torch.testing.assert_close(sort(good), sort(again), rtol=0, atol=0)
 
 
 def test_what_recovers_stays():
