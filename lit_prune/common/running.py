@@ -42,27 +42,26 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def restored(model: nn.Module, seed: int | None = None) -> Iterator[None]:
-    """Afterwards ``model`` is as it was before: modes, attributes, what their containers hold, registered tensors.
+def restored(model: nn.Module, seed: int | None = None, contents: bool = False) -> Iterator[None]:
+    """Afterwards ``model`` is as it was before: modes, attributes, parameters and buffers.
 
     So are the random states of Python, NumPy, the CPU and the model's CUDA devices.
-
-    What its hooks have noted down, in variables around them or in attributes of their object, is put back as well.
 
     Args:
         model: The live network.
         seed: What all random generators start from within; ``None`` leaves them as they are.
+        contents: Put back also what lists, dicts and sets hold, of its modules and around its hooks.
 
     Example:
         >>> net = nn.Linear(2, 1)
         >>> net.seen = []
-        >>> with restored(net):
+        >>> with restored(net, contents=True):
         ...     net.seen.append(1)
         ...     net.weight = nn.Parameter(torch.zeros(4, 2))
         >>> net.seen, net.weight.shape
         ([], torch.Size([1, 2]))
     """
-    before = [_Before(module) for module in model.modules()]
+    before = [_Before(module, contents) for module in model.modules()]
     with _isolated_rng(model):
         if seed is not None:
             random.seed(seed)
@@ -78,12 +77,15 @@ def restored(model: nn.Module, seed: int | None = None) -> Iterator[None]:
 class _Before:
     """A module as it is now."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, contents: bool) -> None:
         self._module = module
         self._class = type(module)
         self._attributes = dict(vars(module))
         held = [value for hook in forward_hooks(module) for value in _held_by(hook)]
-        self._containers = [(value, copy.copy(value)) for value in _containers([*self._attributes.values(), *held])]
+        containers = _containers([*self._attributes.values(), *held]) if contents else ()
+        # Tensors and hooks of the module itself lie in dicts.
+        own = (value for name, value in self._attributes.items() if name in _OF_EVERY_MODULE)
+        self._containers = [(value, copy.copy(value)) for value in (*_containers(own, depth=1), *containers)]
         # Of a scripted module these are no attributes of Python.
         scripted = isinstance(module, torch.jit.ScriptModule)
         self._tensors = [*module._parameters.items(), *module._buffers.items()] if scripted else []
@@ -141,6 +143,7 @@ def _items(container: Any) -> Iterator[Any]:
             yield container[item]
 
 
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _CONTAINERS = frozenset((list, dict, OrderedDict, set, deque))
 # A memory of past batches is put back itself; what it holds is not looked at.
 _LARGE = 1000

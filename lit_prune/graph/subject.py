@@ -110,7 +110,7 @@ class InPlace:
     @contextmanager
     def running(self, plan: PruningPlan = _NOTHING, masked: bool = False) -> Iterator[nn.Module]:
         """The network with tensors that stand in for its own; each time the random numbers are the same."""
-        with restored(self.network, seed=0):
+        with restored(self.network, seed=0, contents=True):
             _replace_tensors_(self.network, cloned if self.has_values else emptied)
             if self.plan:
                 shrink_(self.network, self.plan)

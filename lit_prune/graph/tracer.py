@@ -45,6 +45,7 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
         # Modules that return the very input that they were given.
         self.passing: set[nn.Module] = set()
         self._names: dict[int, str] = {}
+        self._shapes: dict[int, tuple[int, ...]] = {}
         self._kernels: set[int] = set()
         self.modules: dict[nn.Module, str] = {module: name for name, module in modules_of(network)}
         for module, path in self.modules.items():
@@ -52,6 +53,7 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
             for name, tensor in (*module._parameters.items(), *module._buffers.items()):
                 if tensor is not None:
                     self._names.setdefault(id(tensor), prefix + name)
+                    self._shapes[id(tensor)] = tuple(tensor.shape)
             if isinstance(module, ConvNd):
                 own = (*module.parameters(), *module.buffers())
                 self._kernels.update(id(tensor) for tensor in own if tensor.dim() == len(module.kernel_size) + 2)
@@ -69,6 +71,9 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
         self._made: dict[int, Tensor] = {}
         # Memory that something unknown was written into: numbers that were known of it are no longer.
         self._overwritten: dict[int, Tensor] = {}
+        # What a step makes of weights alone.
+        self._penalties: dict[int, Tensor] = {}
+        self._is_penalty = False
         # Values of which it counts whether an operation reads them.
         self._watched: dict[int, Tensor] = {}
         self._read: set[int] = set()
@@ -164,7 +169,15 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
                 _, rows, reason = self._forbidden[id(tensor)]
                 self.freeze(rows, reason)
         if operation.name in ALIKE or any(map(self._is_tracked, tensors)):
+            # A term of the loss in which no data are: of channels that go, it is gone.
+            self._is_penalty = self.is_between_networks and all(
+                id(tensor) in self._names or id(tensor) in self._penalties or not self._is_tracked(tensor)
+                for tensor in tensors
+            )
             self.apply(operation, qualified_name)
+            if self._is_penalty:
+                self._penalties.update((id(output), output) for output in operation.outputs())
+            self._is_penalty = False
 
     def _small(self, tensors: Sequence[Tensor]) -> tuple[float, ...]:
         """The values of the small tensors among some, as far as they are known and are none of the network's own."""
@@ -218,8 +231,11 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
         # Of a kernel nothing is ever cut.
         for dim, size in enumerate(tensor.shape[:2] if id(tensor) in self._kernels else tensor.shape):
             if size > 1:
-                row = self.recording.slots[name, dim] = self.labels.fresh(size)
+                row = self.labels.fresh(size)
                 blocks.append(Block((dim,), row))
+                # One that grows with the first forward has nothing to cut before.
+                if tuple(tensor.shape) == self._shapes[id(tensor)]:
+                    self.recording.slots[name, dim] = row
         self._values[id(tensor)] = (tensor, blocks)
         return blocks
 
@@ -276,7 +292,7 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
         """Freeze all tracked rows among ``rows``, naming the layer at work."""
         where = f", in {self.layer}" if self.layer else self.outside
         for row in rows:
-            if row is not None:
+            if row is not None and not self._is_penalty:
                 self.labels.freeze(row, reason + where)
 
     def forbid(self, tensor: Tensor, rows: Sequence[Row], reason: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -38,6 +39,30 @@ def named_after(network: nn.Module) -> dict[str, str]:
         if len(best) == 1:
             found[name] = best[0]
     return found
+
+
+@contextmanager
+def kept_as_they_are(network: nn.Module) -> Iterator[None]:
+    """While open, what a module keeps of its weights, in dicts under their names, is those weights themselves.
+
+    They are cut in step: a trace of the module sees what it will be.
+    """
+    parameters = dict(network.named_parameters())
+    shorter = {name.partition(".")[2]: parameter for name, parameter in parameters.items()}
+    changed: list[tuple[Any, str, Tensor]] = []
+    for _, value in held_by(network):
+        for entries in _dicts(value, _DEPTH):
+            for name, tensor in entries.items():
+                own = parameters.get(name, shorter.get(name)) if isinstance(name, str) else None
+                if own is not None and isinstance(tensor, Tensor) and tensor.dim() == own.dim():
+                    changed.append((entries, name, tensor))
+    try:
+        for entries, name, _ in changed:
+            entries[name] = parameters.get(name, shorter.get(name))
+        yield
+    finally:
+        for entries, name, tensor in changed:
+            entries[name] = tensor
 
 
 def check_kept(network: nn.Module, plan: PruningPlan, followed: Collection[nn.Module]) -> None:
@@ -82,6 +107,15 @@ def _likeness(own: str, parameter: str) -> int:
 
 def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _dicts(value: Any, depth: int) -> Iterator[dict[Any, Any]]:
+    """Nested dicts, those in lists too."""
+    if isinstance(value, dict):
+        yield value
+    if depth and isinstance(value, (dict, list, tuple)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _dicts(inner, depth - 1)
 
 
 def _loose(value: Any, place: str, depth: int) -> Iterator[tuple[str, Tensor]]:

@@ -14,6 +14,7 @@ from torchmetrics import Metric
 
 from lit_prune.common._compat import tree_flatten, tree_map_only
 from lit_prune.graph import Call
+from lit_prune.training.kept_weights import kept_as_they_are
 
 _NO_OPS = (
     "log log_dict print manual_backward toggle_optimizer untoggle_optimizer clip_gradients configure_gradient_clipping"
@@ -39,7 +40,7 @@ class StepCall(Call):
 
     def enter(self, network: nn.Module) -> Any:
         """Make the step; nothing is logged, no metric and no optimizer is changed, and there is no backward pass."""
-        with _nothing_else_happens(network):
+        with _nothing_else_happens(network), kept_as_they_are(network):
             return getattr(network, self.name)(*self.args, **self.kwargs)
 
 

@@ -106,6 +106,24 @@ def test_features_that_only_pass_through_go():
     assert module.first[0].weight.shape[0] == 8
 
 
+PENALTIES = {
+    "sparsity": lambda module, features, batch: module.first[1].weight.abs().sum(),
+    "decay": lambda module, features, batch: sum(p.square().sum() for p in module.parameters()),
+    "orthogonal": lambda module, features, batch: _orthogonal(module.second[0].weight.flatten(1)),
+}
+
+
+def _orthogonal(weight):
+    return (weight @ weight.T - torch.eye(len(weight))).square().mean()
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+def test_terms_of_weights_alone_hold_nothing(name):
+    module, callback = Loss(PENALTIES[name]), pruning()
+    fit(module, callback)
+    assert module.first[0].weight.shape[0] == module.second[0].weight.shape[0] == 8
+
+
 def test_a_step_that_cannot_be_made_again_is_said():
     class Counts(Classifier):
         calls = 0
