@@ -41,7 +41,9 @@ class Adversarial(Setup):
         self.generator = nn.Sequential(
             nn.Linear(8, 16 * 16), nn.Unflatten(1, (16, 4, 4)), nn.ReLU(), nn.ConvTranspose2d(16, 3, 2, 2), nn.Tanh()
         )
-        self.critic = nn.Sequential(block(3, 16), nn.Conv2d(16, 24, 3), nn.ReLU(), nn.Flatten(), nn.Linear(24 * 36, 1))
+        self.critic = nn.Sequential(
+            nn.Conv2d(3, 16, 3), nn.LeakyReLU(), nn.Conv2d(16, 24, 3), nn.ReLU(), nn.Flatten(), nn.Linear(24 * 16, 1)
+        )
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
         for_generator, for_critic = self.optimizers()
@@ -142,7 +144,7 @@ class Parts(Setup):
 
 SETUPS: dict[str, tuple[type[Setup], dict[str, int], dict[str, int]]] = {
     # What an event at half leaves, and what has to stay.
-    "adversarial": (Adversarial, {"generator.3.weight": 8, "critic.0.0.weight": 8, "critic.1.weight": 12}, {}),
+    "adversarial": (Adversarial, {"generator.3.weight": 8, "critic.0.weight": 8, "critic.2.weight": 12}, {}),
     "distilled": (Distilled, {"net.1.0.weight": 12}, {"net.0.0.weight": 16}),
     "tasks": (Tasks, {"trunk.0.0.weight": 8, "trunk.1.0.weight": 12}, {"heads.a.weight": 4, "heads.b.weight": 4}),
     "hooked": (Hooked, {"down.1.0.weight": 8, "deep.0.weight": 12, "up.0.0.weight": 8}, {"last.weight": 4}),
