@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from lit_prune.activations import Calibration, Moments
 from lit_prune.common.arguments import check_ratio
 from lit_prune.common.names import count_parameters
-from lit_prune.common.ranks import any_rank, gather, together, warn_once
-from lit_prune.errors import ArgumentError, ArgumentTypeError, HalfPrunedError, PruningError, TraceError
+from lit_prune.common.ranks import any_rank, together, warn_once
+from lit_prune.errors import ArgumentError, ArgumentTypeError, HalfPrunedError, PruningError
 from lit_prune.graph import Call, ChannelGraph
 from lit_prune.plan import PruningPlan
 from lit_prune.policy.history import Dense, Record
@@ -27,6 +27,7 @@ from lit_prune.training.inputs import calls_from_state, calls_to_state, ways_to_
 from lit_prune.training.monitor import Monitor
 from lit_prune.training.recovery import Recovery, Rewarming
 from lit_prune.training.rollback import Trial
+from lit_prune.training.seeing import first_graph, of_all_ranks, of_rank_zero, parted, warn_of_idle
 
 
 class Pruner:
@@ -87,7 +88,7 @@ class Pruner:
     @property
     def forwards(self) -> list[Call]:
         """How a step enters the network."""
-        return _parted(self._known)[0]
+        return parted(self._known)[0]
 
     def see(self, network: nn.Module, calls: Sequence[Call], steps: Sequence[Call] = ()) -> None:
         """Trace the network as it is; the first time, check that it can be pruned as the policy says.
@@ -101,14 +102,14 @@ class Pruner:
             PruningError: If there is no call, or the network can't be run on one.
             ArgumentError: If nothing can be pruned in this way.
         """
-        steps = _of_rank_zero(network, steps)
+        steps = of_rank_zero(network, steps)
         ways = ways_to_see(calls, steps)
         if not ways:
             raise PruningError(
                 f"No layer of {type(network).__name__} was called in the first batch, so its channels can't be traced. "
                 "Set `example_input_array` on the LightningModule."
             )
-        graph, used, failure = together(lambda: _seen(network, ways))
+        graph, used, failure = together(lambda: first_graph(network, ways))
         if steps and not any(call.is_step for call in used):
             warn_once(
                 f"The training step of {type(network).__name__} can't be run on stand-ins: {failure}. Channels are "
@@ -122,30 +123,17 @@ class Pruner:
 
     def _see_late(self, network: nn.Module) -> None:
         """See the network again by the steps that have used more of it, on whatever rank."""
-        late, self.late = _of_all_ranks(network, self.late), []
+        late, self.late = of_all_ranks(network, self.late), []
         if late:
-            forwards, steps = _parted(self._known)
+            forwards, steps = parted(self._known)
             self.see(network, forwards, [*steps, *late])
-
-    def _warn_of_idle(self, network: nn.Module, decision: PruningEvent) -> None:
-        """Say which layers might break: no batch has shown what they are fed with, and it may be what was cut."""
-        cut = {group.size: group.name for group in decision.groups if group.width_under(decision.plan) < group.size}
-        for name in decision.before.idle:
-            weight = network.get_submodule(name).weight
-            fed = cut.get(weight.shape[1]) if isinstance(weight, Tensor) and weight.requires_grad else None
-            if fed is not None:
-                warn_once(
-                    f"{name} has taken part in no step so far. If a later step gives it the channels of {fed}, which "
-                    f"are cut now, that step fails. Add {fed!r} to `exclude`, or give an `example_input_array` that "
-                    f"uses {name}."
-                )
 
     def see_again(self, network: nn.Module) -> bool:
         """See the network by the calls of a resumed run, to prune when it would have; False if there is none."""
         self.graph, self.calls, self._known, self.late = None, [], [], []
         if self._inputs is not None:
             device = next(network.parameters()).device
-            self.see(network, *_parted(calls_from_state(self._inputs, device)))
+            self.see(network, *parted(calls_from_state(self._inputs, device)))
         return self.sees
 
     def ratio(self, part: float) -> float | None:
@@ -189,7 +177,7 @@ class Pruner:
 
         self._see_late(network)
         decision = self.policy.decide(network, self.calls, ratio, self.record, measure, host.averages_within())
-        self._warn_of_idle(network, decision)
+        warn_of_idle(network, decision)
         carry_out("check", lambda: host.check(decision.plan))
         params, averages = count_parameters(network), host.averages()
         groups = [group.name for group in decision.groups]
@@ -312,47 +300,6 @@ class Pruner:
         self.monitor.check(host)
         plan_before = self.record.plan.state_dict()
         return Trial.begin(self.monitor.value, groups, plan_before, host.network, host.optimizers, averages)
-
-
-def _parted(calls: Sequence[Call]) -> tuple[list[Call], list[Call]]:
-    """Forwards and steps."""
-    return [call for call in calls if not call.is_step], [call for call in calls if call.is_step]
-
-
-def _of_rank_zero(network: nn.Module, calls: Sequence[Call]) -> Sequence[Call]:
-    """The calls of rank 0, on every rank, where they are plain: batches differ, and graphs must not."""
-    states = gather(calls_to_state(calls))
-    if len(states) == 1 or None in states:
-        return calls
-    return calls_from_state(states[0] or (), next(network.parameters()).device)
-
-
-def _of_all_ranks(network: nn.Module, calls: Sequence[Call]) -> list[Call]:
-    """The calls of each rank, on every rank."""
-    states = gather(calls_to_state(calls))
-    if len(states) == 1:
-        return list(calls)
-    device = next(network.parameters()).device
-    return calls_from_state([state for of_rank in states for state in of_rank or ()], device)
-
-
-def _seen(network: nn.Module, ways: Sequence[Sequence[Call]]) -> tuple[ChannelGraph, Sequence[Call], TraceError | None]:
-    """The graph by the first way in which the network can be run, and what failed before.
-
-    Raises:
-        PruningError: If there is none.
-    """
-    failure = None
-    for calls in ways:
-        try:
-            return ChannelGraph.trace_calls(network, calls), calls, failure
-        except TraceError as error:
-            failure = error
-    entered = [call.module or "its example inputs" for call in ways[-1]]
-    raise PruningError(
-        f"The network can't be run on {entered}: {failure}. Give the LightningModule an `example_input_array` that its "
-        "forward takes."
-    ) from failure
 
 
 @contextmanager

@@ -1,0 +1,70 @@
+"""How a network is seen: by the first calls and steps that it can be traced by, the same on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from lit_prune.common.ranks import gather, warn_once
+from lit_prune.errors import PruningError, TraceError
+from lit_prune.graph import Call, ChannelGraph
+from lit_prune.policy.policy import PruningEvent
+from lit_prune.training.inputs import calls_from_state, calls_to_state
+
+
+def parted(calls: Sequence[Call]) -> tuple[list[Call], list[Call]]:
+    """Forwards and steps."""
+    return [call for call in calls if not call.is_step], [call for call in calls if call.is_step]
+
+
+def of_rank_zero(network: nn.Module, calls: Sequence[Call]) -> Sequence[Call]:
+    """The calls of rank 0, on every rank, where they are plain: batches differ, and graphs must not."""
+    states = gather(calls_to_state(calls))
+    if len(states) == 1 or None in states:
+        return calls
+    return calls_from_state(states[0] or (), next(network.parameters()).device)
+
+
+def of_all_ranks(network: nn.Module, calls: Sequence[Call]) -> list[Call]:
+    """The calls of each rank, on every rank."""
+    states = gather(calls_to_state(calls))
+    if len(states) == 1:
+        return list(calls)
+    device = next(network.parameters()).device
+    return calls_from_state([state for of_rank in states for state in of_rank or ()], device)
+
+
+def first_graph(
+    network: nn.Module, ways: Sequence[Sequence[Call]]
+) -> tuple[ChannelGraph, Sequence[Call], TraceError | None]:
+    """The graph by the first way in which the network can be run, and what failed before.
+
+    Raises:
+        PruningError: If there is none.
+    """
+    failure = None
+    for calls in ways:
+        try:
+            return ChannelGraph.trace_calls(network, calls), calls, failure
+        except TraceError as error:
+            failure = error
+    entered = [call.module or "its example inputs" for call in ways[-1]]
+    raise PruningError(
+        f"The network can't be run on {entered}: {failure}. Give the LightningModule an `example_input_array` that its "
+        "forward takes."
+    ) from failure
+
+
+def warn_of_idle(network: nn.Module, decision: PruningEvent) -> None:
+    """Say which layers might break: no batch has shown what they are fed with, and it may be what was cut."""
+    cut = {group.size: group.name for group in decision.groups if group.width_under(decision.plan) < group.size}
+    for name in decision.before.idle:
+        weight = network.get_submodule(name).weight
+        fed = cut.get(weight.shape[1]) if isinstance(weight, Tensor) and weight.requires_grad else None
+        if fed is not None:
+            warn_once(
+                f"{name} has taken part in no step so far. If a later step gives it the channels of {fed}, which "
+                f"are cut now, that step fails. Add {fed!r} to `exclude`, or give an `example_input_array` that "
+                f"uses {name}."
+            )
