@@ -16,15 +16,17 @@ def follow_alternatives(network: nn.Module, recording: Recording) -> None:
 
     Another input, or another task, may have it run in that one's place.
     """
+    kinds = (nn.ModuleList, nn.ModuleDict)
+    containers = [(path, module) for path, module in modules_of(network) if isinstance(module, kinds)]
+    if not containers:
+        return
     produced = np.zeros(recording.labels.count, dtype=np.bool_)
     for row in recording.produced:
         produced[row] = True
     used: dict[str, list[int]] = {}
     for name, dim in recording.slots:
         used.setdefault(name, []).append(dim)
-    for path, container in modules_of(network):
-        if not isinstance(container, (nn.ModuleList, nn.ModuleDict)):
-            continue
+    for path, container in containers:
         prefix = f"{path}." if path else ""
         models: dict[Any, str] = {}
         waiting = []

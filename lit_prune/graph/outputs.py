@@ -16,6 +16,7 @@ from lit_prune.modules.registry import SIZE_ONLY_OUTPUTS, caches_of, qualified_n
 # What holds no tensor that a caller would read, and may hold half of the process.
 _OPAQUE = (nn.Module, type, FunctionType, ModuleType, str, bytes, int, float, complex, bool, type(None))
 _PLAIN = (Tensor, list, tuple, dict)
+_ATOMS = frozenset((int, float, complex, bool, str, bytes, type(None), FunctionType))
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 # An output of more objects than that is no output.
 _MOST_OBJECTS = 100_000
@@ -70,10 +71,18 @@ def left_in_attributes(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for path, module in modules:
         prefix = f"{path}." if path else ""
         for name, value in (*vars(module).items(), *module._buffers.items()):
-            if name in _OF_EVERY_MODULE or name in caches[type(module)] or _is_computed(module, name):
+            if name in _OF_EVERY_MODULE or _holds_nothing(value):
+                continue
+            if name in caches[type(module)] or _is_computed(module, name):
                 continue
             for tensor in tensors_in(value) if isinstance(value, _PLAIN) else _held_by(value):
                 yield prefix + name, tensor
+
+
+def _holds_nothing(value: Any) -> bool:
+    """Whether it is a number, a word or the like, as most attributes are, or some of them."""
+    kind = type(value)
+    return kind in _ATOMS or ((kind is tuple or kind is list) and _ATOMS.issuperset(map(type, value)))
 
 
 def _held_by(value: Any) -> Iterator[Tensor]:
