@@ -172,7 +172,7 @@ def _hold_state(network: nn.Module, step: Call, tracer: Tracer, composites: Comp
     tracer.watch(tensor for _, tensor in left)
     products = list(tracer.recording.products)
     _entered(network, step, tracer, composites)
-    tracer.path[:], tracer.recording.products = [], products
+    tracer.path[:], tracer.outside, tracer.recording.products = [], "", products
     for place, tensor in left:
         if tracer.was_read(tensor):
             tracer.freeze_output(tensor, f"is kept in the attribute {place} between steps")

@@ -83,6 +83,8 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Run the operation, then its rule."""
         kwargs = kwargs or {}
+        if func.namespace == "profiler":
+            return func(*args, **kwargs)
         tensors = tensors_among((*args, *kwargs.values()))
         values = remembered((args, kwargs)) if tensors and all(map(self._is_known, tensors)) else None
         if func is ITEM and values is not None:
@@ -148,7 +150,7 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
         """Run the rule of an operation that channels enter."""
         if all(self._is_known(tensor) or id(tensor) in self._made for tensor in tensors):
             # Numbers on their way to where they count, and grids that a forward makes or has made before.
-            for made in tensors_among([output] if isinstance(output, Tensor) else output or ()):
+            for made in tensors_among(output if isinstance(output, (list, tuple)) else [output]):
                 self._made[id(made)] = made
             self._follow(signature(func).operation(args, kwargs, output), signature(func).qualified_name, tensors)
             return

@@ -61,7 +61,9 @@ def warn_of_idle(network: nn.Module, decision: PruningEvent) -> None:
     cut = {group.size: group.name for group in decision.groups if group.width_under(decision.plan) < group.size}
     for name in decision.before.idle:
         weight = network.get_submodule(name).weight
-        fed = cut.get(weight.shape[1]) if isinstance(weight, Tensor) and weight.requires_grad else None
+        # Averages are cut in step with what they are of.
+        trained = isinstance(weight, Tensor) and weight.requires_grad and f"{name}.weight" not in decision.plan.kept
+        fed = cut.get(weight.shape[1]) if trained else None
         if fed is not None:
             warn_once(
                 f"{name} has taken part in no step so far. If a later step gives it the channels of {fed}, which "

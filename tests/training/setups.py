@@ -132,12 +132,12 @@ class Parts(Setup):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.encoder = Classifier().net
+        self.encoder = Classifier().net[:3]
         self.mix, self.head = nn.Linear(32, 24), nn.Linear(24, 4)
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         x = batch[0]
-        for part in list(self.encoder)[:-1]:
+        for part in self.encoder:
             x = part(x)
         return self.note(F.cross_entropy(self.head(F.gelu(self.mix(x.mean((2, 3))))), batch[1]))
 
