@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
+from lit_prune.common.names import find_tensor
 from lit_prune.common.ranks import gather, warn_once
 from lit_prune.errors import PruningError, TraceError
 from lit_prune.graph import Call, ChannelGraph
@@ -60,10 +61,11 @@ def warn_of_idle(network: nn.Module, decision: PruningEvent) -> None:
     """Say which layers might break: no batch has shown what they are fed with, and it may be what was cut."""
     cut = {group.size: group.name for group in decision.groups if group.width_under(decision.plan) < group.size}
     for name in decision.before.idle:
-        weight = network.get_submodule(name).weight
+        weight = find_tensor(network, f"{name}.weight")
         # Averages are cut in step with what they are of.
-        trained = isinstance(weight, Tensor) and weight.requires_grad and f"{name}.weight" not in decision.plan.kept
-        fed = cut.get(weight.shape[1]) if trained else None
+        if weight is None or not weight.requires_grad or f"{name}.weight" in decision.plan.kept:
+            continue
+        fed = cut.get(weight.shape[1])
         if fed is not None:
             warn_once(
                 f"{name} has taken part in no step so far. If a later step gives it the channels of {fed}, which "
