@@ -56,7 +56,7 @@ class Fold:
 
 
 class Labels:
-    """The record of one trace: a union of labels, reasons to freeze, and folds that must stay rectangular.
+    """What one trace has found: a union of labels, reasons to freeze, and folds that must stay rectangular.
 
     Example:
         >>> labels = Labels()

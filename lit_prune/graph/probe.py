@@ -34,7 +34,7 @@ _NOTHING = PruningPlan({})
 
 
 @dataclass(frozen=True, eq=False)
-class Unit:
+class Bundle:
     """Groups that must lose equally many, and the channels of each that go at a trial."""
 
     gone: tuple[tuple[ChannelGroup, Row], ...]
@@ -128,16 +128,16 @@ def _probed(subject: Subject) -> tuple[Recording, Grouping]:
         failing = _Probe(subject, recording, grouping).failing()
         if not failing:
             break
-        for unit, reason in failing:
-            _restrict(recording, grouping.components, unit, reason)
+        for bundle, reason in failing:
+            _restrict(recording, grouping.components, bundle, reason)
         grouping = build_groups(recording)
     return recording, grouping
 
 
-def _restrict(recording: Recording, components: Components, unit: Unit, reason: str) -> None:
+def _restrict(recording: Recording, components: Components, bundle: Bundle, reason: str) -> None:
     """Groups that failed may still pass where whole heads go; otherwise they stay."""
     mine = np.zeros(len(components.reason), dtype=np.bool_)
-    for group in unit.groups:
+    for group in bundle.groups:
         mine[components.of[group.labels]] = True
     folds = [
         fold
@@ -150,7 +150,7 @@ def _restrict(recording: Recording, components: Components, unit: Unit, reason: 
     for fold in folds:
         recording.labels.make_whole(fold)
     if not folds:
-        for group in unit.groups:
+        for group in bundle.groups:
             recording.labels.freeze(group.labels, reason)
 
 
@@ -170,29 +170,29 @@ class _Probe:
         self._recording = recording
         self._components = grouping.components
         self._groups = grouping.groups
-        self._units = _units(self._groups)
+        self._bundles = _bundles(self._groups)
 
-    def failing(self) -> list[tuple[Unit, str]]:
+    def failing(self) -> list[tuple[Bundle, str]]:
         """Groups that can't lose a channel; none where all can. Once they are seen to, others may show."""
-        failure = self._failure(self._units)
+        failure = self._failure(self._bundles)
         if failure is None and self._recording.pieces:
             # Where a computed size says what is cut out of a dimension, it may fit to what has gone by chance.
-            self._units = _units(self._groups, few=1, more=5)
-            failure = self._failure(self._units)
-        units = self._units
+            self._bundles = _bundles(self._groups, few=1, more=5)
+            failure = self._failure(self._bundles)
+        bundles = self._bundles
         if failure is None:
             return []
         layer = failure.error.layer
         # Mostly the cause lies in the layer that failed, or in one like it.
         for layers in ([layer], self._alike(layer)):
-            near = [unit for unit in units if any(_touches(unit, name) for name in layers)]
+            near = [bundle for bundle in bundles if any(_touches(bundle, name) for name in layers)]
             if near and (cause := self._failure(near, failure.until)):
                 return self._search(near, cause)
-        return self._search(units, failure)
+        return self._search(bundles, failure)
 
-    def _failure(self, units: Sequence[Unit], until: Until | None = None) -> _Failure | None:
+    def _failure(self, bundles: Sequence[Bundle], until: Until | None = None) -> _Failure | None:
         """What is wrong once each of these has lost some channels; None where nothing is, as far as ``until``."""
-        gone = [item for unit in units for item in unit.gone]
+        gone = [item for bundle in bundles for item in bundle.gone]
         plan = plan_without(self._recording, self._components, gone)
         try:
             again = _record(self._subject, plan, until)
@@ -207,9 +207,9 @@ class _Probe:
             return _Failure(error, None)
         return None
 
-    def _search(self, tried: Sequence[Unit], failure: _Failure) -> list[tuple[Unit, str]]:
+    def _search(self, tried: Sequence[Bundle], failure: _Failure) -> list[tuple[Bundle, str]]:
         """Those of ``tried`` that fail, by halving; what lies likewise in a like layer fails alike."""
-        found: list[tuple[Unit, str]] = []
+        found: list[tuple[Bundle, str]] = []
         pending, cause = list(tried), failure
         while True:
             failing = pending
@@ -221,13 +221,13 @@ class _Probe:
                         break
                 else:
                     # It takes both halves to fail.
-                    return [*found, *((unit, f"can't be narrowed together: {cause.error}") for unit in failing)]
+                    return [*found, *((bundle, f"can't be narrowed together: {cause.error}") for bundle in failing)]
             layer = cause.error.layer
             place = _place(failing[0], layer)
             like = self._alike(layer) if place else []
-            alike = [unit for unit in self._units if any(_place(unit, name) == place for name in like)]
-            found.extend((unit, f"can't be narrowed: {cause.error}") for unit in alike or failing)
-            pending = [unit for unit in pending if unit not in alike and unit is not failing[0]]
+            alike = [bundle for bundle in self._bundles if any(_place(bundle, name) == place for name in like)]
+            found.extend((bundle, f"can't be narrowed: {cause.error}") for bundle in alike or failing)
+            pending = [bundle for bundle in pending if bundle not in alike and bundle is not failing[0]]
             again = self._failure(pending, failure.until) if pending else None
             if again is None:
                 return found
@@ -243,29 +243,29 @@ class _Probe:
         return [name for name, module in modules_of(self._subject.network) if type(module) is kind]
 
 
-def _place(unit: Unit, layer: str) -> frozenset[Slot]:
+def _place(bundle: Bundle, layer: str) -> frozenset[Slot]:
     """Where in a layer the groups lie."""
-    slots = (slot for group in unit.groups for slot in group.slots)
+    slots = (slot for group in bundle.groups for slot in group.slots)
     return frozenset((name[len(layer) + 1 :], dim) for name, dim in slots if name.startswith(f"{layer}."))
 
 
-def _touches(unit: Unit, layer: str) -> bool:
+def _touches(bundle: Bundle, layer: str) -> bool:
     """Whether a group reaches into a layer."""
-    return bool(layer) and any(name.startswith(f"{layer}.") for group in unit.groups for name, _ in group.slots)
+    return bool(layer) and any(name.startswith(f"{layer}.") for group in bundle.groups for name, _ in group.slots)
 
 
-def _units(groups: Sequence[ChannelGroup], few: int = 2, more: int = 1) -> list[Unit]:
+def _bundles(groups: Sequence[ChannelGroup], few: int = 2, more: int = 1) -> list[Bundle]:
     """Groups, with those that are balanced as one, and a few channels of each, always the same."""
     by_name = {group.name: group for group in groups}
     together = dict.fromkeys(tuple(sorted(group.balanced or (group.name,))) for group in groups)
     rng = np.random.default_rng(0)
-    units = []
+    bundles = []
     for number, names in enumerate(together):
-        unit = [by_name[name] for name in names]
+        bundle = [by_name[name] for name in names]
         # Groups that must stay equally wide, or lose the same channels, are seen to where they lose differently.
-        count = min(few + more * number % 7, max(1, min(group.size for group in unit) - 2))
-        units.append(Unit(tuple((group, rng.permutation(group.size)[:count]) for group in unit)))
-    return units
+        count = min(few + more * number % 7, max(1, min(group.size for group in bundle) - 2))
+        bundles.append(Bundle(tuple((group, rng.permutation(group.size)[:count]) for group in bundle)))
+    return bundles
 
 
 def _verify(subject: Subject, recording: Recording, again: Recording, plan: PruningPlan) -> None:

@@ -1,4 +1,4 @@
-"""Watch a network at work, operation by operation, and know at each moment which value carries which labels."""
+"""Watch a network at work, operation by operation, and know after each operation which value carries which labels."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def _cat(trace: Tracer, op: Operation) -> None:
     dim = op["dim"] % tensors[0].dim()
     # Rows along the dimension are put one after the other; along all others the values meet.
     rows = [trace.row(tensor, dim) for tensor in tensors]
-    blocks = _meet_besides(trace, tensors, dim, "is concatenated with what is not tracked")
+    blocks = _join_other_dims(trace, tensors, dim, "is concatenated with what is not tracked")
     if any(row is not None for row in rows):
         known = [_known(trace, row, tensor.shape[dim]) for row, tensor in zip(rows, tensors, strict=True)]
         blocks.append(Block((dim,), np.concatenate(known)))
@@ -37,7 +37,7 @@ def _known(trace: Tracer, row: Row | None, size: int) -> Row:
     return row
 
 
-def _meet_besides(trace: Tracer, tensors: Sequence[Tensor], dim: int, reason: str) -> list[Block]:
+def _join_other_dims(trace: Tracer, tensors: Sequence[Tensor], dim: int, reason: str) -> list[Block]:
     """Join values along all dimensions but one; empty pieces have nothing to say."""
     narrow = []
     for tensor in tensors:
