@@ -233,19 +233,25 @@ def test_channels_that_no_region_reaches_stay() -> None:
 class _Helped(nn.Module):
     """A classifier with a second head in train mode, which can fail there."""
 
-    def __init__(self, kernel: int) -> None:
+    def __init__(self, fails: bool) -> None:
         super().__init__()
+        self.fails = fails
         self.enter, self.inner, self.leave = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)
-        self.helper = nn.Sequential(nn.Conv2d(8, 6, 1), nn.Conv2d(6, 4, kernel))
+        self.helper = nn.Sequential(nn.Conv2d(8, 6, 1), nn.Conv2d(6, 4, 1))
 
     def forward(self, x: Tensor) -> Any:
         x = self.inner(self.enter(x))
-        return (self.leave(x), self.helper(x)) if self.training else self.leave(x)
+        if not self.training:
+            return self.leave(x)
+        helped = self.helper[0](x)
+        if self.fails:
+            raise RuntimeError("too small an image")
+        return self.leave(x), self.helper[1](helped)
 
 
 def test_a_train_mode_that_fails_is_no_reason_to_refuse_the_network() -> None:
     images = torch.zeros(1, 3, 4, 4)
-    works, fails = (ChannelGraph.trace(_Helped(kernel), images) for kernel in (1, 5))
+    works, fails = (ChannelGraph.trace(_Helped(fails), images) for fails in (False, True))
     assert {group.name for group in works.groups} == {"enter", "inner", "helper.0"}
     assert {group.name for group in fails.groups} == {"enter", "inner"}
     assert ("helper.0.weight", 1) in fails["inner"].slots

@@ -19,6 +19,10 @@ TIMM = (
     "adabelief adafactor adamp adamuon adan adopt lamb laprop lars lion madgrad mars muon nadamw novograd rmsproptf "
     "sgdp lookahead_adam"
 ).split()
+# Older releases have not all of them, and their Adafactor factors other dimensions than `by_hand` says.
+OLD_TIMM = not hasattr(timm_optim, "list_optimizers")
+if OLD_TIMM:
+    TIMM = [name for name in TIMM if name not in "adafactor adamuon adan adopt laprop mars muon".split()]
 
 
 def create(name, net):
@@ -253,6 +257,7 @@ def test_flat_state_is_cut_by_the_elements_of_its_parameter():
     assert all(torch.equal(optimizer.state[p]["flat"], p.detach().flatten()) for p in net.parameters())
 
 
+@pytest.mark.skipif(OLD_TIMM, reason="this release of timm has no such optimizer")
 def test_state_whose_form_goes_by_the_shape_is_refused_by_trying_a_step():
     net, optimizer = start(lambda net: timm_optim.create_optimizer_v2(net, opt="adafactorbv", lr=1e-3))
     run(net, optimizer, 2)
