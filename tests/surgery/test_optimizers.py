@@ -79,7 +79,7 @@ def start(make):
     return net, make(net)
 
 
-@pytest.mark.parametrize("name", [*TORCH, *TIMM, pytest.param("kron", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [*TORCH, *TIMM, *([] if OLD_TIMM else [pytest.param("kron", marks=pytest.mark.slow)])])
 @pytest.mark.filterwarnings("ignore:.*opt_einsum")
 def test_a_step_after_the_cut_is_that_of_state_sliced_by_hand(name, eagerly):
     net, optimizer = start(lambda net: create(name, net))
