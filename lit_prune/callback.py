@@ -319,7 +319,9 @@ class ChannelPruning(Callback):
         if calls is not None or step is not None:
             forwards = self.pruner.forwards if calls is None else calls
             self.pruner.see(pl_module, forwards, [] if step is None else [step])
-            self.agenda.rehearse(self._host(trainer))
+            # By an example of its inputs the network was seen before, and all was rehearsed then.
+            rehearse = self.agenda.rehearse_events if calls is None else self.agenda.rehearse
+            rehearse(self._host(trainer))
             self._latecomers.watch(pl_module, self.pruner.idle)
 
     def _note_latecomers(self, pl_module: LightningModule, batch: Any, batch_idx: int, name: str) -> None:

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+"""The attributes that a module has because it is one; others are of its class."""
+
 
 def find_module(network: nn.Module, path: str) -> nn.Module | None:
     """The submodule of that name, found without a walk over all of the network; None where there is none.

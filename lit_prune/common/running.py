@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from lit_prune.common._compat import compiler_is_loaded, forward_hooks
+from lit_prune.common.names import OF_EVERY_MODULE
 
 
 @contextmanager
@@ -81,11 +82,14 @@ class _Before:
         self._module = module
         self._class = type(module)
         self._attributes = dict(vars(module))
-        held = [value for hook in forward_hooks(module) for value in _held_by(hook)]
-        containers = _containers([*self._attributes.values(), *held]) if contents else ()
-        # Tensors and hooks of the module itself lie in dicts.
-        own = (value for name, value in self._attributes.items() if name in _OF_EVERY_MODULE)
-        self._containers = [(value, copy.copy(value)) for value in (*_containers(own, depth=1), *containers)]
+        if contents:
+            held = [value for hook in forward_hooks(module) for value in _held_by(hook)]
+            containers = _containers([*self._attributes.values(), *held])
+        else:
+            # Tensors and hooks of the module itself lie in dicts.
+            own = (value for name, value in self._attributes.items() if name in OF_EVERY_MODULE)
+            containers = _containers(own, depth=1)
+        self._containers = [(value, copy.copy(value)) for value in containers]
         # Of a scripted module these are no attributes of Python.
         scripted = isinstance(module, torch.jit.ScriptModule)
         self._tensors = [*module._parameters.items(), *module._buffers.items()] if scripted else []
@@ -143,7 +147,6 @@ def _items(container: Any) -> Iterator[Any]:
             yield container[item]
 
 
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _CONTAINERS = frozenset((list, dict, OrderedDict, set, deque))
 # A memory of past batches is put back itself; what it holds is not looked at.
 _LARGE = 1000

@@ -49,8 +49,7 @@ class ChannelGraph:
 
     def __init__(self, subject: Subject, recording: Recording, grouping: Grouping) -> None:
         self.groups: tuple[ChannelGroup, ...] = grouping.groups
-        accounted = grouping.unprunable.keys() | {layer for group in grouping.groups for layer in group.layers}
-        idle = unmet(subject.network, recording, accounted)
+        idle = unmet(subject.network, recording, grouping)
         self.unprunable: dict[str, str] = {**grouping.unprunable, **idle}
         self.followed = tuple(recording.followed)
         self.idle = tuple(name for name, reason in idle.items() if reason == IDLE)

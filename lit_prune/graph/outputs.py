@@ -10,14 +10,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from lit_prune.common._compat import weight_hooks
-from lit_prune.common.names import modules_of
+from lit_prune.common.names import OF_EVERY_MODULE, modules_of
 from lit_prune.modules.registry import SIZE_ONLY_OUTPUTS, caches_of, qualified_names
 
 # What holds no tensor that a caller would read, and may hold half of the process.
 _OPAQUE = (nn.Module, type, FunctionType, ModuleType, str, bytes, int, float, complex, bool, type(None))
 _PLAIN = (Tensor, list, tuple, dict)
 _ATOMS = frozenset((int, float, complex, bool, str, bytes, type(None), FunctionType))
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 # An output of more objects than that is no output.
 _MOST_OBJECTS = 100_000
 
@@ -71,7 +70,7 @@ def left_in_attributes(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for path, module in modules:
         prefix = f"{path}." if path else ""
         for name, value in (*vars(module).items(), *module._buffers.items()):
-            if name in _OF_EVERY_MODULE or _holds_nothing(value):
+            if name in OF_EVERY_MODULE or _holds_nothing(value):
                 continue
             if name in caches[type(module)] or _is_computed(module, name):
                 continue

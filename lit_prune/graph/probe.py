@@ -24,13 +24,13 @@ from lit_prune.graph.groups import ChannelGroup, Grouping, build_groups, plan_wi
 from lit_prune.graph.labels import Components, Row
 from lit_prune.graph.recording import Call, Recording
 from lit_prune.graph.rules import RULES
+from lit_prune.graph.skeleton import NOTHING
 from lit_prune.graph.subject import Copies, InPlace, Subject
 from lit_prune.graph.ties import keep_whole, tie_widths, unmet
 from lit_prune.graph.trace import Reached, Until, record
 from lit_prune.plan import PruningPlan, Slot
 
 Examined = tuple[Subject, Recording, Grouping]
-_NOTHING = PruningPlan({})
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,11 +71,11 @@ def examine(model: nn.Module, calls: Sequence[Call]) -> Examined:
             return _examined(InPlace, model, calls)
         except TraceError:
             raise error from None
-    subject, recording, _ = examined
-    if idle := unmet(subject.network, recording):
+    subject, recording, grouping = examined
+    if idle := unmet(subject.network, recording, grouping):
         with suppress(TraceError):
             again = _examined(InPlace, model, calls)
-            return again if len(unmet(model, again[1])) < len(idle) else examined
+            return again if len(unmet(model, *again[1:])) < len(idle) else examined
     return examined
 
 
@@ -109,7 +109,7 @@ def rehearse(subject: Subject, recording: Recording, plan: PruningPlan) -> Exami
 
 
 def _record(
-    subject: Subject, plan: PruningPlan = _NOTHING, until: Until | None = None, masked: bool = False
+    subject: Subject, plan: PruningPlan = NOTHING, until: Until | None = None, masked: bool = False
 ) -> Recording:
     """Run and record a subject, cut to a plan."""
     with subject.running(plan, masked) as network:

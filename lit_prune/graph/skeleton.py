@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,8 @@ from lit_prune.surgery.shrink import select, shrink_, targets
 _VALUE = "_lit_prune_value"
 MOST_VALUES = 256
 _PLAIN = (Tensor, nn.Parameter)
-_NOTHING = PruningPlan({})
+NOTHING = PruningPlan({})
+"""The plan that leaves a network whole."""
 
 
 def skeleton(network: nn.Module) -> nn.Module:
@@ -37,7 +38,7 @@ def replica(network: nn.Module) -> nn.Module:
     return copy_module(network, cloned)
 
 
-def twin(network: nn.Module, plan: PruningPlan = _NOTHING) -> nn.Module:
+def twin(network: nn.Module, plan: PruningPlan = NOTHING) -> nn.Module:
     """A copy of a network as :func:`skeleton` or :func:`replica` made it, cut to ``plan``.
 
     Tensors without values that are whole may be shared: nothing lies in their memory.
@@ -66,11 +67,7 @@ def has_values(network: nn.Module) -> bool:
 
 def on_meta(calls: Sequence[Call]) -> list[Call]:
     """The same calls with inputs that have a shape and no values."""
-
-    def convert(value: Any) -> Any:
-        return tree_map_only(Tensor, _empty, value)
-
-    return [replace(call, args=convert(tuple(call.args)), kwargs=convert(dict(call.kwargs))) for call in calls]
+    return [_with_inputs(call, _empty) for call in calls]
 
 
 def with_values(calls: Sequence[Call], device: torch.device) -> list[Call]:
@@ -79,14 +76,12 @@ def with_values(calls: Sequence[Call], device: torch.device) -> list[Call]:
     def convert(tensor: Tensor) -> Tensor:
         return made_up(tensor.shape, tensor.dtype, device) if tensor.is_meta else tensor.to(device)
 
-    return [
-        replace(
-            call,
-            args=tree_map_only(Tensor, convert, tuple(call.args)),
-            kwargs=tree_map_only(Tensor, convert, dict(call.kwargs)),
-        )
-        for call in calls
-    ]
+    return [_with_inputs(call, convert) for call in calls]
+
+
+def _with_inputs(call: Call, convert: Callable[[Tensor], Tensor]) -> Call:
+    args, kwargs = tree_map_only(Tensor, convert, (tuple(call.args), dict(call.kwargs)))
+    return replace(call, args=args, kwargs=kwargs)
 
 
 def made_up(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -7,23 +7,21 @@ those of the original: what needs these is traced in place.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from lit_prune.common._compat import tree_map_only
-from lit_prune.common.names import modules_of
+from lit_prune.common.names import OF_EVERY_MODULE, modules_of
 from lit_prune.common.running import restored
 from lit_prune.graph.copying import CopyTensor
 from lit_prune.graph.recording import Call
-from lit_prune.graph.skeleton import cloned, emptied, has_values, on_meta, replica, skeleton, twin, with_values
+from lit_prune.graph.skeleton import NOTHING, cloned, emptied, has_values, on_meta, replica, skeleton, twin, with_values
 from lit_prune.plan import PruningPlan
 from lit_prune.surgery.mask import zero_
 from lit_prune.surgery.shrink import shrink_
-
-_NOTHING = PruningPlan({})
 
 
 class Subject(Protocol):
@@ -41,7 +39,7 @@ class Subject(Protocol):
     @property
     def calls(self) -> Sequence[Call]: ...  # noqa: D102
 
-    def running(self, plan: PruningPlan = _NOTHING, masked: bool = False) -> Any:
+    def running(self, plan: PruningPlan = NOTHING, masked: bool = False) -> AbstractContextManager[nn.Module]:
         """A context in which the network, cut to ``plan`` or masked, can be run once."""
 
     def cut(self, plan: PruningPlan) -> Subject:
@@ -67,9 +65,9 @@ class Copies:
         return cls(replica(model).eval(), calls) if values else cls(skeleton(model).eval(), on_meta(calls))
 
     @contextmanager
-    def running(self, plan: PruningPlan = _NOTHING, masked: bool = False) -> Iterator[nn.Module]:
+    def running(self, plan: PruningPlan = NOTHING, masked: bool = False) -> Iterator[nn.Module]:
         """A copy that is thrown away: a forward leaves caches behind (anchors, positions)."""
-        network = twin(self.network, _NOTHING if masked else plan)
+        network = twin(self.network, NOTHING if masked else plan)
         if masked:
             zero_(network, plan)
         yield network
@@ -93,7 +91,7 @@ class InPlace:
     network: nn.Module
     given: Sequence[Call]
     has_values: bool
-    plan: PruningPlan = field(default_factory=lambda: _NOTHING)
+    plan: PruningPlan = field(default_factory=lambda: NOTHING)
 
     @classmethod
     def of(cls, model: nn.Module, calls: Sequence[Call], values: bool) -> InPlace:
@@ -108,7 +106,7 @@ class InPlace:
         return with_values(self.given, next(self.network.parameters()).device)
 
     @contextmanager
-    def running(self, plan: PruningPlan = _NOTHING, masked: bool = False) -> Iterator[nn.Module]:
+    def running(self, plan: PruningPlan = NOTHING, masked: bool = False) -> Iterator[nn.Module]:
         """The network with tensors that stand in for its own; each time the random numbers are the same."""
         with restored(self.network, seed=0, contents=True):
             _replace_tensors_(self.network, cloned if self.has_values else emptied)
@@ -125,15 +123,13 @@ class InPlace:
 
 def _replace_tensors_(network: nn.Module, copy_tensor: CopyTensor) -> None:
     """Put a copy in the place of each parameter, buffer and tensor in an attribute."""
-    known: dict[int, Tensor] = {}
-    # The copies of a module that is no child, but kept in a list, would be nobody's.
-    originals: list[Tensor] = []
+    # By the tensors themselves: what shares one goes on sharing one.
+    known: dict[Tensor, Tensor] = {}
 
     def copied(tensor: Tensor, is_buffer: bool = False) -> Tensor:
-        if id(tensor) not in known:
-            originals.append(tensor)
-            known[id(tensor)] = copy_tensor(tensor, is_buffer)
-        return known[id(tensor)]
+        if tensor not in known:
+            known[tensor] = copy_tensor(tensor, is_buffer)
+        return known[tensor]
 
     for _, module in modules_of(network):
         # A class of its own way to set attributes keeps a second list of its weights (`nn.LSTM`), or is a script.
@@ -150,11 +146,8 @@ def _replace_tensors_(network: nn.Module, copy_tensor: CopyTensor) -> None:
         for name, value in list(vars(module).items()):
             if isinstance(value, Tensor):
                 vars(module)[name] = copied(value)
-            elif type(value) in (dict, list) and name not in _OF_EVERY_MODULE:
+            elif type(value) in (dict, list) and name not in OF_EVERY_MODULE:
                 # In the container itself: a hook may hold it too.
                 for key, item in value.items() if isinstance(value, dict) else enumerate(value):
                     if isinstance(item, (Tensor, list, tuple, dict)):
                         value[key] = tree_map_only(Tensor, copied, item)
-
-
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 import numpy as np
 from torch import Tensor, nn
 
 from lit_prune.common.names import modules_of, tensors_of
+from lit_prune.graph.groups import Grouping
 from lit_prune.graph.labels import Row
 from lit_prune.graph.recording import Recording
 from lit_prune.modules.registry import (
@@ -55,8 +54,9 @@ def keep_whole(network: nn.Module, recording: Recording) -> None:
             recording.labels.make_whole(fold)
 
 
-def unmet(network: nn.Module, recording: Recording, accounted: Collection[str] = ()) -> dict[str, str]:
-    """Layers whose weight no operation met, and why; without those that are ``accounted`` for."""
+def unmet(network: nn.Module, recording: Recording, grouping: Grouping) -> dict[str, str]:
+    """Layers that no group and no reason accounts for, since no operation met their weight; and why."""
+    accounted = grouping.unprunable.keys() | {layer for group in grouping.groups for layer in group.layers}
     tensors = dict(tensors_of(network))
     used = {id(tensors[name]) for name, _ in recording.slots if name in tensors}
     found = {}

@@ -68,6 +68,14 @@ class Agenda:
         """
         self._warn_of_unused_amount()
         self._attempt(lambda: self._rehearsal.calibration(host))
+        self.rehearse_events(host)
+
+    def rehearse_events(self, host: Host) -> None:
+        """:meth:`rehearse` once more where a step has shown more of the network; of the data nothing is new.
+
+        Raises:
+            RehearsalError: As for :meth:`rehearse`.
+        """
         self._attempt(lambda: self._rehearsal.events(host, self._ahead()))
         self.rehearse_optimizers(host)
 

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from lit_prune.common.names import class_names, names_of_tensors, tensors_of
+from lit_prune.common.names import OF_EVERY_MODULE, class_names, names_of_tensors, tensors_of
 from lit_prune.training._compat import AVERAGE
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 _WRAPPERS = {"AveragedModel", "ModelEma", "ModelEmaV2", "ModelEmaV3"}
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +98,7 @@ def twins_within(network: nn.Module) -> dict[str, str]:
 def held_by(owner: Any) -> Iterator[tuple[str, Any]]:
     """What an object's attributes hold, and, one level further down, those of plain objects among them."""
     for name, value in vars(owner).items():
-        if isinstance(owner, nn.Module) and name in _OF_EVERY_MODULE:
+        if isinstance(owner, nn.Module) and name in OF_EVERY_MODULE:
             continue
         key = f"{type(owner).__name__}.{name}"
         if isinstance(value, (nn.Module, dict, list, tuple)) or type(value) is Tensor:

@@ -199,7 +199,7 @@ class UltralyticsPruning:
         step, self._step = self._step, None
         if step is not None:
             self.pruner.see(trainer.model, host.calls(), [step])
-            self.agenda.rehearse(host)
+            self.agenda.rehearse_events(host)
         self.agenda.rehearse_optimizers(host)
 
     def _keep_step(self, network: Any, args: tuple[Any, ...]) -> None:
