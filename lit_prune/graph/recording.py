@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -48,6 +48,11 @@ class Call:
         """Size of dimension 0 of the first tensor: what costs are divided by."""
         tensors = [leaf for leaf in tree_flatten((self.args, dict(self.kwargs)))[0] if isinstance(leaf, Tensor)]
         return tensors[0].shape[0] if tensors and tensors[0].dim() else 1
+
+
+def parted(calls: Sequence[Call]) -> tuple[list[Call], list[Call]]:
+    """Forwards and steps."""
+    return [call for call in calls if not call.is_step], [call for call in calls if call.is_step]
 
 
 @dataclass(frozen=True)

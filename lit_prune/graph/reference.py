@@ -235,30 +235,27 @@ def _group_norm(operation: Operation, keep: Tensor) -> tuple[Tensor, ...]:
     mean, variance = _moments(source.reshape(len(source), groups, -1), [2], inside)
     scale = (variance + operation["eps"]).rsqrt()
     values = ((source.reshape(len(source), groups, -1) - mean) * scale).reshape(source.shape)
-    side = [-1] + [1] * (source.dim() - 2)
-    own = [operation[name] for name in ("weight", "bias")]
-    weight, bias = (None if tensor is None else tensor.reshape(side) for tensor in own)
-    values = values if weight is None else values * weight
-    return values if bias is None else values + bias, mean.squeeze(-1), scale.squeeze(-1)
+    return _affine(values, operation, _aside(source)), mean.squeeze(-1), scale.squeeze(-1)
 
 
 def _batch_norm(operation: Operation, keep: Tensor) -> tuple[Tensor, ...]:
     source = operation["input"]
     mean, variance = _moments(source, [dim for dim in range(source.dim()) if dim != 1], keep)
     scale = (variance + operation["eps"]).rsqrt()
-    side = [-1] + [1] * (source.dim() - 2)
-    values = (source - mean) * scale
-    for name, combine in (("weight", torch.mul), ("bias", torch.add)):
-        if operation.get(name) is not None:
-            values = combine(values, operation[name].reshape(side))
-    return values, mean.flatten(), scale.flatten()
+    return _affine((source - mean) * scale, operation, _aside(source)), mean.flatten(), scale.flatten()
 
 
-def _affine(values: Tensor, operation: Operation) -> Tensor:
+def _affine(values: Tensor, operation: Operation, shape: list[int] | None = None) -> Tensor:
     for name, combine in (("weight", torch.mul), ("bias", torch.add)):
-        if operation.get(name) is not None:
-            values = combine(values, operation[name])
+        own = operation.get(name)
+        if own is not None:
+            values = combine(values, own if shape is None else own.reshape(shape))
     return values
+
+
+def _aside(source: Tensor) -> list[int]:
+    """The shape in which one number a channel meets an image."""
+    return [-1] + [1] * (source.dim() - 2)
 
 
 def _last(operation: Operation) -> set[int]:

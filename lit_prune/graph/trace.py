@@ -18,7 +18,7 @@ from lit_prune.graph.composites import Composites
 from lit_prune.graph.labels import OUTPUT, RETURNED
 from lit_prune.graph.operation import Operation
 from lit_prune.graph.outputs import left_in_attributes, tensors_in, used_outputs
-from lit_prune.graph.recording import Call, Product, Recording
+from lit_prune.graph.recording import Call, Product, Recording, parted
 from lit_prune.graph.tracer import Rows, Rule, Tracer
 from lit_prune.plan import Slot
 
@@ -63,7 +63,7 @@ def record(
     recording = Recording()
     tracer = Tracer(network, recording, rules)
     modes = {module: module.training for module in tracer.modules}
-    forwards, steps = [call for call in calls if not call.is_step], [call for call in calls if call.is_step]
+    forwards, steps = parted(calls)
     if any(modes.values()):
         network.eval()
     with torch.no_grad(), eagerly(), _plain_attention():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_prune.common._compat import ConvNd, ConvTransposeNd, NormBase, weight_hooks
+from lit_prune.common.running import evaluating
 from lit_prune.modules.registry import (
     MULTIPLIER,
     register_attributes,
@@ -22,18 +23,12 @@ def _weight(module: Any) -> Tensor:
     own: Tensor | None = module._parameters.get("weight")
     if own is not None:
         return own
-    modes = {child: child.training for child in module.modules()}
-    with torch.no_grad():
-        try:
-            # In train mode some go on with an estimate that they keep.
-            module.eval()
-            for hook in weight_hooks(module):
-                hook(module, ())
-            computed: Tensor = module.weight
-            return computed
-        finally:
-            for child, training in modes.items():
-                child.training = training
+    # In train mode some go on with an estimate that they keep.
+    with torch.no_grad(), evaluating(module):
+        for hook in weight_hooks(module):
+            hook(module, ())
+        computed: Tensor = module.weight
+        return computed
 
 
 def _remember(module: Any, **values: int) -> None:

@@ -124,18 +124,6 @@ def step_of(module: Any, batch: Any, batch_idx: int | None, name: str = "trainin
     return call
 
 
-def ways_to_see(forwards: Sequence[Call], steps: Sequence[Call]) -> list[Sequence[Call]]:
-    """In which ways a network may be traced, the one that says most first.
-
-    A step that enters one network uses what that returns; one that enters several passes values between them, which are
-    no outputs then.
-    """
-    ways: list[Sequence[Call]] = [steps, forwards]
-    if steps and len({call.module for call in forwards}) == 1:
-        ways.insert(0, [*forwards, *steps])
-    return [way for way in ways if way]
-
-
 def calls_to_state(calls: Sequence[Call]) -> list[dict[str, Any]] | None:
     """Calls as plain data, tensors by shape and type; ``None`` where they hold something that is not plain.
 

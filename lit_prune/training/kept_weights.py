@@ -49,19 +49,19 @@ def kept_as_they_are(network: nn.Module) -> Iterator[None]:
     """
     parameters = dict(network.named_parameters())
     shorter = {name.partition(".")[2]: parameter for name, parameter in parameters.items()}
-    changed: list[tuple[Any, str, Tensor]] = []
+    changed: list[tuple[Any, str, Tensor, Tensor]] = []
     for _, value in held_by(network):
         for entries in _dicts(value, _DEPTH):
             for name, tensor in entries.items():
                 own = parameters.get(name, shorter.get(name)) if isinstance(name, str) else None
                 if own is not None and isinstance(tensor, Tensor) and tensor.dim() == own.dim():
-                    changed.append((entries, name, tensor))
+                    changed.append((entries, name, tensor, own))
     try:
-        for entries, name, _ in changed:
-            entries[name] = parameters.get(name, shorter.get(name))
+        for entries, name, _, weight in changed:
+            entries[name] = weight
         yield
     finally:
-        for entries, name, tensor in changed:
+        for entries, name, tensor, _ in changed:
             entries[name] = tensor
 
 

@@ -15,6 +15,7 @@ from lit_prune.common.names import count_parameters
 from lit_prune.common.ranks import any_rank, together, warn_once
 from lit_prune.errors import ArgumentError, ArgumentTypeError, HalfPrunedError, PruningError
 from lit_prune.graph import Call, ChannelGraph
+from lit_prune.graph.recording import parted
 from lit_prune.plan import PruningPlan
 from lit_prune.policy.history import Dense, Record
 from lit_prune.policy.policy import PruningEvent, PruningPolicy
@@ -23,11 +24,11 @@ from lit_prune.select import Selection
 from lit_prune.surgery.prune import prepare
 from lit_prune.training.calibration_pass import calibrate
 from lit_prune.training.host import Host
-from lit_prune.training.inputs import calls_from_state, calls_to_state, ways_to_see
+from lit_prune.training.inputs import calls_from_state, calls_to_state
 from lit_prune.training.monitor import Monitor
 from lit_prune.training.recovery import Recovery, Rewarming
 from lit_prune.training.rollback import Trial
-from lit_prune.training.seeing import first_graph, of_all_ranks, of_rank_zero, parted, warn_of_idle
+from lit_prune.training.seeing import first_graph, of_all_ranks, of_rank_zero, warn_of_idle, ways_to_see
 
 
 class Pruner:

@@ -14,9 +14,16 @@ from lit_prune.policy.policy import PruningEvent
 from lit_prune.training.inputs import calls_from_state, calls_to_state
 
 
-def parted(calls: Sequence[Call]) -> tuple[list[Call], list[Call]]:
-    """Forwards and steps."""
-    return [call for call in calls if not call.is_step], [call for call in calls if call.is_step]
+def ways_to_see(forwards: Sequence[Call], steps: Sequence[Call]) -> list[Sequence[Call]]:
+    """In which ways a network may be traced, the one that says most first.
+
+    A step that enters one network uses what that returns; one that enters several passes values between them, which are
+    no outputs then.
+    """
+    ways: list[Sequence[Call]] = [steps, forwards]
+    if steps and len({call.module for call in forwards}) == 1:
+        ways.insert(0, [*forwards, *steps])
+    return [way for way in ways if way]
 
 
 def of_rank_zero(network: nn.Module, calls: Sequence[Call]) -> Sequence[Call]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
+from lit_prune.graph.labels import Row
 from lit_prune.graph.rules.table import register_rule
 from lit_prune.graph.trace import Operation, Tracer
 from lit_prune.graph.values import Block, reshape
@@ -96,18 +97,23 @@ def spread(trace: Tracer, source: Tensor, output: Tensor) -> list[Block]:
     ]
 
 
+def put_together(trace: Tracer, channels: Row | None, number: int) -> Row | None:
+    """What channels carry that are made of ``number`` neighbours each, which go together: pixels, places of a patch."""
+    if channels is None:
+        return None
+    pieces = channels.reshape(-1, number)
+    trace.labels.join(pieces[:, :1], pieces)
+    if len(pieces) > 1:
+        return pieces[:, 0]
+    trace.freeze([pieces], "becomes the only channel")
+    return None
+
+
 @register_rule("pixel_shuffle")
 def _pixel_shuffle(trace: Tracer, op: Operation) -> None:
     rows = trace.channels(op["self"], -3)
-    channels, factor = rows[-3], int(op["upscale_factor"]) ** 2
     trace.freeze(rows[-2:], "is shuffled into space")
-    if channels is not None:
-        # The channels that become one block of pixels go together.
-        blocks = channels.reshape(-1, factor)
-        trace.labels.join(blocks[:, :1], blocks)
-        channels = blocks[:, 0] if len(blocks) > 1 else None
-        if channels is None:
-            trace.freeze([blocks], "becomes the only channel")
+    channels = put_together(trace, rows[-3], int(op["upscale_factor"]) ** 2)
     trace.assign(op.output, [*rows[:-3], channels, None, None])
 
 

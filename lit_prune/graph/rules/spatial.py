@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from lit_prune.graph.rules.elementwise import run_over
+from lit_prune.graph.rules.shapes import put_together
 from lit_prune.graph.rules.table import register_rule
 from lit_prune.graph.trace import Operation, Tracer
 from lit_prune.graph.values import Block
@@ -81,17 +82,9 @@ def _im2col(trace: Tracer, op: Operation) -> None:
 
 @register_rule("col2im")
 def _col2im(trace: Tracer, op: Operation) -> None:
-    source, kernel = op["self"], math.prod(op["kernel_size"])
-    rows = trace.channels(source, -2)
+    rows = trace.channels(op["self"], -2)
     trace.freeze(rows[-1:], "is put together from patches")
-    channels = rows[-2]
-    if channels is not None:
-        # The values of one patch go together.
-        patches = channels.reshape(-1, kernel)
-        trace.labels.join(patches[:, :1], patches)
-        channels = patches[:, 0] if len(patches) > 1 else None
-        if channels is None:
-            trace.freeze([patches], "becomes the only channel")
+    channels = put_together(trace, rows[-2], math.prod(op["kernel_size"]))
     trace.assign(op.output, [*rows[:-2], channels, None, None])
 
 
