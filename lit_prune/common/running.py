@@ -6,7 +6,7 @@ import copy
 import random
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -116,19 +116,27 @@ class _Before:
 def _held_by(hook: Any) -> Iterator[Any]:
     """What a hook may note down in what it sees: variables around a function, attributes of an object."""
     for function in (hook, getattr(hook, "func", None)):
-        cells = getattr(function, "__closure__", None) or ()
-        around = [cell.cell_contents for cell in cells if _is_full(cell)]
+        around = variables_around(function)
         yield from around
         for owner in (function, getattr(function, "__self__", None), *around):
             if not isinstance(owner, (nn.Module, type)):
                 yield getattr(owner, "__dict__", None)
 
 
-def _is_full(cell: Any) -> bool:
-    try:
-        return cell.cell_contents is not None
-    except ValueError:
-        return False
+def variables_around(function: Any) -> list[Any]:
+    """What a function refers to in the functions that it was made in.
+
+    Example:
+        >>> seen = []
+        >>> variables_around(lambda: seen)
+        [[]]
+    """
+    found = []
+    for cell in getattr(function, "__closure__", None) or ():
+        # A variable may have no value yet.
+        with suppress(ValueError):
+            found.append(cell.cell_contents)
+    return found
 
 
 def _containers(values: Iterable[Any], depth: int = 2) -> Iterator[Any]:

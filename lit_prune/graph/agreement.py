@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
 from lit_prune.errors import TraceError
 from lit_prune.graph.labels import Row
-from lit_prune.graph.recording import Constant, Recording
+from lit_prune.graph.recording import MADE, Constant, Recording
 from lit_prune.plan import PruningPlan
 
 
@@ -59,6 +60,7 @@ def compare(recording: Recording, again: Recording, plan: PruningPlan) -> None:
         name = owners[int(layer[colder].min())].rpartition(".")[0]
         raise TraceError(f"the narrower network freezes channels of {name} that were free", name)
     _compare_pieces(recording, again, old_of, new_of)
+    _compare_views(recording, again, plan)
     _compare_constants(recording, again)
 
 
@@ -81,6 +83,43 @@ def _compare_pieces(recording: Recording, again: Recording, before: Row, after: 
             raise TraceError(f"the narrower network takes its channels apart in other places{where}", layer)
 
 
+def _compare_views(recording: Recording, again: Recording, plan: PruningPlan) -> None:
+    """What is left of the pieces that a dimension was taken apart into must be what it is taken apart into now."""
+    if not any(folds for views in recording.views.values() for _, folds in views):
+        return
+    of = recording.raw.of
+    gone, known = np.zeros((2, len(recording.raw.reason)), dtype=np.bool_)
+    for (name, dim), row in recording.slots.items():
+        # What stands for a whole piece (a score of a head) is no channel's.
+        known[of[row]] = True
+        if (kept := plan.kept.get(name, {}).get(dim)) is not None:
+            gone[of[np.delete(row, kept.numpy())]] = True
+    for layer, before in recording.views.items():
+        # How often a value is laid out in another way may depend on its strides, so some may be passed over.
+        shapes = iter([shape for shape, _ in again.views.get(layer, [])])
+        for _, folds in before:
+            wanted = [(b.dims, _sizes(~gone[of[b.labels]])) for b in folds if known[of[b.labels]].all()]
+            if wanted and not any(_has(shape, wanted) for shape in shapes):
+                raise TraceError(f"the narrower network takes apart its channels in other places, in {layer}", layer)
+
+
+def _sizes(left: np.ndarray) -> list[int]:
+    """How many there are along each axis of an array of equal pieces, of which some have gone."""
+    sizes = []
+    while left.ndim:
+        alive = left.reshape(len(left), -1).any(1)
+        sizes.append(int(alive.sum()))
+        left = left[alive.argmax()]
+    return sizes
+
+
+def _has(shape: Sequence[int], wanted: Sequence[tuple[Sequence[int], Sequence[int]]]) -> bool:
+    """Whether a shape has the sizes that are wanted of some of its dimensions."""
+    return all(
+        dim < len(shape) and shape[dim] == size for dims, sizes in wanted for dim, size in zip(dims, sizes, strict=True)
+    )
+
+
 def _ambiguous(ours: Row, theirs: Row) -> np.ndarray:
     """Where an element of ``ours`` stands beside several different ones of ``theirs``."""
     first = np.zeros(int(ours.max(initial=0)) + 1, dtype=np.int64)
@@ -93,16 +132,16 @@ def _compare_constants(recording: Recording, again: Recording) -> None:
         return
     before, after = _by_layer(recording), _by_layer(again)
     for layer in before.keys() | after.keys():
-        (numbers, fills), (numbers_now, fills_now) = before.get(layer, ([], [])), after.get(layer, ([], []))
+        (numbers, made), (numbers_now, made_now) = before.get(layer, ([], [])), after.get(layer, ([], []))
         # A cache that was filled when the network ran before (anchors) is filled again where it is keyed by a shape.
-        if numbers != numbers_now or (fills and fills != fills_now):
+        if numbers != numbers_now or Counter(made) - Counter(made_now):
             raise TraceError(f"{layer or 'it'} computes with a number that depends on a width", layer)
 
 
 def _by_layer(recording: Recording) -> dict[str, tuple[list[Constant], list[Constant]]]:
-    """For each layer the constants of its arithmetic, and those that it fills new tensors with."""
+    """For each layer the constants of its arithmetic, and those that it makes new tensors of."""
     found: dict[str, tuple[list[Constant], list[Constant]]] = {}
     for constant in recording.constants:
         name, _, layer = constant
-        found.setdefault(layer, ([], []))["full" in name].append(constant)
+        found.setdefault(layer, ([], []))[name == MADE or "full" in name].append(constant)
     return found

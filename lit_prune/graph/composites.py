@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from lit_prune.common._compat import without_dispatch
 from lit_prune.graph.memo import output_of
-from lit_prune.graph.operation import Operation
+from lit_prune.graph.operation import Operation, tensors_among
 from lit_prune.graph.skeleton import MOST_VALUES, remember
 from lit_prune.graph.tracer import Tracer
 
@@ -44,10 +44,9 @@ class Composites(TorchFunctionMode):
             if self._on_meta and func in _FACTORIES and kwargs.get("device") is None:
                 # What a forward makes itself (grids, masks) must lie where the weights are.
                 made = func(*args, **kwargs, device="meta")
-                if func in _COPYING and made.numel() <= MOST_VALUES:
-                    with without_dispatch():
-                        remember(made, func(*args, **kwargs, device="cpu"))
-                return made
+                return self._copied(func, args, kwargs, made)
+            if self._on_meta and func in _COPYING:
+                return self._copied(func, args, kwargs, func(*args, **kwargs))
             return func(*args, **kwargs)
         name, places = known
         arguments = {**dict.fromkeys(places), **dict(zip(places, args, strict=False)), **kwargs}
@@ -59,8 +58,21 @@ class Composites(TorchFunctionMode):
                 output = source.new_empty((*source.shape[:-1], arguments["value"].shape[-1]))
             else:
                 output = _same(source) if source.is_meta else func(*args, **kwargs)
-        self._tracer.apply(Operation(name, arguments, output), f"aten::{name}")
+        operation = Operation(name, arguments, output)
+        numbers = [float(value) for value in arguments.values() if isinstance(value, (int, float))]
+        tensors = operation.tensors()
+        self._tracer.note(operation, numbers, True, tensors, [*map(self._tracer.origins.entry, tensors)])
+        self._tracer.apply(operation, f"aten::{name}")
         return output
+
+    def _copied(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], made: Tensor) -> Tensor:
+        """Remember the numbers that a new tensor stands for: no operation carries them."""
+        if func in _COPYING and made.is_meta and made.numel() <= MOST_VALUES and not tensors_among(args[-1:]):
+            with without_dispatch():
+                value = func(*args, **{**kwargs, "device": torch.device("cpu")})
+            remember(made, value)
+            self._tracer.origins.begin(made, value)
+        return made
 
     def _recurrent(self, func: Any, args: tuple[Any, ...]) -> Any:
         """A recurrent layer over a batch, or over packed sequences: those have their lengths in the second place."""
@@ -92,7 +104,10 @@ _COMPOSITES: dict[Any, tuple[str, tuple[str, ...]]] = {
         "scaled_dot_product_attention",
         ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale"),
     ),
-    F.batch_norm: ("batch_norm", ("input", "running_mean", "running_var", "weight", "bias", "training")),
+    F.batch_norm: (
+        "batch_norm",
+        ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
+    ),
 }
 
 _RECURRENT = {getattr(torch, name): name for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")}
@@ -126,7 +141,7 @@ _FACTORIES = frozenset(
 
 
 # Those whose numbers no operation carries.
-_COPYING = frozenset((torch.tensor, torch.as_tensor, torch.asarray))
+_COPYING = frozenset((torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor))
 
 
 def _same(source: Tensor) -> Tensor:

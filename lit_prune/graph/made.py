@@ -20,7 +20,7 @@ ALIKE = frozenset(
 # Operations whose result is one number throughout, whatever is in the tensor that they take the type of: the number, or
 # where it stands among their arguments.
 _ZERO, _ONE = (0, None), (1, None)
-_FILLED: dict[Any, tuple[int | None, int | None]] = {
+FILLED: dict[Any, tuple[int | None, int | None]] = {
     aten.new_zeros.default: _ZERO,
     aten.zeros_like.default: _ZERO,
     aten.new_ones.default: _ONE,
@@ -43,8 +43,8 @@ def values_made(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], outpu
         >>> values_made(aten.ones.default, ([3],), {}, torch.empty(3, device="meta"))
         tensor([1., 1., 1.])
     """
-    if func in _FILLED:
-        number, place = _FILLED[func]
+    if func in FILLED:
+        number, place = FILLED[func]
         if place is not None:
             number = args[place] if len(args) > place else kwargs["fill_value"]
         return torch.full(output.shape, number, dtype=output.dtype)  # type: ignore[arg-type]

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
-from types import FunctionType, ModuleType
+import gc
+import inspect
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from types import CodeType, FrameType, FunctionType, GeneratorType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
 
-from lit_prune.common._compat import weight_hooks
+from lit_prune.common._compat import forward_hooks, weight_hooks
 from lit_prune.common.names import OF_EVERY_MODULE, modules_of
+from lit_prune.common.running import variables_around
 from lit_prune.modules.registry import SIZE_ONLY_OUTPUTS, caches_of, qualified_names
 
 # What holds no tensor that a caller would read, and may hold half of the process.
-_OPAQUE = (nn.Module, type, FunctionType, ModuleType, str, bytes, int, float, complex, bool, type(None))
-_PLAIN = (Tensor, list, tuple, dict)
-_ATOMS = frozenset((int, float, complex, bool, str, bytes, type(None), FunctionType))
+_OPAQUE = (nn.Module, type, ModuleType, CodeType, FrameType, str, bytes, int, float, complex, bool, type(None))
+_CONTAINERS = (list, tuple, dict, set, deque)
+_ATOMS = frozenset((int, float, complex, bool, str, bytes, type(None)))
 # An output of more objects than that is no output.
 _MOST_OBJECTS = 100_000
+# What an attribute refers to may be half of the process: the nearest are looked at.
+_MOST_NEAR = 500
 
 
 def used_outputs(module: nn.Module, output: Any) -> list[Tensor]:
@@ -33,12 +38,16 @@ def used_outputs(module: nn.Module, output: Any) -> list[Tensor]:
     return list(tensors_in(output, ignored))
 
 
-def tensors_in(value: Any, ignored: frozenset[str] = frozenset()) -> Iterator[Tensor]:
-    """All tensors in a value: in containers, dataclasses, distributions, and attributes of any other object.
+def tensors_in(
+    value: Any, ignored: frozenset[str] = frozenset(), most: int = _MOST_OBJECTS, in_modules: bool = False
+) -> Iterator[Tensor]:
+    """All tensors in a value: in containers, attributes of any object, iterators, and variables around a function.
 
     Args:
         value: Anything.
         ignored: Keys of mappings to leave out.
+        most: How many objects are looked at, the nearest first.
+        in_modules: Whether to look into modules, too.
 
     Example:
         >>> import torch
@@ -50,17 +59,18 @@ def tensors_in(value: Any, ignored: frozenset[str] = frozenset()) -> Iterator[Te
     seen: set[int] = set()
     # Objects that are made on the way are held, so that their ids stay theirs.
     held: list[Any] = []
-    waiting = [value]
-    while waiting and len(seen) < _MOST_OBJECTS:
-        value = waiting.pop()
+    waiting = deque([value])
+    while waiting and len(seen) < most:
+        value = waiting.popleft()
         if isinstance(value, Tensor):
             yield value
             continue
-        if isinstance(value, _OPAQUE) or id(value) in seen:
+        entered = in_modules and isinstance(value, nn.Module)
+        if (isinstance(value, _OPAQUE) and not entered) or id(value) in seen:
             continue
         seen.add(id(value))
         held.append(value)
-        waiting.extend(reversed([*_parts(value, ignored)]))
+        waiting.extend(_parts(value, ignored))
 
 
 def left_in_attributes(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -74,8 +84,11 @@ def left_in_attributes(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 continue
             if name in caches[type(module)] or _is_computed(module, name):
                 continue
-            for tensor in tensors_in(value) if isinstance(value, _PLAIN) else _held_by(value):
+            for tensor in tensors_in(value, most=_MOST_OBJECTS if isinstance(value, _CONTAINERS) else _MOST_NEAR):
                 yield prefix + name, tensor
+        for value in _noted(module):
+            for tensor in tensors_in(value):
+                yield f"{prefix}forward_hooks", tensor
 
 
 def _holds_nothing(value: Any) -> bool:
@@ -84,10 +97,10 @@ def _holds_nothing(value: Any) -> bool:
     return kind in _ATOMS or ((kind is tuple or kind is list) and _ATOMS.issuperset(map(type, value)))
 
 
-def _held_by(value: Any) -> Iterator[Tensor]:
-    """Tensors in attributes of an object; what else it holds may be half of the process."""
-    if not isinstance(value, _OPAQUE):
-        yield from (item for item in getattr(value, "__dict__", {}).values() if isinstance(item, Tensor))
+def _noted(module: nn.Module) -> Iterator[Any]:
+    """Containers around the hooks of a module: what they see may be noted down there."""
+    for hook in forward_hooks(module):
+        yield from (value for value in variables_around(hook) if isinstance(value, _CONTAINERS))
 
 
 def _is_computed(module: nn.Module, name: str) -> bool:
@@ -95,16 +108,14 @@ def _is_computed(module: nn.Module, name: str) -> bool:
     return bool(weight_hooks(module)) and any(own.startswith(f"{name}_") for own in module._parameters)
 
 
-def _parts(value: Any, ignored: frozenset[str]) -> Iterator[Any]:
+def _parts(value: Any, ignored: frozenset[str]) -> Iterable[Any]:
     if isinstance(value, Mapping):
-        yield from (item for key, item in value.items() if key not in ignored)
-        return
-    if isinstance(value, (list, tuple, set, frozenset)):
-        yield from value
-    elif is_dataclass(value):
-        yield from (getattr(value, field.name, None) for field in fields(value))
-    # A container of a class of its own may have attributes, too.
-    yield from getattr(value, "__dict__", {}).values()
-    for cls in type(value).__mro__:
-        slots = vars(cls).get("__slots__", ())
-        yield from (getattr(value, name, None) for name in ([slots] if isinstance(slots, str) else slots))
+        # One of a class of its own may have attributes, too.
+        own = getattr(value, "__dict__", {})
+        return [*(item for key, item in value.items() if key not in ignored), *own.values()]
+    if isinstance(value, FunctionType):
+        return [*variables_around(value), value.__defaults__, value.__kwdefaults__, value.__dict__]
+    if isinstance(value, GeneratorType):
+        return inspect.getgeneratorlocals(value).values()
+    # Attributes, slots, items, what an iterator goes over: whatever it is written in.
+    return gc.get_referents(value)

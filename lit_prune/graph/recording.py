@@ -11,10 +11,13 @@ from torch import Tensor, nn
 
 from lit_prune.common._compat import tree_flatten
 from lit_prune.graph.labels import Components, Labels, Row
+from lit_prune.graph.values import Block
 from lit_prune.plan import Slot
 
 # Operation, its numbers, and the layer.
 Constant = tuple[str, tuple[float, ...], str]
+# In the place of an operation: what enters the network was made by a forward itself.
+MADE = "made"
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class Recording:
         products: What the cost is summed from.
         unsupported: Operations without a rule, with their number.
         raw: The components of what the operations alone say, before folds are settled.
+        views: For each layer its changes of shape: the shape that comes of it, and what is over more dimensions then.
         calls: How often each module was called, by its qualified name.
         followed: Modules that took no part, and are cut as one beside them that did.
         reduced: Layer and labels of what a statistic is taken over: of the labels that are left, once some go.
@@ -91,6 +95,7 @@ class Recording:
     reduced: list[tuple[str, Row]] = field(default_factory=list)
     pieces: list[tuple[str, Row]] = field(default_factory=list)
     constants: list[Constant] = field(default_factory=list)
+    views: dict[str, list[tuple[Sequence[int], list[Block]]]] = field(default_factory=dict)
     calls: Counter[str] = field(default_factory=Counter)
     followed: list[str] = field(default_factory=list)
     divisors: dict[Slot, None] = field(default_factory=dict)

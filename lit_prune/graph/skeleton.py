@@ -19,7 +19,9 @@ from lit_prune.surgery.shrink import select, shrink_, targets
 
 # A meta tensor carries under this attribute what it stands for, where that is a few numbers outside the weights.
 _VALUE = "_lit_prune_value"
-MOST_VALUES = 256
+MOST_VALUES = 2**14
+# Of what a network holds.
+_MOST_HELD = 256
 _PLAIN = (Tensor, nn.Parameter)
 NOTHING = PruningPlan({})
 """The plan that leaves a network whole."""
@@ -105,15 +107,15 @@ def is_remembered(tensor: Tensor) -> bool:
 
 
 def remembered(arguments: Any) -> Any:
-    """``arguments`` with the remembered value in place of each meta tensor."""
-    return tree_map_only(Tensor, lambda tensor: vars(tensor)[_VALUE], arguments)
+    """``arguments`` with the remembered value in place of each meta tensor that has one."""
+    return tree_map_only(Tensor, lambda tensor: vars(tensor).get(_VALUE, tensor), arguments)
 
 
 def emptied(tensor: Tensor, is_buffer: bool) -> Tensor:
     """What stands for a tensor without values."""
     empty = _alike(_empty(tensor), tensor)
     # What a forward may read numbers from: strides, scales and the like; statistics are weights.
-    if tensor.numel() <= MOST_VALUES and not isinstance(tensor, nn.Parameter) and not (is_buffer and tensor.dim()):
+    if tensor.numel() <= _MOST_HELD and not isinstance(tensor, nn.Parameter) and not (is_buffer and tensor.dim()):
         remember(empty, vars(tensor).get(_VALUE, tensor.detach()).clone())
     return empty
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from lit_prune.common.names import modules_of, tensors_of
 from lit_prune.graph.groups import Grouping
@@ -63,11 +64,11 @@ def unmet(network: nn.Module, recording: Recording, grouping: Grouping) -> dict[
     for name, module in modules_of(network):
         if name in accounted:
             continue
-        weight = getattr(module, "weight", None)
+        # To look at a weight that is computed is to compute it, which may count as a forward of its own.
+        computed = is_parametrized(module, "weight")
+        weight = None if computed else getattr(module, "weight", None)
         if isinstance(weight, Tensor) and weight.dim() > 1 and max(weight.shape[:2]) > 1 and id(weight) not in used:
-            found[name] = (
-                IDLE
-                if "weight" in module._parameters
-                else "has no weight of its own to cut: each forward computes it, in a way that is not understood"
-            )
+            computed, found[name] = "weight" not in module._parameters, IDLE
+        if computed:
+            found[name] = "has no weight of its own to cut: each forward computes it, in a way that is not understood"
     return found

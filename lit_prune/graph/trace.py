@@ -72,9 +72,14 @@ def record(
         products = list(recording.products)
         if not steps and tracer.leaves_unseen():
             _run_in_train_mode(network, forwards, tracer, until)
-        for place, tensor in [] if steps else _left_behind(network, tracer):
+        left = [] if steps else _left_behind(network, tracer)
+        for place, tensor in left:
             # Nothing shows whether anybody reads it.
             tracer.freeze_output(tensor, f"is kept in the attribute {place}")
+        if left:
+            # But the network may, when it runs again.
+            network.eval()
+            _run(network, forwards, tracer, until)
         for step in steps:
             for module, training in modes.items():
                 module.training = training and step.in_train_mode
@@ -152,6 +157,7 @@ def _run(network: nn.Module, calls: Sequence[Call], tracer: Tracer, until: Until
 
 
 def _entered(network: nn.Module, call: Call, tracer: Tracer, composites: Composites) -> Any:
+    tracer.origins.enter(tensors_in([call.args, dict(call.kwargs)]))
     try:
         with tracer, composites:
             return call.enter(network)

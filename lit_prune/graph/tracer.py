@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from lit_prune.common._compat import ITEM, ConvNd, DispatchMode, memory_of
 from lit_prune.common.names import modules_of
 from lit_prune.graph.labels import Row
-from lit_prune.graph.made import ALIKE, INTEGERS, values_made
+from lit_prune.graph.made import ALIKE, values_made
 from lit_prune.graph.meeting import meet_blocks
 from lit_prune.graph.memo import output_of
 from lit_prune.graph.operation import Operation, signature, tensors_among
-from lit_prune.graph.recording import Recording
-from lit_prune.graph.skeleton import MOST_VALUES, is_remembered, remember, remembered
+from lit_prune.graph.origins import Entry, Origins
+from lit_prune.graph.recording import MADE, Recording
+from lit_prune.graph.skeleton import MOST_VALUES, remember, remembered
 from lit_prune.graph.values import Block
 from lit_prune.graph.vanishing import Vanishing
 
 Rows = list[Row | None]
-# More numbers than that are a grid: one that is kept from an earlier forward may be made again in a copy.
-_SMALL = 16
 Rule = Callable[["Tracer", Operation], None]
 
 
@@ -67,13 +69,11 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
         self.statistics: dict[int, Row] = {}
         # Pieces that were cut out of a dimension, each with the memory that it lies in.
         self.cuts: list[tuple[int, Row]] = []
-        # What a forward makes of numbers alone; held, as above.
-        self._made: dict[int, Tensor] = {}
-        # Memory that something unknown was written into: numbers that were known of it are no longer.
-        self._overwritten: dict[int, Tensor] = {}
-        # What a step makes of weights alone.
-        self._penalties: dict[int, Tensor] = {}
+        self.origins = Origins(network, self._names)
+        # What a step makes of weights alone: each with what is to be said of it where it meets data after all.
+        self._penalties: dict[int, tuple[Tensor, list[Callable[[], None]]]] = {}
         self._is_penalty = False
+        self._unsaid: list[Callable[[], None]] = []
         # Values of which it counts whether an operation reads them.
         self._watched: dict[int, Tensor] = {}
         self._read: set[int] = set()
@@ -86,25 +86,19 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
         if func.namespace == "profiler":
             return func(*args, **kwargs)
         tensors = tensors_among((*args, *kwargs.values()))
-        values = remembered((args, kwargs)) if tensors and all(map(self._is_known, tensors)) else None
+        values = remembered((args, kwargs)) if tensors and all(map(self.origins.is_known, tensors)) else None
         if func is ITEM and values is not None:
             return func(*values[0])
         output = self.result_of(func, args, kwargs)
-        if values is None and (written := signature(func).written):
-            arguments = signature(func).operation(args, kwargs, output).arguments
-            for tensor in tensors_among([arguments[name] for name in written]):
-                if tensor.is_meta:
-                    self._overwritten[memory_of(tensor)] = tensor
-        if values is not None and isinstance(output, Tensor):
-            remember(output, func(*values[0], **values[1]))
-        elif (
-            isinstance(output, Tensor)
-            and output.is_meta
-            and output.numel() <= MOST_VALUES
-            and (made := values_made(func, args, kwargs, output)) is not None
-        ):
-            remember(output, made)
         self._see(func, args, kwargs, tensors, output)
+        if isinstance(output, Tensor) and output.is_meta and output.numel() <= MOST_VALUES:
+            if values is not None:
+                there = {"device": torch.device("cpu")} if "device" in values[1] else {}
+                made = func(*values[0], **{**values[1], **there})
+            else:
+                made = values_made(func, args, kwargs, output)
+            if made is not None:
+                remember(output, made)
         return output
 
     def result_of(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -114,7 +108,7 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
     def foresee(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """What an operation on tensors without values returns, its rule run; None where torch has to say what it is."""
         tensors = tensors_among((*args, *kwargs.values()))
-        if not all(tensor.is_meta for tensor in tensors) or all(map(self._is_known, tensors)):
+        if not all(tensor.is_meta for tensor in tensors) or all(map(self.origins.is_known, tensors)):
             return None
         try:
             output = output_of(func, args, kwargs)
@@ -125,8 +119,9 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
         return output
 
     def is_derived(self, tensor: Tensor) -> bool:
-        """Whether a value carries labels, and is none of the network's own tensors."""
-        return id(tensor) in self._values and id(tensor) not in self._names
+        """Whether weights or inputs have entered a value, and it is none of the network's own tensors."""
+        known = id(tensor) in self._values or self.origins.is_other(tensor)
+        return known and id(tensor) not in self._names and not self.origins.is_made(tensor)
 
     def watch(self, values: Iterable[Tensor]) -> None:
         """Note from now on which of these values are read."""
@@ -140,26 +135,22 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
         """Whether a tensor is a parameter or buffer of the network itself."""
         return id(tensor) in self._names
 
-    def _is_known(self, tensor: Tensor) -> bool:
-        """Whether the numbers that a tensor stands for are known, and still hold."""
-        return is_remembered(tensor) and memory_of(tensor) not in self._overwritten
-
     def _see(
         self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], tensors: Sequence[Tensor], output: Any
     ) -> None:
         """Run the rule of an operation that channels enter."""
-        if all(self._is_known(tensor) or id(tensor) in self._made for tensor in tensors):
-            # Numbers on their way to where they count, and grids that a forward makes or has made before.
-            for made in tensors_among(output if isinstance(output, (list, tuple)) else [output]):
-                self._made[id(made)] = made
-            self._follow(signature(func).operation(args, kwargs, output), signature(func).qualified_name, tensors)
-            return
         known = signature(func)
         operation = known.operation(args, kwargs, output)
-        numbers = known.numbers(operation) + self._small(tensors)
-        if numbers or known.counts:
-            self.recording.constants.append((operation.name, numbers, self.layer))
-        self._follow(operation, known.qualified_name, tensors)
+        entries = [*map(self.origins.entry, tensors)]
+        if None not in entries:
+            # Numbers on their way to where they count, and grids that a forward makes or has made before.
+            self.origins.follow(func, known, operation, entries)
+            self._follow(operation, known.qualified_name, tensors)
+            return
+        with self._weighed(operation, tensors) if self._penalties or self.is_between_networks else nullcontext():
+            self.note(operation, known.numbers(operation), known.counts, tensors, entries)
+            self._follow(operation, known.qualified_name, tensors)
+        self.origins.leave(func, known, operation)
         if isinstance(output, Tensor) and not output.numel():
             # A forward may go on by a loop over what it has found, and this time there was nothing.
             self.freeze([block.labels for block in self.blocks(output)], "is run on nothing for these inputs")
@@ -171,29 +162,61 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
                 _, rows, reason = self._forbidden[id(tensor)]
                 self.freeze(rows, reason)
         if operation.name in ALIKE or any(map(self._is_tracked, tensors)):
-            # A term of the loss in which no data are: of channels that go, it is gone.
-            self._is_penalty = self.is_between_networks and all(
-                id(tensor) in self._names or id(tensor) in self._penalties or not self._is_tracked(tensor)
-                for tensor in tensors
-            )
             self.apply(operation, qualified_name)
-            if self._is_penalty:
-                self._penalties.update((id(output), output) for output in operation.outputs())
-            self._is_penalty = False
 
-    def _small(self, tensors: Sequence[Tensor]) -> tuple[float, ...]:
-        """The values of the small tensors among some, as far as they are known and are none of the network's own."""
-        found: list[float] = []
-        if not any(tensor.is_meta for tensor in tensors):
-            # Where all have values, those of the network itself are among them.
-            return ()
-        for tensor in tensors:
-            if id(tensor) in self._names or tensor.numel() > _SMALL or self._values.get(id(tensor), (None, []))[1]:
-                continue
-            value = tensor if not tensor.is_meta else remembered(tensor) if self._is_known(tensor) else None
-            if value is not None and (value.is_floating_point() or value.dtype in INTEGERS):
-                found.extend(value.detach().double().flatten().tolist())
-        return tuple(found)
+    @contextmanager
+    def _weighed(self, operation: Operation, tensors: Sequence[Tensor]) -> Iterator[None]:
+        """While open, nothing is said of a term of the loss in which no data are: of channels that go, it is gone."""
+        before = [action for tensor in tensors for action in self._penalties.get(id(tensor), (tensor, ()))[1]]
+        self._is_penalty = self.is_between_networks and all(
+            id(tensor) in self._names or id(tensor) in self._penalties or self.origins.is_made(tensor)
+            for tensor in tensors
+        )
+        outputs = tensors_among(operation.outputs())
+        if before and not self._is_penalty and any(output.numel() > 1 for output in outputs):
+            # Terms are added up; what else a number of the weights enters follows from their widths.
+            for action in before:
+                action()
+        try:
+            yield
+        finally:
+            if self._is_penalty:
+                self._penalties.update((id(output), (output, before + self._unsaid)) for output in outputs)
+            self._is_penalty, self._unsaid = False, []
+
+    def _say(self, action: Callable[[], None]) -> None:
+        if self._is_penalty:
+            self._unsaid.append(action)
+        else:
+            action()
+
+    def note(
+        self,
+        operation: Operation,
+        numbers: Sequence[float],
+        counts: bool,
+        tensors: Sequence[Tensor],
+        entries: Sequence[Entry | None],
+    ) -> None:
+        """Record what numbers an operation computes with.
+
+        Args:
+            operation: The operation.
+            numbers: Those among its arguments.
+            counts: Whether it is of interest without numbers, too.
+            tensors: Those that may stand for more of them.
+            entries: What is known of where each comes from.
+        """
+        small: tuple[float, ...] = ()
+        origins: tuple[float, ...] = ()
+        made = [(tensor, entry) for tensor, entry in zip(tensors, entries, strict=True) if entry is not None]
+        if made:
+            blank = {id(tensor) for tensor, _ in made if not self._values.get(id(tensor), (None, []))[1]}
+            small, origins = self.origins.numbers(made, blank)
+        if numbers or small or counts:
+            self._say(partial(self.recording.constants.append, (operation.name, (*numbers, *small), self.layer)))
+        if origins:
+            self._say(partial(self.recording.constants.append, (MADE, origins, self.layer)))
 
     def apply(self, operation: Operation, qualified_name: str) -> None:
         """Run the rule of an operation; without one, freeze all that enters it."""
@@ -294,8 +317,8 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
         """Freeze all tracked rows among ``rows``, naming the layer at work."""
         where = f", in {self.layer}" if self.layer else self.outside
         for row in rows:
-            if row is not None and not self._is_penalty:
-                self.labels.freeze(row, reason + where)
+            if row is not None:
+                self._say(partial(self.labels.freeze, row, reason + where))
 
     def forbid(self, tensor: Tensor, rows: Sequence[Row], reason: str) -> None:
         """Freeze some rows as soon as an operation takes ``tensor``, or the network returns it."""

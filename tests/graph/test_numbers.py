@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,13 +21,35 @@ IMAGES = torch.rand(2, 3, 8, 8)
 class Between(nn.Module):
     """A function between two convolutions."""
 
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, function: Callable[[Tensor], Tensor], reads: bool = False) -> None:
         super().__init__()
-        self.function = function
+        self.function, self.reads = function, reads
         self.enter, self.leave = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 4, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.reads and float(x.mean()) > 1e9:
+            # Without values this can't be told: they are there from now on.
+            raise ValueError("too bright")
         return self.leave(self.function(self.enter(x)))
+
+
+def _copied(x: Tensor) -> Tensor:
+    out = torch.zeros(x.shape, device=x.device)
+    out[:] = x
+    return out
+
+
+def _noise(x: Tensor) -> Tensor:
+    return torch.rand(x.shape[1], generator=torch.Generator().manual_seed(0)).to(x)[:, None, None]
+
+
+def _attention(x: Tensor) -> Tensor:
+    q = x.flatten(2).transpose(1, 2)[:, None]
+    return F.scaled_dot_product_attention(q, q, q, scale=1 / x.shape[1])[:, 0].transpose(1, 2).reshape(x.shape)
+
+
+def _vectors(x: Tensor) -> Tensor:
+    return F.normalize(x.view(x.shape[0], x.shape[1] // 2, 2, *x.shape[2:]), dim=2).flatten(1, 2)
 
 
 def _loop(x: Tensor) -> Tensor:
@@ -55,6 +78,17 @@ FOLLOW: dict[str, Callable[[Tensor], Tensor]] = {
     "a size": lambda x: F.interpolate(F.adaptive_avg_pool2d(x, x.shape[1] // 4), size=8),
     "a loop": _loop,
     "a condition": lambda x: torch.sin(x) if x.shape[1] > 15 else torch.cos(x),
+    "a wide tensor": lambda x: x * torch.full((x.shape[1],), 1 / x.shape[1], device=x.device)[:, None, None],
+    "a grid": lambda x: x * (torch.arange(64.0, device=x.device).view(8, 8) / x.shape[1]),
+    "a grid filled later": lambda x: x * torch.empty(8, 8, device=x.device).fill_(1 / x.shape[1]),
+    "a large grid": lambda x: x * torch.ones(200, 200, device=x.device).mul(x.shape[1])[:8, :8],
+    "a grid of NumPy's": lambda x: x * torch.from_numpy(np.full((8, 8), 1.0 / x.shape[1])).to(x),
+    "a shape in a tensor": lambda x: x / torch.as_tensor(x.shape, dtype=x.dtype, device=x.device)[1],
+    "a new tensor of numbers": lambda x: x / x.new_tensor([float(x.shape[1])]),
+    "a quotient of what was written": lambda x: _copied(x) / x.shape[1],
+    "an epsilon of a norm": lambda x: F.rms_norm(x, x.shape[2:], eps=1 / x.shape[1]),
+    "a scale of an attention": _attention,
+    "noise of its own generator": lambda x: x * _noise(x),
     "a softplus": lambda x: F.softplus(x, beta=x.shape[1] / 8),
     "a threshold": lambda x: F.threshold(x, x.shape[1] / 32, 0.0),
 }
@@ -65,23 +99,45 @@ FREE: dict[str, Callable[[Tensor], Tensor]] = {
     "a shape of it": lambda x: x + torch.zeros(x.shape[0], 1, *x.shape[2:], device=x.device),
     "a reshape": lambda x: x.reshape(x.shape[0], x.shape[1], -1).view(x.shape),
     "a mean by hand": lambda x: x - x.flatten(2).sum(-1)[..., None, None] / (x.shape[2] * x.shape[3]),
+    "a fixed grid": lambda x: x * torch.linspace(0, 1, 64, device=x.device).view(8, 8) / 3,
+    "zeros of it": lambda x: x + torch.zeros_like(x) * 2,
+    "noise": lambda x: x * torch.rand(x.shape[1], 1, 1, device=x.device),
     "a constant tensor": lambda x: x * torch.tensor([0.5]),
 }
 
 
+@pytest.mark.parametrize("reads", [False, True], ids=["without values", "with values"])
 @pytest.mark.parametrize("name", FOLLOW)
-def test_channels_stay_where_a_number_follows_their_width(name: str) -> None:
-    network = Between(FOLLOW[name])
+def test_channels_stay_where_a_number_follows_their_width(name: str, reads: bool) -> None:
+    network = Between(FOLLOW[name], reads)
     graph = ChannelGraph.trace(network, IMAGES)
     assert check_invariant(network, IMAGES, graph=graph).worst < 1e-4
     assert "enter" in graph.unprunable
 
 
+@pytest.mark.parametrize("reads", [False, True], ids=["without values", "with values"])
 @pytest.mark.parametrize("name", FREE)
-def test_other_numbers_hold_nothing_back(name: str) -> None:
-    network = Between(FREE[name])
+def test_other_numbers_hold_nothing_back(name: str, reads: bool) -> None:
+    network = Between(FREE[name], reads)
     graph = ChannelGraph.trace(network, IMAGES)
     assert [group.name for group in graph.groups] == ["enter"]
+    assert name == "noise" or check_invariant(network, IMAGES, graph=graph).worst < 1e-4
+
+
+@pytest.mark.parametrize("left", range(1, 9))
+def test_of_all_but_a_few_channels_numbers_still_agree(left: int) -> None:
+    network = Between(lambda x: x * torch.ones(x.shape[1], 1, 1, device=x.device) + x.new_zeros(1, x.shape[1], 1, 1))
+    graph = ChannelGraph.trace(network, IMAGES)
+    graph.rehearse(graph.plan({"enter": range(left, 16)}))
+
+
+def test_vectors_of_a_fixed_length_go_whole() -> None:
+    # If of two vectors of length two one channel each went, the two that are left would be one vector.
+    network = Between(_vectors)
+    network.enter, network.leave = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+    graph = ChannelGraph.trace(network, IMAGES)
+    (group,) = graph.groups
+    assert group.indices(("enter.weight", 0), [1]).tolist() == [2, 3]
     assert check_invariant(network, IMAGES, graph=graph).worst < 1e-4
 
 

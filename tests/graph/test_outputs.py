@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -45,8 +46,18 @@ class Detections(list):  # type: ignore[type-arg]
     """A list with an attribute, as some packages return."""
 
 
+class Scored(dict):  # type: ignore[type-arg]
+    """A dict with an attribute."""
+
+
 def _with_attribute(logits: Tensor) -> Any:
     found = Detections()
+    found.logits = logits
+    return found
+
+
+def _dict_with_attribute(logits: Tensor) -> Any:
+    found = Scored()
     found.logits = logits
     return found
 
@@ -71,6 +82,15 @@ WAYS: dict[str, Any] = {
     "a deque in an object": lambda y: Plain(Nested((y,))),  # type: ignore[arg-type]
     "a list with an attribute": _with_attribute,
     "a circle": _in_a_circle,
+    "a generator": lambda y: (each for each in [y]),
+    "an iterator": lambda y: iter([y]),
+    "a mapped list": lambda y: map(torch.relu, [y]),
+    "a function": lambda y: lambda: y,
+    "a function and its arguments": lambda y: functools.partial(torch.relu, y),
+    "a deque": lambda y: collections.deque([y]),
+    "the items of a dict": lambda y: {"logits": y}.items(),
+    "a dict with an attribute": _dict_with_attribute,
+    "a generator beside a tensor": lambda y: {"mean": y.mean(), "rest": (each for each in [y])},
     "a distribution": lambda y: torch.distributions.Normal(y, 1.0, validate_args=False),
     "a categorical": lambda y: torch.distributions.Categorical(logits=y.movedim(1, -1), validate_args=False),
 }
@@ -108,10 +128,50 @@ class LeavesBehind(nn.Module):
         return self.head(x)
 
 
-@pytest.mark.parametrize("keep", [lambda x: x, lambda x: [x], lambda x: {"p3": (x,)}], ids=["tensor", "list", "dict"])
+KEEPS: dict[str, Any] = {
+    "tensor": lambda x: x,
+    "list": lambda x: [x],
+    "dict": lambda x: {"p3": (x,)},
+    "deque": lambda x: collections.deque([x]),
+    "object": lambda x: Nested(Scores(x)),
+    "closure": lambda x: lambda: x,
+}
+
+
+@pytest.mark.parametrize("keep", KEEPS.values(), ids=KEEPS)
 def test_what_is_left_in_an_attribute_stays(keep: Any) -> None:
     graph = ChannelGraph.trace(LeavesBehind(keep), IMAGES)
     assert graph.unprunable["part.0"] == "is kept in the attribute part.features"
+
+
+def test_what_a_hook_notes_down_stays() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 4, 1))
+    features: list[Tensor] = []
+    net[0].register_forward_hook(lambda module, args, output: features.append(output))
+    graph = ChannelGraph.trace(net, IMAGES)
+    assert graph.unprunable["0"] == "is kept in the attribute 0.forward_hooks"
+    assert features == []
+
+
+class Carries(nn.Module):
+    """What the call before has left comes in again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.next, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)
+        self.before: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.next(x) if self.before is None else self.next(x) + self.before
+        self.before = x.detach()
+        return self.head(y)
+
+
+def test_what_meets_the_state_of_the_call_before_stays() -> None:
+    graph = ChannelGraph.trace(Carries(), IMAGES)
+    assert graph.groups == ()
+    assert graph.unprunable["next"] == "is kept in the attribute before"
 
 
 def test_an_attribute_of_other_things_holds_nothing_back() -> None:

@@ -18,6 +18,21 @@ def test_depthwise_convolutions_go_with_their_input() -> None:
     assert graph["0"].indices(("1.weight", 0), [1]).tolist() == [2, 3]
 
 
+def test_maps_that_are_convolved_one_by_one_are_known_afterwards() -> None:
+    class OneByOne(nn.Module):
+        def __init__(self, is_output: bool) -> None:
+            super().__init__()
+            self.enter, self.leave = nn.Conv2d(3, 6, 1), nn.Identity() if is_output else nn.Conv2d(6, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.enter(x)
+            kernel = torch.full((1, 1, 3, 3), 0.1, device=x.device)
+            return self.leave(F.conv2d(y.reshape(-1, 1, *y.shape[2:]), kernel, padding=1).view(y.shape))
+
+    assert sizes(exact(OneByOne(is_output=False))) == {"enter": 6}
+    assert ChannelGraph.trace(OneByOne(is_output=True), IMAGES).unprunable["enter"] == "reaches the network's output"
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_transposed_convolutions(bias: bool) -> None:
     net = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ConvTranspose2d(6, 8, 2, 2, bias=bias), nn.Conv2d(8, 4, 1))

@@ -213,6 +213,14 @@ def test_weight_norm_and_half_precision() -> None:
     assert ChannelGraph.trace(nn.Sequential(nn.Conv2d(3, 8, 1).half(), half), torch.zeros(1, 3, 4, 4).half()).groups
 
 
+def test_a_weight_that_is_computed_is_not_looked_at() -> None:
+    # Each look at a spectral norm in train mode moves its vectors.
+    net = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 8, 1)), nn.Conv2d(8, 4, 1)).train()
+    before = _snapshot(net)
+    ChannelGraph.trace(net, torch.zeros(1, 3, 4, 4))
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+
+
 def test_channels_that_no_region_reaches_stay() -> None:
     class Regions(nn.Module):
         """Looks closer at the bright places, one by one; a dark image has none."""

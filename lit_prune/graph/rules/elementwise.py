@@ -74,6 +74,9 @@ def write(trace: Tracer, target: Tensor, block: Block, values: Sequence[tuple[Te
     "new_empty_strided".split()
 )
 def _new(trace: Tracer, op: Operation) -> None:
+    if op.get("generator") is not None:
+        # Noise of a generator of its own is a table: it is the same each time.
+        return
     # Nothing of the values enters; a size that follows a width shows when the result meets the channels.
     trace.assign(op.output, [trace.labels.even(size) if size > 1 else None for size in op.output.shape])
 

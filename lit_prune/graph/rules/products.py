@@ -35,9 +35,11 @@ def _convolution(trace: Tracer, op: Operation) -> None:
         trace.unite([leaving, *trace.rows(bias)], "has an untracked bias")
     if leaving is not None:
         trace.recording.produced.append(leaving)
-    trace.assign(op.output, [None, leaving, *[None] * (image.dim() - 2)])
+    examples = trace.row(image, 0)
+    trace.assign(op.output, [examples, leaving, *[None] * (image.dim() - 2)])
     batch, _, *space = (image if transposed else op.output).shape
-    count(trace, batch * math.prod(space) * math.prod(weight.shape[2:]), [*zip(w[:2], weight.shape[:2], strict=True)])
+    sides = [(examples, batch), *zip(w[:2], weight.shape[:2], strict=True)]
+    count(trace, math.prod(space) * math.prod(weight.shape[2:]), sides)
 
 
 @register_rule("torchvision::deform_conv2d")
@@ -62,6 +64,7 @@ def _deformed(trace: Tracer, op: Operation) -> None:
         trace.unite([leaving, trace.row(op["bias"], 0)], "has an untracked bias")
     if leaving is not None:
         trace.recording.produced.append(leaving)
+    trace.freeze([trace.row(image, 0)], "is a batch of a deformable convolution")
     trace.assign(op.output, [None, leaving, None, None])
     batch, _, *space = op.output.shape
     count(trace, batch * math.prod(space) * math.prod(weight.shape[2:]), [*zip(w[:2], weight.shape[:2], strict=True)])

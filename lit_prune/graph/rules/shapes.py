@@ -27,6 +27,7 @@ def _view(trace: Tracer, op: Operation) -> None:
     for block in result.crossed:
         pieces = block.led_by(block.dims[-1])
         trace.labels.join(pieces[:, :1], pieces)
+    trace.recording.views.setdefault(trace.layer, []).append((op.output.shape, result.folds))
     for block in result.folds:
         trace.labels.fold(block.labels.reshape(-1, block.labels.shape[-1]), may_be_whole=True)
     trace.assign_blocks(op.output, result.blocks)

@@ -60,7 +60,7 @@ def _grid_sampler(trace: Tracer, op: Operation) -> None:
 @register_rule("torchvision::roi_align", "torchvision::roi_pool")
 def _regions(trace: Tracer, op: Operation) -> None:
     maps = trace.channels(op["input"])
-    trace.freeze([*maps[2:], *trace.rows(op["rois"])], "says where to look")
+    trace.freeze([maps[0], *maps[2:], *trace.rows(op["rois"])], "says where to look")
     for output in op.outputs():
         trace.assign(output, [None, maps[1], None, None])
 
