@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -73,12 +73,14 @@ def _compare_pieces(recording: Recording, again: Recording, before: Row, after: 
     gone = np.zeros(len(old.reason), dtype=np.bool_)
     gone[slots] = now[slots] < 0
     counts = [Counter(layer for layer, _ in found) for found in (recording.pieces, again.pieces)]
-    same = {layer for layer in counts[0] if counts[0][layer] == counts[1][layer]}
-    pairs = [[item for item in found if item[0] in same] for found in (recording.pieces, again.pieces)]
-    for (layer, piece), (_, narrower) in zip(*pairs, strict=True):
+    found: dict[str, Iterator[Row]] = {}
+    for layer, piece in recording.pieces:
+        narrower = found.setdefault(layer, iter([piece for name, piece in again.pieces if name == layer]))
         left = now[old.of[piece][~gone[old.of[piece]]]]
         known = left >= 0
-        if known.any() and not (len(left) == len(narrower) and (left == new.of[narrower])[known].all()):
+        # Where there are as many as before each is the one in its place; else some may be whole now, or nothing.
+        candidates = [next(narrower)] if counts[0][layer] == counts[1][layer] else narrower
+        if not any(len(left) == len(c) and (left == new.of[c])[known].all() for c in candidates) and known.any():
             where = f", in {layer}" if layer else ""
             raise TraceError(f"the narrower network takes its channels apart in other places{where}", layer)
 

@@ -63,6 +63,7 @@ class Composites(TorchFunctionMode):
         tensors = operation.tensors()
         self._tracer.note(operation, numbers, True, tensors, [*map(self._tracer.origins.entry, tensors)])
         self._tracer.apply(operation, f"aten::{name}")
+        self._tracer.origins.enter(operation.outputs())
         return output
 
     def _copied(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], made: Tensor) -> Tensor:
@@ -82,7 +83,9 @@ class Composites(TorchFunctionMode):
         values = dict(zip(_PACKED if packed else _BATCHED, args, strict=True))
         initial = values["hx"]
         values["hx"] = [initial] if isinstance(initial, Tensor) else list(initial)
-        self._tracer.apply(Operation(_RECURRENT[func], values, output), f"aten::{_RECURRENT[func]}")
+        operation = Operation(_RECURRENT[func], values, output)
+        self._tracer.apply(operation, f"aten::{_RECURRENT[func]}")
+        self._tracer.origins.enter(operation.outputs())
         return output
 
     def _directly(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -18,6 +18,8 @@ _SHAPES = frozenset(
 )
 # Strides are numbers of the arithmetic where a window moves, and layouts elsewhere.
 _WINDOWS = ("conv", "pool", "unfold", "im2col", "col2im")
+# What goes from a start to an end has these as values; of whole numbers the end tells how many there are.
+_VALUES = {**dict.fromkeys(("linspace", "logspace"), ("start", "end")), "arange": ("start",)}
 # Operations that a forward may do without where a value lies otherwise in memory.
 _LAYOUT = frozenset(
     "view reshape reshape_alias unsafe_view clone expand permute transpose t unsqueeze squeeze contiguous detach "
@@ -102,8 +104,8 @@ def signature(func: Any) -> Signature:
     # An in-place operation has the rule of its twin.
     short = name.partition("::")[2].rstrip("_") if name.startswith("aten::") else name
     defaults = {argument.name: argument.default_value for argument in schema.arguments}
-    moves = any(word in short for word in _WINDOWS)
-    constants = tuple(key for key in defaults if key not in _SHAPES or (key == "stride" and moves))
+    values = _VALUES.get(short, ("stride",) if any(word in short for word in _WINDOWS) else ())
+    constants = tuple(key for key in defaults if key not in _SHAPES or key in values)
     written = tuple(each.name for each in schema.arguments if each.alias_info is not None and each.alias_info.is_write)
     return Signature(short.lstrip("_"), name, defaults, constants, written)
 

@@ -63,7 +63,7 @@ class Origins:
         return self.entry(tensor) is not None
 
     def enter(self, inputs: Iterable[Tensor]) -> None:
-        """Note what enters the network: data."""
+        """Note what is more than numbers: data, and what was made of them unseen."""
         self._others.update((id(tensor), tensor) for tensor in inputs)
 
     def is_other(self, tensor: Tensor) -> bool:
@@ -114,15 +114,11 @@ class Origins:
             if id(tensor) in self._names:
                 continue
             value = self._value(tensor)
-            if alike or value is None or tensor.numel() > MOST_VALUES:
+            if alike or value is None or id(tensor) not in blank or tensor.numel() > MOST_VALUES:
                 origins.extend([origin] if origin else ())
             elif tensor.numel() > _FEW:
                 origins.extend([_digest(value)] if origin else ())
-            elif (
-                id(tensor) in blank
-                and (origin or self.on_meta)
-                and (value.is_floating_point() or value.dtype in INTEGERS)
-            ):
+            elif (origin or self.on_meta) and (value.is_floating_point() or value.dtype in INTEGERS):
                 values.extend(value.detach().double().flatten().tolist())
         return tuple(values), tuple(origins)
 

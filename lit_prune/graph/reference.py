@@ -193,8 +193,8 @@ def _reduced(func: Any, operation: Operation, source: Tensor, keep: Tensor) -> A
     places = places.expand([*lines.shape[:-1], places.shape[-1]])
     kept = lines.gather(-1, places)
     arguments: dict[str, Any] = {**operation.arguments, "self": kept}
-    if operation["dim"] is not None or "norm" in operation.name:
-        arguments["dim"] = -1 if isinstance(operation["dim"], int) else [-1]
+    if operation.get("dim") is not None or "norm" in operation.name:
+        arguments["dim"] = -1 if isinstance(operation.get("dim"), int) else [-1]
     if "keepdim" in arguments:
         arguments["keepdim"] = False
     output = func(**arguments)

@@ -36,6 +36,20 @@ def test_many_networks_that_compute_with_widths(network: Network, seed: int, war
     holds_or_refuses(network, seed, warm)
 
 
+# Stems and removals by which a search has found wrong results.
+FOUND = [
+    (4, "group norm by width", 410),
+    (8, "group norm of two", 815),
+    (4, "attention of two", 484),
+    (4, "vectors of two", 629),
+]
+
+
+@pytest.mark.parametrize(("stem", "name", "seed"), FOUND)
+def test_what_a_search_has_found(stem: int, name: str, seed: int) -> None:
+    holds_or_refuses(Network(stem, [(name, 0, "", 0, False)]), seed, warm=False)
+
+
 @pytest.mark.parametrize("name", GLUED)
 def test_each_function(name: str) -> None:
     holds_or_refuses(Network(8, [(name, 0, "", 0, False)]), 1, warm=False)

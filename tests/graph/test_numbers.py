@@ -81,6 +81,7 @@ FOLLOW: dict[str, Callable[[Tensor], Tensor]] = {
     "a wide tensor": lambda x: x * torch.full((x.shape[1],), 1 / x.shape[1], device=x.device)[:, None, None],
     "a grid": lambda x: x * (torch.arange(64.0, device=x.device).view(8, 8) / x.shape[1]),
     "a grid filled later": lambda x: x * torch.empty(8, 8, device=x.device).fill_(1 / x.shape[1]),
+    "a range of numbers": lambda x: x + torch.linspace(0, x.shape[1], 8, device=x.device).sin() * x.new_ones(8, 1),
     "a large grid": lambda x: x * torch.ones(200, 200, device=x.device).mul(x.shape[1])[:8, :8],
     "a grid of NumPy's": lambda x: x * torch.from_numpy(np.full((8, 8), 1.0 / x.shape[1])).to(x),
     "a shape in a tensor": lambda x: x / torch.as_tensor(x.shape, dtype=x.dtype, device=x.device)[1],

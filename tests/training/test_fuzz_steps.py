@@ -38,6 +38,11 @@ def test_many_random_steps(training: Training, seed: int) -> None:
     holds_or_refuses(training, seed)
 
 
+def test_what_a_search_has_found() -> None:
+    holds_or_refuses(Training(Network(6, []), "layer behind shift", 0), 476)
+    holds_or_refuses(Training(Network(6, [("Demodulated", 0, "add", 0, False)]), "sparse", 0), 463)
+
+
 @pytest.mark.parametrize("use", ["state", "notes"])
 def test_state_that_no_step_has_left_yet_stays(use: str) -> None:
     training = Training(Network(8, [("conv 8", 0, "", 0, False)]), use, 0)

@@ -78,7 +78,11 @@ def _group_norm(trace: Tracer, op: Operation) -> None:
     if not any(map(trace.is_own, own)):
         trace.vanishing.rely([], [channels], trace.layer)
     trace.unite([channels, *(trace.row(tensor, 0) for tensor in own)], "is normalised with what is not tracked")
+    pieces = Block((1, 2), channels.reshape(groups, -1))
     if groups > 1 and not alone:
-        trace.labels.fold(channels.reshape(groups, -1))
+        trace.labels.fold(pieces.labels)
+    # It is taken apart as by a view: how many there are may follow from a width.
+    shape = (len(source), groups, source.shape[1] // groups)
+    trace.recording.views.setdefault(trace.layer, []).append((shape, [pieces]))
     rest = [block for block in trace.blocks(source) if 1 not in block.dims]
     trace.assign_blocks(op.outputs()[0], [*rest, Block((1,), channels)])
