@@ -127,9 +127,10 @@ def variables_around(function: Any) -> list[Any]:
     """What a function refers to in the functions that it was made in.
 
     Example:
-        >>> seen = []
-        >>> variables_around(lambda: seen)
-        [[]]
+        >>> def noting(seen):
+        ...     return lambda value: seen.append(value)
+        >>> variables_around(noting([1]))
+        [[1]]
     """
     found = []
     for cell in getattr(function, "__closure__", None) or ():
