@@ -23,12 +23,18 @@ class Composites(TorchFunctionMode):
     """Keeps whole what torch would take apart before the tracer sees it: the parts say less, and cost more.
 
     The commonest functions are spared the way through torch's dispatcher, which takes longer than their rules.
+
+    Args:
+        tracer: Is told of them.
+        on_meta: Whether the network is without values.
+        only_recurrent: Whether all but recurrent layers go through the tracer as torch takes them apart.
     """
 
-    def __init__(self, tracer: Tracer, on_meta: bool) -> None:
+    def __init__(self, tracer: Tracer, on_meta: bool, only_recurrent: bool = False) -> None:
         super().__init__()
         self._tracer = tracer
         self._on_meta = on_meta
+        self._known = {} if only_recurrent else _COMPOSITES
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -39,7 +45,7 @@ class Composites(TorchFunctionMode):
             return func(*args, **kwargs) if output is None else output
         if func in _RECURRENT:
             return self._recurrent(func, args)
-        known = _COMPOSITES.get(func)
+        known = self._known.get(func)
         if known is None:
             if self._on_meta and func in _FACTORIES and kwargs.get("device") is None:
                 # What a forward makes itself (grids, masks) must lie where the weights are.

@@ -50,7 +50,9 @@ class Operation:
 
     def outputs(self) -> list[Tensor]:
         """All tensors that come out."""
-        return list(self.output) if isinstance(self.output, (list, tuple)) else [self.output]
+        outputs = self.output if isinstance(self.output, (list, tuple)) else [self.output]
+        # What is not asked for, such as a workspace of the backward pass, is None.
+        return [output for output in outputs if isinstance(output, Tensor)]
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lit_prune.graph.composites import Composites
 from lit_prune.graph.operation import Operation, signature
 from lit_prune.graph.recording import Recording
 from lit_prune.graph.rules import RULES
@@ -92,6 +93,8 @@ class Reference(Masking):
             self._names, self._path = tracer.modules, tracer.path
             self._open.enter_context(as_it_is())
             self._open.enter_context(tracer)
+            # Step by step, the layers of a recurrent one would be seen to share what is stacked at the end.
+            self._open.enter_context(Composites(tracer, on_meta=False, only_recurrent=True))
         self._path.append(self._names[module])
 
     def leave(self, *_: Any) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_prune import ChannelGraph, PruningPlan, mask_, shrink_
+from testing.invariant import check_invariant
 from tests.graph.tiny import random_images
 
 
@@ -102,3 +103,20 @@ def test_it_runs_as_a_part_of_another(net: Net) -> None:
     plan = _plan(net, 1, 4)
     outer, shrunk = nn.Sequential(copy.deepcopy(net), nn.ReLU()), nn.Sequential(copy.deepcopy(net), nn.ReLU())
     assert _close(mask_(outer, plan.with_prefix("0.")), shrink_(shrunk, plan.with_prefix("0.")))
+
+
+class Reading(nn.Module):
+    """Two recurrent layers whose last states are put side by side, beside a statistic of channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.layers, self.leave = nn.Linear(4, 6), nn.LSTM(6, 6, num_layers=2), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        x = x - x.mean(-1, keepdim=True)
+        return self.leave(self.layers(x)[0])
+
+
+def test_layers_of_a_recurrent_one_lose_channels_of_their_own() -> None:
+    assert check_invariant(Reading(), torch.randn(5, 1, 4)).worst < 1e-4

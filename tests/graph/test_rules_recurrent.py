@@ -181,6 +181,12 @@ def test_the_fused_operation_says_the_same() -> None:
     assert (of[slots["weight_ih_l1", 1]][8:] == of[slots["weight_hh_l0_reverse", 1]]).all()
 
 
+def test_what_an_operation_does_not_return_does_not_come_out() -> None:
+    # In eval mode there is no workspace for a backward pass.
+    kept = torch.zeros(2)
+    assert Operation("lstm", {}, (kept, None)).outputs() == [kept]
+
+
 class Cell(nn.Module):
     """A step of a convolutional LSTM, which remembers its width."""
 
