@@ -19,6 +19,7 @@ from lit_prune.common.running import restored
 from lit_prune.graph.copying import CopyTensor
 from lit_prune.graph.recording import Call
 from lit_prune.graph.skeleton import NOTHING, cloned, emptied, has_values, on_meta, replica, skeleton, twin, with_values
+from lit_prune.modules.remembered import note_widths_
 from lit_prune.plan import PruningPlan
 from lit_prune.surgery.mask import zero_
 from lit_prune.surgery.shrink import shrink_
@@ -62,7 +63,10 @@ class Copies:
     @classmethod
     def of(cls, model: nn.Module, calls: Sequence[Call], values: bool) -> Copies:
         """Copies of a live network, in eval mode."""
-        return cls(replica(model).eval(), calls) if values else cls(skeleton(model).eval(), on_meta(calls))
+        network = (replica if values else skeleton)(model).eval()
+        # What is cut later follows its widths as the live network will.
+        note_widths_(network)
+        return cls(network, calls if values else on_meta(calls))
 
     @contextmanager
     def running(self, plan: PruningPlan = NOTHING, masked: bool = False) -> Iterator[nn.Module]:

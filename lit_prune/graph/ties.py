@@ -64,11 +64,17 @@ def unmet(network: nn.Module, recording: Recording, grouping: Grouping) -> dict[
     for name, module in modules_of(network):
         if name in accounted:
             continue
+        is_own = "weight" in module._parameters
         # To look at a weight that is computed is to compute it, which may count as a forward of its own.
-        computed = is_parametrized(module, "weight")
-        weight = None if computed else getattr(module, "weight", None)
-        if isinstance(weight, Tensor) and weight.dim() > 1 and max(weight.shape[:2]) > 1 and id(weight) not in used:
-            computed, found[name] = "weight" not in module._parameters, IDLE
-        if computed:
-            found[name] = "has no weight of its own to cut: each forward computes it, in a way that is not understood"
+        weights = [] if is_parametrized(module, "weight") else [getattr(module, "weight", None)]
+        if not is_own and (not weights or isinstance(weights[0], Tensor)):
+            # It is known by what it is computed from.
+            weights.extend(module.parameters())
+        wide = [each for each in weights if isinstance(each, Tensor) and each.dim() > 1 and max(each.shape[:2]) > 1]
+        if wide and used.isdisjoint(map(id, wide)):
+            found[name] = (
+                IDLE
+                if is_own
+                else "has no weight of its own to cut: each forward computes it, in a way that is not understood"
+            )
     return found

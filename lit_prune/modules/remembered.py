@@ -8,9 +8,10 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from types import CodeType
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -141,8 +142,10 @@ def _sources(module: nn.Module, name: str, value: int) -> Sources:
     if _OTHERS.intersection(words) or not (attributes or _WORDS.intersection(words)):
         return ()
     # timm's models say what reads their features.
-    tell: Any = getattr(module, "get_classifier", None)
-    head = tell() if callable(tell) else None
+    head = None
+    # An encoder made of one may have let its head go.
+    with suppress(AttributeError):
+        head = cast(Any, module).get_classifier()
     layers = modules_of(module)[1:]
     if isinstance(head, nn.Module) and "features" in words:
         layers = [(path, layer) for path, layer in layers if layer is head] or layers

@@ -221,6 +221,12 @@ def test_a_weight_that_is_computed_is_not_looked_at() -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
 
 
+def test_a_computed_weight_of_one_output_is_understood() -> None:
+    norm = nn.utils.parametrizations.weight_norm
+    net = nn.Sequential(norm(nn.Conv2d(3, 6, 1)), norm(nn.Conv2d(6, 1, 1)))
+    assert ChannelGraph.trace(net, torch.zeros(1, 3, 4, 4)).unprunable == {}
+
+
 def test_channels_that_no_region_reaches_stay() -> None:
     class Regions(nn.Module):
         """Looks closer at the bright places, one by one; a dark image has none."""

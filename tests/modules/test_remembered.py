@@ -10,6 +10,7 @@ from torch import nn
 from lit_prune import ChannelGraph, prune_, shrink_
 from lit_prune.surgery.adoption import adopt_shapes_
 from testing.deployment import MERGING, measure
+from testing.invariant import check_invariant
 
 
 class Merging(nn.Module):
@@ -135,6 +136,34 @@ def test_a_classifier_of_timm_can_be_replaced():
     shrink_(net, graph.plan({g.name: range(1 + n) for n, g in enumerate(graph.groups)}))
     net.reset_classifier(5)
     assert net(images).shape == (1, 5)
+
+
+def test_an_encoder_made_of_a_classifier_may_have_let_its_head_go():
+    class Encoder(nn.Sequential):
+        num_features = 16
+
+        def get_classifier(self):
+            return self.head
+
+    net = nn.Sequential(Encoder(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 8, 1)), nn.Conv2d(8, 2, 1))
+    net[0].num_features = 16
+    shrink_(net, plan(net))
+    assert net[0].num_features == net[0][0].out_channels < 16
+
+
+def scaled(x, block):
+    return x / block.out_chs
+
+
+def test_a_number_that_a_function_beside_the_class_reads_is_found_by_the_probe():
+    class Reads(Merging):
+        def forward(self, x):
+            return scaled(super().forward(x), self)
+
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), Reads(8, 16), nn.Conv2d(16, 2, 1))
+    graph = ChannelGraph.trace(net, torch.zeros(1, 3, 8, 8))
+    assert "can't be narrowed" in graph.unprunable["1.wide"]
+    assert check_invariant(net, torch.randn(1, 3, 8, 8)).worst < 1e-4
 
 
 def test_a_kernel_that_an_earlier_merge_has_left_is_forgotten():
