@@ -74,14 +74,15 @@ def _timm_linear_bottleneck(module: Any) -> None:
 
 
 @register_attributes("timm.models.dpn.DPN")
+@register_attributes("segmentation_models_pytorch.encoders.dpn.DPNEncoder")
 def _timm_dual_paths(module: Any) -> None:
     # A block's output is the residual path and what it adds to the dense one: the width of the first follows from
     # what goes in, comes out, and enters the next block.
     *blocks, last = [child for name, child in module.features.named_children() if not name.startswith("conv1_")]
     entering = [block.c1x1_a.bn.num_features for block in blocks] + [last.bn.num_features]
     for block, (before, after) in zip(blocks, pairwise(entering), strict=True):
-        shortcut = block.c1x1_w_s1 or block.c1x1_w_s2
-        if block.c1x1_c1 is not None:
+        shortcut = getattr(block, "c1x1_w_s1", None) or getattr(block, "c1x1_w_s2", None)
+        if getattr(block, "c1x1_c1", None) is not None:
             block.num_1x1_c = block.c1x1_c1.out_channels
         elif shortcut is None:
             block.num_1x1_c = block.c1x1_c.conv.out_channels - (after - before)
