@@ -3,9 +3,10 @@
     python -m benchmarks.zoo [NAME ...] [--again] [--peers {families,all,none}] [--limit S] [--peer-limit S]
 
 Names are those of ``testing/zoo.py`` (patterns too: ``timm/resnet*``), or a source: ``ultralytics``, ``torchvision``,
-``timm``. Each model runs in a process of its own, so that one that takes too long or too much memory is a row and not
-the end. Rows are kept in ``zoo.json`` beside this file: a second run measures only what is missing there, ``--again``
-measures all of the names again. Seconds are CPU seconds of one thread.
+``timm``, or a package of the extra ``zoo`` (``smp``, ``transformers``, ``monai`` and so on). Each model runs in a
+process of its own, so that one that takes too long or too much memory is a row and not the end. Rows are kept in
+``zoo.json`` beside this file: a second run measures only what is missing there, ``--again`` measures all of the names
+again. Seconds are CPU seconds of one thread.
 
 Peers are measured on the same model where they can be imported (``PYTHONPATH``): Torch-Pruning builds its dependency
 graph and prunes 30 % of all but the output layers; NVIDIA ModelOpt converts the model for FastNAS. ``families``, the
@@ -31,10 +32,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-SOURCES = ("ultralytics", "torchvision", "timm")
+from testing import packages
+
+SOURCES = ("ultralytics", "torchvision", "timm", *packages.SOURCES)
 RESULTS = Path(__file__).with_suffix(".json")
 # Where a model's channels are linear ones, they are counted apart.
 CONVOLUTIONAL = 0.5
+# Networks of which less can be pruned are listed, each with what keeps the rest.
+LITTLE = 0.8
 FAMILIES = """
 ultralytics/yolov3-tiny.yaml ultralytics/yolov5n.yaml ultralytics/yolov8n.yaml ultralytics/yolov8n-seg.yaml
 ultralytics/yolov9t.yaml ultralytics/yolov10n.yaml ultralytics/yolo11n.yaml ultralytics/yolo12n.yaml
@@ -209,6 +214,19 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def little(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Networks of which less than 80 % can be pruned, least first, with the reasons why the rest stays.
+
+    Of a convolutional network its convolutions count, of another all layers.
+    """
+    found = []
+    for row in rows:
+        share = row.get("prunable_share_of_convolutions" if row.get("convolutional") else "prunable_share", 1)
+        if share < LITTLE:
+            found.append({"model": row["model"], "share": share, "unprunable": row["unprunable"]})
+    return sorted(found, key=lambda row: row["share"])
+
+
 def _line(row: dict[str, Any]) -> str:
     measured = [kind for kind in KINDS if isinstance(row.get(kind), dict)]
     peers = " ".join(f"{kind}: {row[kind]['result']} {row[kind].get('second_s', '')}" for kind in measured)
@@ -225,7 +243,7 @@ def _stored() -> dict[str, dict[str, Any]]:
 
 def _store(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
     ordered = sorted(rows.values(), key=lambda row: (SOURCES.index(row["model"].partition("/")[0]), row["model"]))
-    report = {"summary": summary(ordered), "models": ordered}
+    report = {"summary": summary(ordered), "little": little(ordered), "models": ordered}
     RESULTS.write_text(json.dumps(report, indent=2) + "\n")
     return report
 
@@ -251,6 +269,7 @@ def main() -> None:
     parser.add_argument("--peer-limit", type=int, default=100, help="CPU seconds a model for each peer")
     arguments = parser.parse_args()
     os.environ.setdefault("YOLO_OFFLINE", "true")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     beside = [kind for kind in KINDS if kind != "lit_prune" and importlib.util.find_spec(kind) is not None]
     rows = _stored()
     for name in _asked(arguments.names):
@@ -267,7 +286,11 @@ def main() -> None:
             rows[name] = row
             _store(rows)
             print(_line(row), flush=True)
-    print(json.dumps(_store(rows)["summary"], indent=2))
+    report = _store(rows)
+    print(json.dumps(report["summary"], indent=2))
+    for row in report["little"]:
+        why = "; ".join(f"{number} {reason}" for reason, number in row["unprunable"].items())
+        print(f"{row['model']:44s} {row['share']:.3f} {why[:300]}")
 
 
 def _measured(row: dict[str, Any]) -> set[str]:

@@ -1,6 +1,7 @@
 """Published architectures with random weights, by name: what the tests and the benchmarks run on.
 
-Names are ``ultralytics/yolov8n.yaml``, ``torchvision/resnet50`` and ``timm/resnet50d``.
+Names are ``ultralytics/yolov8n.yaml``, ``torchvision/resnet50`` and ``timm/resnet50d``, and those of the packages in
+:mod:`testing.packages`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.overrides import TorchFunctionMode
 
 from lit_prune import ChannelGraph
+from testing import packages
 from testing.invariant import Check, Forward, check_invariant, tensors
 
 # Chosen by family, the smallest of each: convolutional, hybrid, transformer, MLP.
@@ -114,6 +116,25 @@ LESS: dict[str, tuple[float, str]] = {
     # One channel of the queries weighs all the others.
     "timm/mobilevitv2_050": (0.81, "is a piece of one channel"),
     "timm/bat_resnext26ts": (0.87, "is convolved over"),
+    # What follows the deepest map that a decoder reads.
+    **{
+        f"smp/{decoder}-efficientnet-b0": (0.95, "takes no part")
+        for decoder in ("Unet", "UnetPlusPlus", "FPN", "DeepLabV3Plus")
+    },
+    "smp/PSPNet-resnet18": (0.29, "takes no part"),
+    # Its attention lays out (places, channels) as (channels, places).
+    "smp/MAnet-efficientnet-b0": (0.94, "can only go all together"),
+    "smp/MAnet-mobilenet_v2": (0.88, "can only go all together"),
+    "smp/MAnet-resnet18": (0.78, "can only go all together"),
+    "smp/MAnet-tu-regnetx_002": (0.76, "can only go all together"),
+    # The width that a token has is taken for that of what is made of it and of another.
+    "transformers/dpt": (0.9, "can't be narrowed"),
+    # Places are told by sines, one for each channel.
+    "transformers/rt_detr": (0.97, "meets what is not tracked"),
+    # Gates of one channel.
+    "monai/attention_unet": (0.98, "has one channel"),
+    # One factor for each group of a convolution in groups, of which none can go.
+    "torchreid/mlfn": (0.81, "no other channel could stay"),
 }
 
 
@@ -137,16 +158,17 @@ class Case:
 
 
 def names(source: str) -> list[str]:
-    """All names of a source: ``"ultralytics"``, ``"torchvision"`` or ``"timm"``."""
-    return [
-        f"{source}/{name}" for name in {"ultralytics": _yamls, "torchvision": _torchvision, "timm": _timm}[source]()
-    ]
+    """All names of a source: ``"ultralytics"``, ``"torchvision"``, ``"timm"`` or one of :mod:`testing.packages`."""
+    listed = {"ultralytics": _yamls, "torchvision": _torchvision, "timm": _timm}
+    return [f"{source}/{name}" for name in (listed[source]() if source in listed else packages.names(source))]
 
 
 def build(name: str) -> Case:
     """The network of that name."""
     source, _, model = name.partition("/")
     torch.manual_seed(0)
+    if source in packages.SOURCES:
+        return Case(*packages.build(source, model))
     return {"ultralytics": _build_ultralytics, "torchvision": _build_torchvision, "timm": _build_timm}[source](model)
 
 
@@ -368,7 +390,7 @@ def shares(graph: ChannelGraph, network: nn.Module) -> Shares:
         if not isinstance(module, (_ConvNd, nn.Linear)) or not module.weight.requires_grad:
             continue
         dim, kind = int(isinstance(module, _ConvTransposeNd)), int(isinstance(module, _ConvNd))
-        width, mine = module.weight.shape[dim], free.get((f"{name}.weight", dim), 0)
+        width, mine = module.weight.shape[dim], max(free.get((f"{name}.{own}", dim), 0) for own in _WEIGHTS)
         reason = graph.unprunable.get(name, "has one channel") if mine < width else ""
         if reason.startswith("reaches the network's output"):
             width = mine
@@ -384,6 +406,14 @@ def shares(graph: ChannelGraph, network: nn.Module) -> Shares:
     )
 
 
+# A weight, and what a forward computes it from: under weight_norm, spectral_norm, and these as hooks.
+_WEIGHTS = (
+    "weight",
+    "parametrizations.weight.original1",
+    "parametrizations.weight.original",
+    "weight_v",
+    "weight_orig",
+)
 TOLERANCE = 1e-4
 
 

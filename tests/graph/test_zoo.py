@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from lit_prune import ChannelGraph, shrink_
+from testing import packages
 from testing.zoo import LESS, TOLERANCE, build, check, names, shares, trains
 
 pytest.importorskip("ultralytics")
 pytest.importorskip("torchvision")
 pytest.importorskip("timm")
 
+SOURCES = ("ultralytics", "torchvision", "timm", *packages.SOURCES)
 # Convolutions' channels that can be pruned, of all but the network's outputs, where `LESS` has no other figure.
 SHARE = 0.99
 # One of each kind of block: they take about a minute together.
@@ -23,17 +25,21 @@ QUICK = frozenset(
     """
     ultralytics/yolov8n.yaml ultralytics/yolo11n.yaml torchvision/resnet18 torchvision/mobilenet_v3_small
     torchvision/shufflenet_v2_x0_5 timm/test_convnext timm/test_vit timm/test_byobnet timm/nf_resnet26
+    smp/Unet-resnet18 transformers/mobilevit transformers/encodec diffusers/unet monai/unetr kornia/hardnet
     """.split()
 )
 
 
 def _all() -> list[Any]:
-    found = [name for source in ("ultralytics", "torchvision", "timm") for name in names(source)]
+    found = [name for source in SOURCES for name in names(source)]
     return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in found]
 
 
 @pytest.mark.parametrize("name", _all())
 def test_architectures_are_exact_and_train(name: str) -> None:
+    source = name.partition("/")[0]
+    if source in packages.SOURCES:
+        pytest.importorskip(packages.SOURCES[source], reason="It comes with the extra `zoo`.")
     case = build(name)
     found = check(case)
     assert found.worst <= TOLERANCE
@@ -46,8 +52,8 @@ def test_architectures_are_exact_and_train(name: str) -> None:
 def test_the_lists_are_as_long_as_they_claim() -> None:
     assert len(names("timm")) >= 150
     assert len(names("ultralytics")) >= 60
-    assert {name.partition("/")[0] for name in LESS} <= {"ultralytics", "torchvision", "timm"}
-    known = {name for source in ("ultralytics", "torchvision", "timm") for name in names(source)}
+    assert sum(len(names(source)) for source in packages.SOURCES) >= 75
+    known = {name for source in SOURCES for name in names(source)}
     assert known >= LESS.keys() | QUICK
 
 
