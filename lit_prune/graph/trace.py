@@ -16,6 +16,7 @@ from lit_prune.common.running import eagerly
 from lit_prune.errors import TraceError
 from lit_prune.graph.composites import Composites
 from lit_prune.graph.labels import OUTPUT, RETURNED
+from lit_prune.graph.memories import forgetting
 from lit_prune.graph.operation import Operation
 from lit_prune.graph.outputs import left_in_attributes, tensors_in, used_outputs
 from lit_prune.graph.recording import Call, Product, Recording, parted
@@ -66,7 +67,7 @@ def record(
     forwards, steps = parted(calls)
     if any(modes.values()):
         network.eval()
-    with torch.no_grad(), eagerly(), _plain_attention():
+    with torch.no_grad(), eagerly(), _plain_attention(), forgetting(network):
         _run(network, forwards, tracer, until)
         # What it costs is what it costs to use.
         products = list(recording.products)

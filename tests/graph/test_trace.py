@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -225,6 +226,31 @@ def test_a_computed_weight_of_one_output_is_understood() -> None:
     norm = nn.utils.parametrizations.weight_norm
     net = nn.Sequential(norm(nn.Conv2d(3, 6, 1)), norm(nn.Conv2d(6, 1, 1)))
     assert ChannelGraph.trace(net, torch.zeros(1, 3, 4, 4)).unprunable == {}
+
+
+@lru_cache
+def _ramp(size: int) -> Tensor:
+    return torch.arange(size) / size
+
+
+class _Ramps(nn.Sequential):
+    @staticmethod
+    @lru_cache
+    def own(size: int) -> Tensor:
+        return torch.arange(size) + 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + _ramp(x.shape[-1])) * self.own(x.shape[-1])
+
+
+def test_a_trace_leaves_nothing_in_the_caches_of_functions() -> None:
+    net = _Ramps(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1))
+    graph = ChannelGraph.trace(net, torch.zeros(1, 3, 4, 4))
+    assert [group.size for group in graph.groups] == [6]
+    assert not net(torch.zeros(1, 3, 4, 4)).is_meta
+    assert _ramp.cache_info().currsize == _Ramps.own.cache_info().currsize == 1
+    again = ChannelGraph.trace(net, torch.zeros(1, 3, 4, 4))
+    assert again.unprunable == graph.unprunable
 
 
 def test_channels_that_no_region_reaches_stay() -> None:
