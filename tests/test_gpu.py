@@ -4,10 +4,13 @@ import copy
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
+from torch.nn import functional as F
 
 from lit_prune import ChannelGraph, ChannelPruning, mask_, shrink_
 from tests.toys import Classifier, loader, network, trainer, widths
+from tests.training.setups import SETUPS, Setup
 from tests.training.test_ddp import assert_equal, ranks_of, start
 
 pytestmark = [
@@ -69,6 +72,78 @@ def test_channels_last_and_compiled():
     module.net = torch.compile(module.net)
     fit(module)
     assert module.net._orig_mod[2][0].weight.shape == (16, 8, 3, 3)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed", "bf16-mixed"])
+@pytest.mark.parametrize("name", SETUPS)
+def test_what_a_step_does_is_seen(name, precision):
+    kind, cut, whole = SETUPS[name]
+    torch.manual_seed(0)
+    module = kind()
+    callback = ChannelPruning(0.5, 1, round_to=4, verbose=False)
+    run = trainer(callback, accelerator="gpu", precision=precision, limit_val_batches=1, num_sanity_val_steps=0)
+    run.fit(module, loader(), loader())
+    sizes = {name: parameter.shape[0] for name, parameter in module.named_parameters()}
+    assert {name: sizes[name] for name in (*cut, *whole)} == {**cut, **whole}
+    assert all(parameter.isfinite().all() for parameter in module.parameters())
+
+
+class Sequences(Setup):
+    """Layers that have kernels of their own on a GPU, put together in the step."""
+
+    def __init__(self, kind="LSTM"):
+        super().__init__()
+        self.enter = nn.Linear(24, 32)
+        self.whole, self.cell = getattr(nn, kind)(32, 24, batch_first=True), getattr(nn, f"{kind}Cell")(24, 16)
+        self.attention, self.mix = nn.MultiheadAttention(32, 4, batch_first=True), nn.Linear(32, 32)
+        self.norm, self.head = nn.LayerNorm(32), nn.Linear(16, 4)
+
+    def training_step(self, batch, batch_idx):
+        x = F.gelu(self.enter(batch[0].flatten(2).transpose(1, 2)[..., :3].repeat(1, 1, 8)))
+        x = self.norm(x + self.attention(x, x, x, need_weights=False)[0])
+        heads = self.mix(x).unflatten(2, (4, 8)).transpose(1, 2)
+        x = x + F.scaled_dot_product_attention(heads, heads, heads).transpose(1, 2).flatten(2)
+        x, _ = self.whole(x)
+        state = self.cell(x[:, -1])
+        return self.note(F.cross_entropy(self.head(state[0] if isinstance(state, tuple) else state), batch[1]))
+
+
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed", "bf16-mixed"])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_layers_with_kernels_of_their_own(kind, precision):
+    sizes = []
+    for accelerator in ("cpu", "gpu"):
+        torch.manual_seed(0)
+        module = Sequences(kind)
+        callback = ChannelPruning(0.5, 1, round_to=4, verbose=False)
+        options = {"precision": precision if accelerator == "gpu" else "32-true"}
+        trainer(callback, accelerator=accelerator, **options).fit(module, loader())
+        assert len(callback.events) == 1
+        sizes.append({name: parameter.shape for name, parameter in module.named_parameters()})
+    assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed", "bf16-mixed"])
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, precision):
+    def run(epochs, **options):
+        torch.manual_seed(0)
+        module = Classifier(optimizer="adamw", fused=True)
+        callbacks = [ChannelPruning(0.5, [1, 3], verbose=False)]
+        if not options:
+            callbacks.append(ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1))
+        trainer(
+            *callbacks,
+            accelerator="gpu",
+            precision=precision,
+            deterministic=True,
+            max_epochs=epochs,
+            enable_checkpointing=not options,
+        ).fit(module, loader(), **options)
+        return module
+
+    whole, resumed = run(4), run(4, ckpt_path=tmp_path / "epoch=1.ckpt")
+    for (name, expected), value in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(expected, value), name
 
 
 def test_two_processes_on_one_gpu(tmp_path):

@@ -71,10 +71,12 @@ def unmet(network: nn.Module, recording: Recording, grouping: Grouping) -> dict[
             # It is known by what it is computed from.
             weights.extend(module.parameters())
         wide = [each for each in weights if isinstance(each, Tensor) and each.dim() > 1 and max(each.shape[:2]) > 1]
-        if wide and used.isdisjoint(map(id, wide)):
-            found[name] = (
-                IDLE
-                if is_own
-                else "has no weight of its own to cut: each forward computes it, in a way that is not understood"
-            )
+        if not wide:
+            continue
+        is_met = not used.isdisjoint(map(id, wide))
+        if is_own and not is_met:
+            found[name] = IDLE
+        # One with a single output or input has no channels that could be accounted for.
+        if not is_own and (not is_met or any(min(each.shape[:2]) > 1 for each in wide)):
+            found[name] = "has no weight of its own to cut: each forward computes it, in a way that is not understood"
     return found

@@ -16,7 +16,8 @@ from torch.nn.utils import parametrize
 
 from lit_prune import ChannelGraph, mask_, shrink_
 from lit_prune.errors import TraceError
-from lit_prune.training.inputs import CallRecorder, step_of, ways_to_see
+from lit_prune.training.inputs import CallRecorder, step_of
+from lit_prune.training.seeing import ways_to_see
 from testing.invariant import difference, randomise_
 from tests.graph.fuzz_check import Refused, some_of, state_of
 from tests.graph.fuzz_glue import GLUE, SPACE

@@ -48,7 +48,7 @@ class Adversarial(Setup):
     def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
         for_generator, for_critic = self.optimizers()
         real = batch[0]
-        noise = torch.linspace(-1, 1, len(real) * 8).reshape(-1, 8)
+        noise = torch.linspace(-1, 1, len(real) * 8, device=real.device).reshape(-1, 8)
         fake = self.generator(noise)
         mixed = (real / 2 + fake.detach() / 2).requires_grad_()
         (slope,) = torch.autograd.grad(self.critic(mixed).sum(), mixed, create_graph=True)
