@@ -39,7 +39,7 @@ from lit_prune.yolo import LitYOLO, build_detector
 
 # What runs in each epoch of a training: dense ones by turns with the callback and without it.
 WARM_UP, WITH, WITHOUT, EVENT, AFTER = "warm-up", "with", "without", "event", "after"
-EPOCHS = [WARM_UP, WITH, WITHOUT, WITH, WITHOUT, EVENT, AFTER, EVENT, AFTER]
+EPOCHS = [WARM_UP, WITH, WITHOUT, WITHOUT, WITH, WITH, WITHOUT, EVENT, AFTER, EVENT, AFTER]
 # Each width of a compiled network is compiled anew.
 EPOCHS_COMPILED = [WARM_UP, WITH, WITHOUT, EVENT, AFTER]
 
@@ -73,8 +73,8 @@ class ByTurns(pl.Callback):
         others = [callback for callback in trainer.callbacks if callback is not self.pruning]
         trainer.callbacks = [self.pruning, *others] if present else others
 
-    def mean_of(self, kind: str) -> float:
-        return statistics.mean(
+    def median_of(self, kind: str) -> float:
+        return statistics.median(
             speed for speed, epoch in zip(self.steps_a_second, self.epochs, strict=True) if epoch == kind
         )
 
@@ -112,7 +112,7 @@ def train(options: argparse.Namespace, precision: str, compiled: bool) -> dict[s
     )
     turns = ByTurns(pruning, epochs)
     loaded = batches(options.image_size, options.batch_size)
-    data = DataLoader(loaded * (options.steps // len(loaded)), batch_size=None, pin_memory=True, num_workers=2)
+    data = DataLoader(loaded * (options.steps // len(loaded)), batch_size=None, pin_memory=True)
     trainer = pl.Trainer(
         accelerator="gpu",
         devices=1,
@@ -128,15 +128,13 @@ def train(options: argparse.Namespace, precision: str, compiled: bool) -> dict[s
     )
     with phases() as spent:
         trainer.fit(module, data)
-    without = turns.mean_of(WITHOUT)
+    without = turns.median_of(WITHOUT)
     return {
         "precision": precision,
         "compiled": compiled,
-        "steps_a_second": {"without": round(without, 2), "with": round(turns.mean_of(WITH), 2)},
-        "ratio": round(turns.mean_of(WITH) / without, 4),
-        "after_events": [
-            round(speed, 2) for speed, kind in zip(turns.steps_a_second, epochs, strict=True) if kind == AFTER
-        ],
+        "steps_a_second": {"without": round(without, 2), "with": round(turns.median_of(WITH), 2)},
+        "ratio": round(turns.median_of(WITH) / without, 4),
+        "epochs": [[kind, round(speed, 2)] for kind, speed in zip(epochs, turns.steps_a_second, strict=True)],
         "peak_gib": [round(peak, 2) for peak in turns.peak_gib],
         "macs_left": [event["macs"][1] / pruning.events[0]["macs"][0] for event in pruning.events],
         "event_s": round(spent["event"][1] / len(pruning.events), 3),
@@ -231,8 +229,6 @@ def main() -> None:
         # What comes later may fail, or run out of time.
         save_json(result, options.out)
 
-    for row in latencies(options):
-        keep("latency", row)
     runs = [("16-mixed", False), ("bf16-mixed", False), ("32-true", False)]
     if not options.skip_compile:
         runs.append(("bf16-mixed", True))
@@ -242,6 +238,8 @@ def main() -> None:
         except Exception:
             traceback.print_exc()
             keep("training", {"precision": precision, "compiled": compiled, "failed": traceback.format_exc(limit=-3)})
+    for row in latencies(options):
+        keep("latency", row)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+from weakref import WeakMethod
 
 import numpy as np
 from torch import Tensor
@@ -75,7 +76,8 @@ class Vanishing:
     def __init__(self, names: dict[int, str], recording: Recording, blocks: Callable[[Tensor], list[Block]]) -> None:
         self._names = names
         self._recording = recording
-        self._blocks = blocks
+        # Its tracer holds this: in a circle all values of a trace would stay until Python looks for circles.
+        self._blocks_of = WeakMethod(blocks)
         # The tensors are held so that their ids stay theirs.
         self._known: dict[int, tuple[Tensor, Sources]] = {}
         # Which of these are made of the network's own tensors alone.
@@ -83,6 +85,11 @@ class Vanishing:
         # What was written into memory that other values may share; None: something that is not zero.
         self._written: dict[int, tuple[Tensor, Sources | None]] = {}
         self._relied: list[tuple[str, list[Sources], Row]] = []
+
+    def _blocks(self, tensor: Tensor) -> list[Block]:
+        blocks = self._blocks_of()
+        assert blocks is not None
+        return blocks(tensor)
 
     def sources(self, tensor: Tensor) -> Sources | None:
         """What makes a value zero where its labels are removed; None where it may be something else there."""

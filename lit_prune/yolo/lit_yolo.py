@@ -8,6 +8,7 @@ from typing import Any, get_args
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from lit_prune.activations import CalibrationBatch, read_batch
@@ -28,6 +29,7 @@ from lit_prune.yolo.optim import (
     build_optimizer,
     build_scheduler,
     parameter_groups,
+    scale_of_gradients,
 )
 from lit_prune.yolo.recipe import Recipe, check_trainer
 from lit_prune.yolo.tasks import Task, task_of
@@ -319,9 +321,12 @@ class LitYOLO(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip as the Trainer says; to norm 10 when it says nothing (0 turns clipping off)."""
-        if gradient_clip_val is None:
-            gradient_clip_val, gradient_clip_algorithm = _CLIP_NORM, "norm"
-        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        if gradient_clip_val is not None:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif (scale := scale_of_gradients(optimizer, self.trainer)) is not None:
+            clip_grad_norm_(self.parameters(), _CLIP_NORM * scale)
+        else:
+            self.clip_gradients(optimizer, _CLIP_NORM, "norm")
 
     def _evaluate(self, batch: dict[str, Tensor]) -> None:
         self._metric.update(run_network(self.model, batch["img"], self.task.validation), batch)

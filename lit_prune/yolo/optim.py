@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, Literal
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -37,6 +38,17 @@ def build_optimizer(name: OptimizerName, groups: list[dict[str, Any]], lr: float
     if name == "adamw":
         return AdamW(groups, lr=lr, betas=(momentum, 0.999))
     return SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
+
+
+def scale_of_gradients(optimizer: Optimizer, trainer: Trainer) -> float | None:
+    """By how much the gradients of a fused optimizer are too large under mixed precision; None for all others.
+
+    It divides them in its step itself, and Lightning clips none that may be scaled.
+    """
+    precision = trainer.precision_plugin
+    if not (isinstance(precision, MixedPrecision) and optimizer.defaults.get("fused")):
+        return None
+    return 1.0 if precision.scaler is None else precision.scaler.get_scale()
 
 
 def build_scheduler(

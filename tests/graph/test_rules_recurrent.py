@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from lit_prune import ChannelGraph, shrink_
@@ -179,6 +180,74 @@ def test_the_fused_operation_says_the_same() -> None:
     assert (of[row[:8]] == of[slots["weight_hh_l1", 1]]).all()
     assert (of[slots["weight_ih_l1", 0]].reshape(3, 8) == of[row[:8]]).all()
     assert (of[slots["weight_ih_l1", 1]][8:] == of[slots["weight_hh_l0_reverse", 1]]).all()
+
+
+def _lstm_cell(entering: Tensor, again: Tensor, cell: Tensor, *biases: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    gates = sum((bias for bias in biases if bias is not None), entering + again)
+    into, forget, value, out = gates.chunk(4, 1)
+    after = forget.sigmoid() * cell + into.sigmoid() * value.tanh()
+    return out.sigmoid() * after.tanh(), after, gates
+
+
+def _gru_cell(entering: Tensor, again: Tensor, hidden: Tensor, *biases: Tensor | None) -> tuple[Tensor, Tensor]:
+    first, second = (
+        (gates if bias is None else gates + bias).chunk(3, 1)
+        for gates, bias in zip((entering, again), biases or (None, None), strict=True)
+    )
+    reset, keep = (first[0] + second[0]).sigmoid(), (first[1] + second[1]).sigmoid()
+    value = (first[2] + reset * second[2]).tanh()
+    return value + keep * (hidden - value), torch.cat([*first, second[2]], 1)
+
+
+@pytest.fixture
+def of_cuda() -> Iterator[None]:
+    """Operations that torch has for CUDA alone, here without a GPU."""
+    kernels = torch.library.Library("aten", "IMPL")
+    kernels.impl("_thnn_fused_lstm_cell", _lstm_cell, "CPU")
+    kernels.impl("_thnn_fused_gru_cell", _gru_cell, "CPU")
+    kernels.impl("_cudnn_rnn_flatten_weight", lambda weights, *_: torch.cat([w.flatten() for w in weights]), "CPU")
+    yield
+    kernels._destroy()
+
+
+class OfCuda(nn.Module):
+    """A recurrent layer, and a cell, as they run on a GPU."""
+
+    def __init__(self, kind: str, biased: bool, reads_the_whole: bool = False) -> None:
+        super().__init__()
+        self.enter, self.leave, self.kind = nn.Linear(4, 6), nn.Linear(8, 3), kind
+        self.layer, self.biased, self.reads_the_whole = nn.GRU(6, 6, batch_first=True), biased, reads_the_whole
+        self.cell = getattr(nn, f"{kind}Cell")(6, 8)
+        self.begin = nn.Linear(6, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = [*self.layer.parameters()]
+        whole = torch._cudnn_rnn_flatten_weight(weights, 4, 6, 3, 6, 0, 1, True, False)
+        x = self.layer(self.enter(x))[0][:, -1]
+        hidden, cell = self.begin(x), self.cell
+        entering, again = F.linear(x, cell.weight_ih), F.linear(hidden, cell.weight_hh)
+        biases = (cell.bias_ih, cell.bias_hh) if self.biased else (None, None)
+        step = getattr(torch.ops.aten, f"_thnn_fused_{self.kind.lower()}_cell")
+        x = self.leave(step(entering, again, hidden, *biases)[0])
+        # Their values have to be at hand: these operations know no tensors without.
+        return x + (whole.mean() if self.reads_the_whole else float(x.detach().sum()) * 0)
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_what_only_cuda_has_says_the_same(kind: str, biased: bool, of_cuda: None) -> None:
+    net = OfCuda(kind, biased)
+    if not biased:
+        nn.init.zeros_(net.cell.bias_ih)
+        nn.init.zeros_(net.cell.bias_hh)
+    graph = ChannelGraph.trace(net, SEQUENCES)
+    assert {"layer", "cell"} <= {layer for group in graph.groups for layer in group.layers}
+    exact(net, SEQUENCES)
+
+
+def test_weights_that_are_read_together_stay(of_cuda: None) -> None:
+    graph = ChannelGraph.trace(OfCuda("GRU", True, reads_the_whole=True), SEQUENCES)
+    assert "is read together with other weights" in graph.unprunable["layer"]
 
 
 def test_what_an_operation_does_not_return_does_not_come_out() -> None:

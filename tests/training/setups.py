@@ -78,7 +78,7 @@ class Distilled(Setup):
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         features = self.net[0](batch[0])
         with torch.no_grad():
-            wanted = self.teacher[0](batch[0])
+            wanted = self.teacher[0].to(self.device)(batch[0])
         return self.note(F.cross_entropy(self.net[1:](features), batch[1]) + F.mse_loss(features, wanted))
 
 

@@ -136,6 +136,52 @@ def test_gradients_are_clipped(tmp_path, data, options, largest):
         assert norms[0] == pytest.approx(largest, rel=1e-3)
 
 
+def test_gradients_of_a_fused_optimizer_are_clipped_under_mixed_precision(tmp_path, data):
+    """Lightning's own clipping refuses it there."""
+    norms = []
+
+    class Fused(LitYOLO):
+        def training_step(self, batch, batch_idx):
+            return 1000 * super().training_step(batch, batch_idx)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 1e-6, fused=True)
+
+        def on_before_zero_grad(self, optimizer):
+            gradients = [p.grad.flatten() for p in self.parameters() if p.grad is not None]
+            norms.extend([torch.cat(gradients).norm().item()] if gradients else [])
+
+    _trainer(tmp_path, limit_train_batches=2, limit_val_batches=0, precision="bf16-mixed").fit(
+        Fused("yolov8n.yaml", num_classes=10), data
+    )
+
+    assert norms[0] == pytest.approx(10, rel=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed", "32-true"])
+def test_a_fused_optimizer_is_clipped_as_any_other(tmp_path, data, precision):
+    found = []
+    for fused in (True, False):
+
+        class Steep(LitYOLO):
+            def training_step(self, batch, batch_idx):
+                return 30 * super().training_step(batch, batch_idx)
+
+            def configure_optimizers(self, fused=fused):
+                return torch.optim.SGD(self.parameters(), 1e-2, fused=fused)
+
+        torch.manual_seed(0)
+        module = Steep("yolov8n.yaml", num_classes=10)
+        options = {"accelerator": "gpu", "precision": precision, "max_epochs": 2, "limit_val_batches": 0}
+        _trainer(tmp_path, **options).fit(module, data)
+        found.append(torch.cat([parameter.detach().flatten() for parameter in module.parameters()]))
+    before = torch.manual_seed(0) and LitYOLO("yolov8n.yaml", num_classes=10)
+    moved = found[1] - torch.cat([parameter.detach().flatten() for parameter in before.parameters()])
+    assert (found[0] - found[1]).norm() < 0.1 * moved.norm()
+
+
 def test_perfect_answers_are_worth_a_map_of_one(tmp_path, data, detector, monkeypatch):
     data.setup("validate")
     truth = iter([box_targets(batch) for batch in data.val_dataloader()])

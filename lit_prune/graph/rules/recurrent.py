@@ -49,6 +49,32 @@ def _one_direction(trace: Tracer, op: Operation) -> None:
     _follow(trace, op, parameters, [op["hx_"], op["cx_"]], _GATES["lstm"], bidirectional=False)
 
 
+@register_rule("thnn_fused_lstm_cell", "thnn_fused_gru_cell")
+def _cell(trace: Tracer, op: Operation) -> None:
+    """What CUDA makes of the gates of one step, which are computed before."""
+    gates, state = (4, op["cx"]) if "lstm" in op.name else (3, op["hx"])
+    entering = [op["input_gates"], op["hidden_gates"]]
+    trace.freeze([trace.row(tensor, 0) for tensor in entering], "is a batch or a step")
+    biases = [bias for name in ("input_bias", "hidden_bias") if (bias := op.get(name)) is not None]
+    rows = [*(trace.row(tensor, 1) for tensor in entering), *(trace.row(bias, 0) for bias in biases)]
+    joined = trace.unite(rows, "is computed with gates that are not tracked")
+    if joined is None:
+        return
+    hidden = _hidden(trace, joined, gates)
+    _begin(trace, state, [hidden])
+    *states, workspace = op.outputs()
+    for each in states:
+        trace.assign(each, [None, hidden])
+    trace.forbid(workspace, [hidden], "has gates that are kept for the backward pass")
+
+
+@register_rule("cudnn_rnn_flatten_weight")
+def _flattened(trace: Tracer, op: Operation) -> None:
+    """Weights move to lie one behind the other, and stay what they are: nobody reads the whole."""
+    rows = [row for weight in op["weight_arr"] for row in trace.rows(weight) if row is not None]
+    trace.forbid(op.output, rows, "is read together with other weights")
+
+
 def _follow(
     trace: Tracer,
     op: Operation,
@@ -101,10 +127,7 @@ def _step(trace: Tracer, layer: _Layer, entering: Row | None, gates: int, tokens
     trace.unite([entering, read] if layer.into.shape[1] > 1 else [], "has an input that is not tracked")
     joined = trace.unite([into, back, *(trace.row(bias, 0) for bias in layer.biases)], "has an untracked bias")
     assert joined is not None
-    # The same channel of all gates: they meet index by index.
-    own = joined.reshape(gates, -1)
-    trace.labels.join(own[:1], own)
-    hidden = leaving = own[0]
+    hidden = leaving = _hidden(trace, joined, gates)
     if layer.projection is not None:
         out, across = trace.rows(layer.projection)
         trace.unite([across, hidden] if layer.projection.shape[1] > 1 else [], "is projected with what is not tracked")
@@ -116,6 +139,14 @@ def _step(trace: Tracer, layer: _Layer, entering: Row | None, gates: int, tokens
     for (rows, columns), (height, width) in (((into, read), layer.into.shape), ((back, again), layer.back.shape)):
         count(trace, tokens, [(rows, height), (columns, width)])
     return hidden, leaving
+
+
+def _hidden(trace: Tracer, joined: Row, gates: int) -> Row:
+    """The hidden channels of rows that hold all gates: they meet index by index."""
+    own = joined.reshape(gates, -1)
+    trace.labels.join(own[:1], own)
+    hidden: Row = own[0]
+    return hidden
 
 
 def _known(trace: Tracer, row: Row | None, size: int) -> Row:
