@@ -229,17 +229,19 @@ def main() -> None:
         # What comes later may fail, or run out of time.
         save_json(result, options.out)
 
-    runs = [("16-mixed", False), ("bf16-mixed", False), ("32-true", False)]
-    if not options.skip_compile:
-        runs.append(("bf16-mixed", True))
-    for precision, compiled in runs:
+    def train_in(precision: str, compiled: bool = False) -> None:
         try:
             keep("training", train(options, precision, compiled))
         except Exception:
             traceback.print_exc()
             keep("training", {"precision": precision, "compiled": compiled, "failed": traceback.format_exc(limit=-3)})
+
+    for precision in ("16-mixed", "bf16-mixed", "32-true"):
+        train_in(precision)
     for row in latencies(options):
         keep("latency", row)
+    if not options.skip_compile:
+        train_in("bf16-mixed", compiled=True)
 
 
 if __name__ == "__main__":
