@@ -232,9 +232,12 @@ def main() -> None:
     def train_in(precision: str, compiled: bool = False) -> None:
         try:
             keep("training", train(options, precision, compiled))
-        except Exception:
+        except Exception as error:
             traceback.print_exc()
-            keep("training", {"precision": precision, "compiled": compiled, "failed": traceback.format_exc(limit=-3)})
+            keep(
+                "training",
+                {"precision": precision, "compiled": compiled, "failed": f"{type(error).__name__}: {error}"},
+            )
 
     for precision in ("16-mixed", "bf16-mixed", "32-true"):
         train_in(precision)

@@ -100,9 +100,12 @@ def _compare_views(recording: Recording, again: Recording, plan: PruningPlan) ->
         # How often a value is laid out in another way may depend on its strides, so some may be passed over.
         shapes = iter([shape for shape, _ in again.views.get(layer, [])])
         for _, folds in before:
-            wanted = [(b.dims, _sizes(~gone[of[b.labels]])) for b in folds if known[of[b.labels]].all()]
+            # Where nothing has gone a size may follow from values: how many boxes were matched, say.
+            cut = [b for b in folds if known[of[b.labels]].all() and gone[of[b.labels]].any()]
+            wanted = [(b.dims, _sizes(~gone[of[b.labels]])) for b in cut]
             if wanted and not any(_has(shape, wanted) for shape in shapes):
-                raise TraceError(f"the narrower network takes apart its channels in other places, in {layer}", layer)
+                where = f", in {layer}" if layer else ""
+                raise TraceError(f"the narrower network takes apart its channels in other places{where}", layer)
 
 
 def _sizes(left: np.ndarray) -> list[int]:

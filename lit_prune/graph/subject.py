@@ -127,12 +127,13 @@ class InPlace:
 
 def _replace_tensors_(network: nn.Module, copy_tensor: CopyTensor) -> None:
     """Put a copy in the place of each parameter, buffer and tensor in an attribute."""
-    # By the tensors themselves: what shares one goes on sharing one.
+    # By the tensors themselves: what shares one goes on sharing one, and what stands in already stays.
     known: dict[Tensor, Tensor] = {}
 
     def copied(tensor: Tensor, is_buffer: bool = False) -> Tensor:
         if tensor not in known:
-            known[tensor] = copy_tensor(tensor, is_buffer)
+            copy = known[tensor] = copy_tensor(tensor, is_buffer)
+            known[copy] = copy
         return known[tensor]
 
     for _, module in modules_of(network):

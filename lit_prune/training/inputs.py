@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_prune.common._compat import in_backward, tree_flatten, tree_map_only
+from lit_prune.common.running import eagerly
 from lit_prune.errors import ArgumentTypeError
 from lit_prune.graph import Call
 from lit_prune.graph.skeleton import made_up
@@ -28,6 +30,7 @@ class CallRecorder:
     A step of a LightningModule may call the module itself (``self(x)``) or the networks that it holds
     (``self.generator(z)``, ``self.encoder(x)``). Each call that is not inside of another one is recorded, once for
     every combination of shapes; of each batch the first example counts, and of that only shapes and types are kept.
+    Until then nothing is compiled: it would be with the hooks of this, and once more without.
 
     Args:
         module: The module whose names the calls carry.
@@ -44,6 +47,8 @@ class CallRecorder:
         self._calls: dict[Any, Call] = {}
         self._inside = 0
         self._handles: list[Any] = []
+        self._open = ExitStack()
+        self._open.enter_context(eagerly())
         for name, child in module.named_modules():
             # What is inside of a script calls no hook.
             if any(True for _ in child.parameters()) and not isinstance(child, torch.jit.ScriptModule):
@@ -55,6 +60,7 @@ class CallRecorder:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self._open.close()
         return list(self._calls.values())
 
     def _entering(self, name: str) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lit_prune import ChannelGraph, shrink_
 from lit_prune.graph import probe, register_ties
+from lit_prune.graph.subject import InPlace
 from lit_prune.modules import registry
 from lit_prune.modules.registry import register_attributes
 from testing.invariant import check_invariant
@@ -285,3 +286,16 @@ def test_a_number_that_was_written_over_is_no_longer_known(write: Any) -> None:
     # Without the number it takes a trace with weights, which knows what was written.
     assert graph._subject.has_values
     assert check_invariant(network, IMAGES, graph=graph).worst < 1e-4
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM(4, 6), nn.GRU(4, 6, bidirectional=True), nn.Conv2d(4, 6, 1)])
+def test_what_stands_in_does_so_in_every_list_of_a_module(layer: nn.Module) -> None:
+    layer.tensors = [*layer.parameters()]
+    own, flat = [*layer.parameters()], [*getattr(layer, "_flat_weights", [])]
+    with InPlace.of(layer, [], values=True).running() as network:
+        inside = [*network.parameters()]
+        assert all(a is not b for a, b in zip(own, inside, strict=True))
+        assert all(a is b for a, b in zip(network.tensors, inside, strict=True))
+        assert all(a is b for a, b in zip(getattr(network, "_flat_weights", inside), inside, strict=True))
+    assert all(a is b for a, b in zip(own, layer.parameters(), strict=True))
+    assert all(a is b for a, b in zip(flat, getattr(layer, "_flat_weights", []), strict=True))

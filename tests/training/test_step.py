@@ -100,6 +100,21 @@ def test_features_that_a_loss_takes_stay(name):
     assert "training step" in reason or "number that depends on a width" in reason
 
 
+def test_how_many_a_loss_picks_is_no_width():
+    """A narrower network rounds otherwise than a masked one, and another number of boxes may be matched."""
+    draws = torch.Generator().manual_seed(0)
+
+    def loss(module, features, batch):
+        x = module.second(features).permute(0, 2, 3, 1)
+        boxes = x.view(*x.shape[:3], 4, 4).softmax(4)
+        picked = x[torch.rand(x.shape[:3], generator=draws) > 0.5]
+        return boxes.mean() + picked.view(-1, 4).softmax(1)[:, 0].sum()
+
+    module, callback = Loss(loss), pruning()
+    fit(module, callback)
+    assert module.first[0].weight.shape[0] == 8
+
+
 def test_features_that_only_pass_through_go():
     module, callback = Loss(lambda module, features, batch: module.second(features.detach()).sum() * 0), pruning()
     fit(module, callback)

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from torch.utils.data import DataLoader
 
 from lit_prune import ChannelPruning
@@ -200,6 +201,18 @@ def test_compiled_networks_shrink_and_go_on(where):
         inner = module.net._orig_mod if compiled and where == "network" else module.net
         assert inner[2][0].weight.shape == (16, 8, 3, 3)
     assert plain[0] == pytest.approx(plain[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_nothing_is_compiled_for_what_watches_the_first_batch(pruned):
+    torch.compiler.reset()
+    compiled = CompileCounter()
+    module = Classifier()
+    module.net.compile(backend=compiled, dynamic=False)
+    callbacks = [ChannelPruning(0.5, [1], verbose=False)] if pruned else []
+    trainer(*callbacks, max_epochs=2).fit(module, loader())
+    # Once for each width.
+    assert compiled.frame_count == 1 + pruned
 
 
 def test_loggers_get_the_costs_of_every_epoch(tmp_path):

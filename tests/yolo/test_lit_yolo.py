@@ -19,8 +19,9 @@ def data() -> DigitScenesDataModule:
 
 
 def _trainer(tmp_path, **options) -> lightning.Trainer:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    options = {"max_epochs": 1, "enable_checkpointing": False, "num_sanity_val_steps": 0} | options
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    usual = {"accelerator": "cpu", "max_epochs": 1, "enable_checkpointing": False, "num_sanity_val_steps": 0}
+    options = usual | options
     return lightning.Trainer(default_root_dir=tmp_path, **quiet, **options)
 
 
