@@ -192,19 +192,17 @@ def event(size: int, batch_size: int, selection: Any, name: str, steps: int) -> 
 
 
 def fit(module: pl.LightningModule, data: Any, callbacks: list[pl.Callback], **options: Any) -> None:
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-        callbacks=callbacks,
-        **options,
-    )
-    trainer.fit(module, data)
+    quiet = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "limit_val_batches": 0,
+    }
+    pl.Trainer(callbacks=callbacks, **quiet | options).fit(module, data)
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from benchmarks.callback import phases
+from benchmarks.callback import fit, phases
 from lit_prune import ChannelPruning, plan_pruning, shrink_
 from lit_prune.cost import Cost, measure_latency
 from lit_prune.report.tables import save_json
@@ -113,21 +113,8 @@ def train(options: argparse.Namespace, precision: str, compiled: bool) -> dict[s
     turns = ByTurns(pruning, epochs)
     loaded = batches(options.image_size, options.batch_size)
     data = DataLoader(loaded * (options.steps // len(loaded)), batch_size=None, pin_memory=True)
-    trainer = pl.Trainer(
-        accelerator="gpu",
-        devices=1,
-        precision=precision,
-        max_epochs=len(epochs),
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-        callbacks=[pruning, turns],
-    )
     with phases() as spent:
-        trainer.fit(module, data)
+        fit(module, data, [pruning, turns], accelerator="gpu", precision=precision, max_epochs=len(epochs))
     without = turns.median_of(WITHOUT)
     return {
         "precision": precision,

@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from lit_prune.common.names import modules_of
+from lit_prune.common.running import variables_around
 
 _CACHED = type(cache(len))
 
@@ -48,7 +49,7 @@ def _cached_functions(kind: Any) -> tuple[Any, ...]:
             found[id(value)] = value
         elif isinstance(value, FunctionType) and value not in seen and not _is_torch(value):
             seen.add(value)
-            waiting.extend(cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell))
+            waiting.extend(variables_around(value))
             named = [value.__globals__.get(name) for name in value.__code__.co_names]
             waiting.extend(
                 each
@@ -60,10 +61,3 @@ def _cached_functions(kind: Any) -> tuple[Any, ...]:
 
 def _is_torch(value: Any) -> bool:
     return str(value.__module__).partition(".")[0] in ("torch", "builtins")
-
-
-def _is_filled(cell: Any) -> bool:
-    try:
-        return cell.cell_contents is not None
-    except ValueError:
-        return False

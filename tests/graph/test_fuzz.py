@@ -13,20 +13,10 @@ from hypothesis import strategies as st
 from lit_prune import ChannelGraph, mask_, shrink_
 from lit_prune.surgery.adoption import adopt_shapes_
 from testing.invariant import difference, randomise_
+from tests.graph.fuzz_check import TOLERANCE, some_of
 from tests.graph.strategies import SPACE, Program, programs
 
-TOLERANCE = 1e-4
 QUICK, MANY = 200, 5000
-
-
-def _removal(graph: ChannelGraph, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Any number of channels of each group, but not all; balanced groups lose equally many."""
-    counts: dict[str, int] = {}
-    for group in graph.groups:
-        if group.name not in counts:
-            together = group.balanced or (group.name,)
-            counts.update(dict.fromkeys(together, int(rng.integers(min(graph[name].size for name in together)))))
-    return {group.name: rng.permutation(group.size)[: counts[group.name]] for group in graph.groups}
 
 
 def holds(network: Program, seed: int) -> None:
@@ -42,7 +32,7 @@ def holds(network: Program, seed: int) -> None:
     graph = ChannelGraph.trace(network, images)
     assert not graph.unsupported
 
-    removal = _removal(graph, rng)
+    removal = some_of(graph, rng)
     plan = graph.plan(removal)
     shrunk = shrink_(copy.deepcopy(network), plan)
     assert difference(shrunk(images), mask_(copy.deepcopy(network), plan)(images)) < TOLERANCE
@@ -52,7 +42,7 @@ def holds(network: Program, seed: int) -> None:
         # A product over a width of one is an outer product, which torch computes, and a trace counts, otherwise.
         assert graph.macs_without(removal) == again.macs
 
-    second = again.plan(_removal(again, rng))
+    second = again.plan(some_of(again, rng))
     twice = shrink_(copy.deepcopy(shrunk), second)
     assert difference(twice(images), mask_(copy.deepcopy(shrunk), second)(images)) < TOLERANCE
     both = shrink_(copy.deepcopy(network), plan.then(second))
