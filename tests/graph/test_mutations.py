@@ -15,26 +15,26 @@ from lit_prune.graph.origins import Origins
 from tests.graph import test_fuzz_widths, test_numbers, test_outputs, test_probe
 from tests.training import test_fuzz_steps, test_step
 
-Test = Callable[[], None]
+Check = Callable[[], None]
 
 
-def number(name: str, reads: bool = False) -> Test:
+def number(name: str, reads: bool = False) -> Check:
     return partial(test_numbers.test_channels_stay_where_a_number_follows_their_width, name, reads)
 
 
-def output(name: str) -> Test:
+def output(name: str) -> Check:
     return partial(test_outputs.test_channels_of_outputs_stay, name)
 
 
-def left(name: str) -> Test:
+def left(name: str) -> Check:
     return partial(test_outputs.test_what_is_left_in_an_attribute_stays, test_outputs.KEEPS[name])
 
 
-def layer(name: str, warm: bool = False) -> Test:
+def layer(name: str, warm: bool = False) -> Check:
     return partial(test_fuzz_widths.test_each_layer, name, warm)
 
 
-def step(name: str) -> Test:
+def step(name: str) -> Check:
     return partial(test_step.test_what_a_step_does_is_seen, name)
 
 
@@ -49,7 +49,7 @@ def only_tensors_and_lists(module: Any, output: Any) -> list[Any]:
 numbers = Origins.numbers
 
 # What is taken out: the object, its name there, and what takes its place; and tests that must see it.
-MUTATIONS: dict[str, tuple[Any, str, Any, list[Test]]] = {
+MUTATIONS: dict[str, tuple[Any, str, Any, list[Check]]] = {
     "numbers are compared": (
         agreement,
         "_compare_constants",
@@ -128,7 +128,7 @@ MUTATIONS: dict[str, tuple[Any, str, Any, list[Test]]] = {
 }
 
 
-def fails(test: Test) -> bool:
+def fails(test: Check) -> bool:
     """Whether a test finds something wrong, or shapes that don't fit; any other error is one of this file."""
     try:
         test()
