@@ -100,9 +100,11 @@ class Scope:
 
     def _nothing(self, reasons: Mapping[str, str]) -> str:
         listed = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:5])
+        wider = [*(["widen `blocks`"] if self.blocks else []), *(["shorten `exclude`"] if self.exclude else [])]
+        advice = f" {' or '.join(wider).capitalize()}." if wider else ""
         return (
             f"blocks={self.blocks} and exclude={self.exclude} leave nothing that could be pruned"
-            f"{f' ({listed})' if listed else ''}. Widen `blocks`; `lit-prune inspect` lists all groups."
+            f"{f' ({listed})' if listed else ''}.{advice} `lit-prune inspect` lists all groups."
         )
 
 

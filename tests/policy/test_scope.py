@@ -101,6 +101,15 @@ def test_nothing_prunable_says_why(module, graph):
         Scope([3]).pick(module, graph)
 
 
+@pytest.mark.parametrize(
+    ("blocks", "exclude", "advice"),
+    [([3], [], "Widen `blocks`."), (None, ["net.*"], "Shorten `exclude`."), ([0], ["net.0.0"], "Widen .* or shorten")],
+)
+def test_the_advice_is_of_what_was_given(module, graph, blocks, exclude, advice):
+    with pytest.raises(ValueError, match=advice):
+        Scope(blocks, exclude).pick(module, graph)
+
+
 def test_a_network_without_channels_is_refused():
     with pytest.raises(ValueError, match="no convolution and no linear layer"):
         Scope().check(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3)))
