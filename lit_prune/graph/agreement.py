@@ -81,8 +81,7 @@ def _compare_pieces(recording: Recording, again: Recording, before: Row, after: 
         # Where there are as many as before each is the one in its place; else some may be whole now, or nothing.
         candidates = [next(narrower)] if counts[0][layer] == counts[1][layer] else narrower
         if not any(len(left) == len(c) and (left == new.of[c])[known].all() for c in candidates) and known.any():
-            where = f", in {layer}" if layer else ""
-            raise TraceError(f"the narrower network takes its channels apart in other places{where}", layer)
+            raise _elsewhere(layer)
 
 
 def _compare_views(recording: Recording, again: Recording, plan: PruningPlan) -> None:
@@ -104,8 +103,12 @@ def _compare_views(recording: Recording, again: Recording, plan: PruningPlan) ->
             cut = [b for b in folds if known[of[b.labels]].all() and gone[of[b.labels]].any()]
             wanted = [(b.dims, _sizes(~gone[of[b.labels]])) for b in cut]
             if wanted and not any(_has(shape, wanted) for shape in shapes):
-                where = f", in {layer}" if layer else ""
-                raise TraceError(f"the narrower network takes apart its channels in other places{where}", layer)
+                raise _elsewhere(layer)
+
+
+def _elsewhere(layer: str) -> TraceError:
+    where = f", in {layer}" if layer else ""
+    return TraceError(f"the narrower network takes its channels apart in other places{where}", layer)
 
 
 def _sizes(left: np.ndarray) -> list[int]:

@@ -131,8 +131,7 @@ def _plain_attention() -> Iterator[None]:
 
 
 def _run(network: nn.Module, calls: Sequence[Call], tracer: Tracer, until: Until | None) -> None:
-    first = next(network.parameters(), None)
-    composites = Composites(tracer, on_meta=first is not None and first.is_meta)
+    composites = Composites(tracer, on_meta=tracer.origins.on_meta)
     with _paths(tracer, until):
         for call in calls:
             tracer.path[:] = [call.module]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from lit_prune.graph.meeting import meet_blocks
 from lit_prune.graph.memo import output_of
 from lit_prune.graph.operation import Operation, signature, tensors_among
 from lit_prune.graph.origins import Entry, Origins
+from lit_prune.graph.penalties import Penalties
 from lit_prune.graph.recording import MADE, Recording
 from lit_prune.graph.skeleton import MOST_VALUES, remember, remembered
 from lit_prune.graph.values import Block
@@ -70,10 +71,7 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
         # Pieces that were cut out of a dimension, each with the memory that it lies in.
         self.cuts: list[tuple[int, Row]] = []
         self.origins = Origins(network, self._names)
-        # What a step makes of weights alone: each with what is to be said of it where it meets data after all.
-        self._penalties: dict[int, tuple[Tensor, list[Callable[[], None]]]] = {}
-        self._is_penalty = False
-        self._unsaid: list[Callable[[], None]] = []
+        self._penalties = Penalties()
         # Values of which it counts whether an operation reads them.
         self._watched: dict[int, Tensor] = {}
         self._read: set[int] = set()
@@ -147,13 +145,21 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
             self.origins.follow(func, known, operation, entries)
             self._follow(operation, known.qualified_name, tensors)
             return
-        with self._weighed(operation, tensors) if self._penalties or self.is_between_networks else nullcontext():
+        in_step = self.is_between_networks
+        with (
+            self._penalties.weighed(operation, tensors, in_step, self._is_without_data)
+            if in_step or self._penalties
+            else nullcontext()
+        ):
             self.note(operation, known.numbers(operation), known.counts, tensors, entries)
             self._follow(operation, known.qualified_name, tensors)
         self.origins.leave(func, known, operation)
         if isinstance(output, Tensor) and not output.numel():
             # A forward may go on by a loop over what it has found, and this time there was nothing.
             self.freeze([block.labels for block in self.blocks(output)], "is run on nothing for these inputs")
+
+    def _is_without_data(self, tensor: Tensor) -> bool:
+        return id(tensor) in self._names or self.origins.is_made(tensor)
 
     def _follow(self, operation: Operation, qualified_name: str, tensors: Sequence[Tensor]) -> None:
         """Run the rule of an operation that labels enter, or that makes values which are alike."""
@@ -163,32 +169,6 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
                 self.freeze(rows, reason)
         if operation.name in ALIKE or any(map(self._is_tracked, tensors)):
             self.apply(operation, qualified_name)
-
-    @contextmanager
-    def _weighed(self, operation: Operation, tensors: Sequence[Tensor]) -> Iterator[None]:
-        """While open, nothing is said of a term of the loss in which no data are: of channels that go, it is gone."""
-        before = [action for tensor in tensors for action in self._penalties.get(id(tensor), (tensor, ()))[1]]
-        self._is_penalty = self.is_between_networks and all(
-            id(tensor) in self._names or id(tensor) in self._penalties or self.origins.is_made(tensor)
-            for tensor in tensors
-        )
-        outputs = tensors_among(operation.outputs())
-        if before and not self._is_penalty and any(output.numel() > 1 for output in outputs):
-            # Terms are added up; what else a number of the weights enters follows from their widths.
-            for action in before:
-                action()
-        try:
-            yield
-        finally:
-            if self._is_penalty:
-                self._penalties.update((id(output), (output, before + self._unsaid)) for output in outputs)
-            self._is_penalty, self._unsaid = False, []
-
-    def _say(self, action: Callable[[], None]) -> None:
-        if self._is_penalty:
-            self._unsaid.append(action)
-        else:
-            action()
 
     def note(
         self,
@@ -214,9 +194,11 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
             blank = {id(tensor) for tensor, _ in made if not self._values.get(id(tensor), (None, []))[1]}
             small, origins = self.origins.numbers(made, blank)
         if numbers or small or counts:
-            self._say(partial(self.recording.constants.append, (operation.name, (*numbers, *small), self.layer)))
+            self._penalties.say(
+                partial(self.recording.constants.append, (operation.name, (*numbers, *small), self.layer))
+            )
         if origins:
-            self._say(partial(self.recording.constants.append, (MADE, origins, self.layer)))
+            self._penalties.say(partial(self.recording.constants.append, (MADE, origins, self.layer)))
 
     def apply(self, operation: Operation, qualified_name: str) -> None:
         """Run the rule of an operation; without one, freeze all that enters it."""
@@ -318,7 +300,7 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
         where = f", in {self.layer}" if self.layer else self.outside
         for row in rows:
             if row is not None:
-                self._say(partial(self.labels.freeze, row, reason + where))
+                self._penalties.say(partial(self.labels.freeze, row, reason + where))
 
     def forbid(self, tensor: Tensor, rows: Sequence[Row], reason: str) -> None:
         """Freeze some rows as soon as an operation takes ``tensor``, or the network returns it."""
