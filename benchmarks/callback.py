@@ -9,7 +9,7 @@ and the cut; beside the median training step of the same run.
 
 Times are the process's CPU seconds, for they do not count what else runs on the machine; wall-clock is beside them.
 
-    python benchmarks/callback.py [--sizes 96 640] [--batch-size 16] [--turns 12]
+    python -m benchmarks.callback [--sizes 96 640] [--batch-size 16] [--turns 12]
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from lit_prune.policy.policy import PruningPolicy
 from lit_prune.select import ClusterSelection
 from lit_prune.training.pruner import Pruner
 from lit_prune.yolo import LitYOLO
+from testing.training import quiet_trainer
 
 OUT = Path(__file__).with_suffix(".json")
 # Where an event spends its time; what is left is the cut itself, and the Trainer's things with it.
@@ -192,17 +193,7 @@ def event(size: int, batch_size: int, selection: Any, name: str, steps: int) -> 
 
 
 def fit(module: pl.LightningModule, data: Any, callbacks: list[pl.Callback], **options: Any) -> None:
-    quiet = {
-        "accelerator": "cpu",
-        "devices": 1,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "num_sanity_val_steps": 0,
-        "limit_val_batches": 0,
-    }
-    pl.Trainer(callbacks=callbacks, **quiet | options).fit(module, data)
+    quiet_trainer(*callbacks, limit_val_batches=0, **options).fit(module, data)
 
 
 def main() -> None:

@@ -164,6 +164,14 @@ def _autoencoder(model: str, **settings: Any) -> Callable[[], Built]:
     return make
 
 
+_WINDOWS: dict[str, Any] = {
+    "image_size": 64,
+    "embed_dim": 16,
+    "depths": [2, 2],
+    "num_heads": [2, 4],
+    "window_size": 4,
+}
+
 TRANSFORMERS: dict[str, Callable[[], Built]] = {
     "vit": _transformers("ViTForImageClassification", "ViTConfig", **_ENCODER),
     "deit": _transformers("DeiTForImageClassification", "DeiTConfig", **_ENCODER),
@@ -172,15 +180,7 @@ TRANSFORMERS: dict[str, Callable[[], Built]] = {
     "yolos": _transformers(
         "YolosForObjectDetection", "YolosConfig", **_ENCODER | {"image_size": [64, 64]}, num_detection_tokens=5
     ),
-    "swin": _transformers(
-        "SwinForImageClassification",
-        "SwinConfig",
-        image_size=64,
-        embed_dim=16,
-        depths=[2, 2],
-        num_heads=[2, 4],
-        window_size=4,
-    ),
+    "swin": _transformers("SwinForImageClassification", "SwinConfig", **_WINDOWS),
     "convnext": _transformers(
         "ConvNextForImageClassification", "ConvNextConfig", hidden_sizes=[16, 24, 32, 40], depths=[1, 1, 2, 1]
     ),
@@ -203,15 +203,7 @@ TRANSFORMERS: dict[str, Callable[[], Built]] = {
     ),
     "pvt": _pyramid("Pvt"),
     "pvt_v2": _pyramid("PvtV2"),
-    "swinv2": _transformers(
-        "Swinv2ForImageClassification",
-        "Swinv2Config",
-        image_size=64,
-        embed_dim=16,
-        depths=[2, 2],
-        num_heads=[2, 4],
-        window_size=4,
-    ),
+    "swinv2": _transformers("Swinv2ForImageClassification", "Swinv2Config", **_WINDOWS),
     "data2vec": _transformers("Data2VecVisionForImageClassification", "Data2VecVisionConfig", **_ENCODER),
     "vitpose": _transformers(
         "VitPoseBackbone", "VitPoseBackboneConfig", **_ENCODER | {"image_size": [64, 64], "patch_size": [16, 16]}

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from testing.training import quiet_trainer
+
 LIGHTNING_AVERAGES = hasattr(pl.callbacks, "WeightAveraging")
 """Lightning has them from 2.6 on."""
 
@@ -78,17 +80,7 @@ def loader(examples: int = 24, batch_size: int = 8, shuffle: bool = False) -> Da
 
 
 def trainer(*callbacks: pl.Callback, **options: Any) -> pl.Trainer:
-    quiet = {
-        "accelerator": "cpu",
-        "devices": 1,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "max_epochs": 4,
-        "num_sanity_val_steps": 0,
-    }
-    return pl.Trainer(callbacks=list(callbacks), **{**quiet, **options})
+    return quiet_trainer(*callbacks, **{"max_epochs": 4, **options})
 
 
 def weight_averaging() -> list[pl.Callback]:

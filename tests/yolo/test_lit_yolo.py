@@ -113,50 +113,43 @@ def test_end_to_end_loss_shifts_its_weights_over_the_epochs(detector):
     assert weights == pytest.approx([0.8, 0.45, 0.1])
 
 
+class Steep(LitYOLO):
+    """Its gradients are large; what is left of them after clipping is noted."""
+
+    def __init__(self, factor=1000, **sgd):
+        super().__init__("yolov8n.yaml", num_classes=10)
+        self.factor, self.sgd, self.norms = factor, sgd, []
+
+    def training_step(self, batch, batch_idx):
+        return self.factor * super().training_step(batch, batch_idx)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), **self.sgd) if self.sgd else super().configure_optimizers()
+
+    def on_before_zero_grad(self, optimizer):
+        gradients = [p.grad.flatten() for p in self.parameters() if p.grad is not None]
+        self.norms.extend([torch.cat(gradients).norm().item()] if gradients else [])
+
+
 @pytest.mark.parametrize(
     ("options", "largest"), [({}, 10.0), ({"gradient_clip_val": 0.5}, 0.5), ({"gradient_clip_val": 0}, None)]
 )
 def test_gradients_are_clipped(tmp_path, data, options, largest):
-    norms = []
-
-    class Steep(LitYOLO):
-        def training_step(self, batch, batch_idx):
-            return 1000 * super().training_step(batch, batch_idx)
-
-        def on_before_zero_grad(self, optimizer):
-            gradients = [p.grad.flatten() for p in self.parameters() if p.grad is not None]
-            norms.extend([torch.cat(gradients).norm().item()] if gradients else [])
-
-    _trainer(tmp_path, limit_train_batches=2, limit_val_batches=0, **options).fit(
-        Steep("yolov8n.yaml", num_classes=10), data
-    )
+    module = Steep()
+    _trainer(tmp_path, limit_train_batches=2, limit_val_batches=0, **options).fit(module, data)
 
     if largest is None:
-        assert norms[0] > 1000
+        assert module.norms[0] > 1000
     else:
-        assert norms[0] == pytest.approx(largest, rel=1e-3)
+        assert module.norms[0] == pytest.approx(largest, rel=1e-3)
 
 
 def test_gradients_of_a_fused_optimizer_are_clipped_under_mixed_precision(tmp_path, data):
     """Lightning's own clipping refuses it there."""
-    norms = []
+    module = Steep(lr=1e-6, fused=True)
+    _trainer(tmp_path, limit_train_batches=2, limit_val_batches=0, precision="bf16-mixed").fit(module, data)
 
-    class Fused(LitYOLO):
-        def training_step(self, batch, batch_idx):
-            return 1000 * super().training_step(batch, batch_idx)
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), 1e-6, fused=True)
-
-        def on_before_zero_grad(self, optimizer):
-            gradients = [p.grad.flatten() for p in self.parameters() if p.grad is not None]
-            norms.extend([torch.cat(gradients).norm().item()] if gradients else [])
-
-    _trainer(tmp_path, limit_train_batches=2, limit_val_batches=0, precision="bf16-mixed").fit(
-        Fused("yolov8n.yaml", num_classes=10), data
-    )
-
-    assert norms[0] == pytest.approx(10, rel=1e-3)
+    assert module.norms[0] == pytest.approx(10, rel=1e-3)
 
 
 @pytest.mark.gpu
@@ -165,22 +158,17 @@ def test_gradients_of_a_fused_optimizer_are_clipped_under_mixed_precision(tmp_pa
 def test_a_fused_optimizer_is_clipped_as_any_other(tmp_path, data, precision):
     found = []
     for fused in (True, False):
-
-        class Steep(LitYOLO):
-            def training_step(self, batch, batch_idx):
-                return 30 * super().training_step(batch, batch_idx)
-
-            def configure_optimizers(self, fused=fused):
-                return torch.optim.SGD(self.parameters(), 1e-2, fused=fused)
-
         torch.manual_seed(0)
-        module = Steep("yolov8n.yaml", num_classes=10)
+        module = Steep(30, lr=1e-2, fused=fused)
+        before = _weights(module)
         options = {"accelerator": "gpu", "precision": precision, "max_epochs": 2, "limit_val_batches": 0}
         _trainer(tmp_path, **options).fit(module, data)
-        found.append(torch.cat([parameter.detach().flatten() for parameter in module.parameters()]))
-    before = torch.manual_seed(0) and LitYOLO("yolov8n.yaml", num_classes=10)
-    moved = found[1] - torch.cat([parameter.detach().flatten() for parameter in before.parameters()])
-    assert (found[0] - found[1]).norm() < 0.1 * moved.norm()
+        found.append(_weights(module))
+    assert (found[0] - found[1]).norm() < 0.1 * (found[1] - before).norm()
+
+
+def _weights(module):
+    return torch.cat([parameter.detach().flatten().cpu() for parameter in module.parameters()])
 
 
 def test_perfect_answers_are_worth_a_map_of_one(tmp_path, data, detector, monkeypatch):
