@@ -7,7 +7,9 @@ are of the wall clock, the device waited for.
 Latency: fused networks as they are deployed, half of their multiply-adds gone, with kept widths in several multiples;
 launched operation by operation, and as one CUDA graph, in which the host has no part. Dense and pruned take turns.
 
-    python -m benchmarks.gpu [--model yolov8s.yaml] [--image-size 640] [--batch-size 16] [--skip-compile] [--out FILE]
+What is measured is added to the file, in the place of rows of the same kind; a kind for itself fits a short loan.
+
+    python -m benchmarks.gpu [--kinds training latency compiled] [--model yolov8s.yaml] [--image-size 640] [--out FILE]
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ WARM_UP, WITH, WITHOUT, EVENT, AFTER = "warm-up", "with", "without", "event", "a
 EPOCHS = [WARM_UP, WITH, WITHOUT, WITHOUT, WITH, WITH, WITHOUT, EVENT, AFTER, EVENT, AFTER]
 # Each width of a compiled network is compiled anew.
 EPOCHS_COMPILED = [WARM_UP, WITH, WITHOUT, EVENT, AFTER]
+KINDS = ["training", "latency", "compiled"]
 
 
 class Fused(LitYOLO):
@@ -193,22 +196,24 @@ def main() -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="*", default=[1, 8, 32], help="of the latencies")
     parser.add_argument("--multiples", type=int, nargs="*", default=[1, 8, 16, 32, 64], help="of kept widths")
     parser.add_argument("--repeats", type=int, default=60)
-    parser.add_argument("--skip-compile", action="store_true")
+    parser.add_argument("--kinds", nargs="*", default=KINDS, choices=KINDS, help="what to measure")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
     if not torch.cuda.is_available():
         parser.exit(2, "There is no CUDA device here.\n")
     warnings.simplefilter("ignore")
     properties = torch.cuda.get_device_properties(0)
-    result: dict[str, Any] = {
+    head = {
         "device": properties.name,
         "torch": torch.__version__,
         "model": options.model,
         "image_size": options.image_size,
         "batch_size": options.batch_size,
-        "latency": [],
-        "training": [],
     }
+    before = json.loads(options.out.read_text()) if options.out.exists() else {}
+    if any(before.get(key) != value for key, value in head.items()):
+        before = {}
+    result: dict[str, Any] = head | {kind: [] if kind in options.kinds else before.get(kind, []) for kind in KINDS}
 
     def keep(kind: str, row: dict[str, Any]) -> None:
         result[kind].append(row)
@@ -216,22 +221,21 @@ def main() -> None:
         # What comes later may fail, or run out of time.
         save_json(result, options.out)
 
-    def train_in(precision: str, compiled: bool = False) -> None:
+    def train_in(kind: str, precision: str, compiled: bool = False) -> None:
         try:
-            keep("training", train(options, precision, compiled))
+            keep(kind, train(options, precision, compiled))
         except Exception as error:
             traceback.print_exc()
-            keep(
-                "training",
-                {"precision": precision, "compiled": compiled, "failed": f"{type(error).__name__}: {error}"},
-            )
+            keep(kind, {"precision": precision, "compiled": compiled, "failed": f"{type(error).__name__}: {error}"})
 
-    for precision in ("16-mixed", "bf16-mixed", "32-true"):
-        train_in(precision)
-    for row in latencies(options):
-        keep("latency", row)
-    if not options.skip_compile:
-        train_in("bf16-mixed", compiled=True)
+    if "training" in options.kinds:
+        for precision in ("16-mixed", "bf16-mixed", "32-true"):
+            train_in("training", precision)
+    if "latency" in options.kinds:
+        for row in latencies(options):
+            keep("latency", row)
+    if "compiled" in options.kinds:
+        train_in("compiled", "bf16-mixed", compiled=True)
 
 
 if __name__ == "__main__":

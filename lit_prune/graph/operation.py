@@ -14,7 +14,7 @@ from lit_prune.common._compat import schema_of
 # Arguments that are shapes, or places along a dimension: they follow widths wherever a forward is written well.
 _SHAPES = frozenset(
     "size shape sizes self_size stride storage_offset split_size split_sizes start end length repeats normalized_shape "
-    "N C HxW group groups num_weights dim dims dim0 dim1 source destination".split()
+    "N C HxW group groups num_weights dim dims dim0 dim1 source destination input_size hidden_size proj_size".split()
 )
 # Strides are numbers of the arithmetic where a window moves, and layouts elsewhere.
 _WINDOWS = ("conv", "pool", "unfold", "im2col", "col2im")
@@ -23,7 +23,8 @@ _VALUES = {**dict.fromkeys(("linspace", "logspace"), ("start", "end")), "arange"
 # Operations that a forward may do without where a value lies otherwise in memory.
 _LAYOUT = frozenset(
     "view reshape reshape_alias unsafe_view clone expand permute transpose t unsqueeze squeeze contiguous detach "
-    "alias to_copy copy slice select split split_with_sizes unbind as_strided mm bmm addmm baddbmm linear".split()
+    "alias to_copy copy slice select split split_with_sizes unbind as_strided mm bmm addmm baddbmm linear "
+    "cudnn_rnn_flatten_weight".split()
 )
 
 

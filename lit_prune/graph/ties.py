@@ -34,8 +34,9 @@ def tie_widths(network: nn.Module, recording: Recording) -> None:
             if name in TIES:
                 for (first, dim), (second, other) in TIES[name](module):
                     rows = slots.get((prefix + first, dim)), slots.get((prefix + second, other))
-                    if rows[0] is not None and rows[1] is not None and len(rows[0]) == len(rows[1]):
-                        labels.join(rows[0], rows[1])
+                    if rows[0] is not None and rows[1] is not None and len(rows[0]) % len(rows[1]) == 0:
+                        for part in rows[0].reshape(-1, len(rows[1])):
+                            labels.join(part, rows[1])
 
 
 def keep_whole(network: nn.Module, recording: Recording) -> None:

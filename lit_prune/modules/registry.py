@@ -124,7 +124,8 @@ def register_ties(cls: type[nn.Module] | str) -> Callable[[Ties], Ties]:
     """Say which dimensions inside a module must shrink together, though no operation joins them.
 
     Needed where a forward does what ``B, C, H, W = x.shape`` and later ``.view(B, C, H, W)`` of something else do.
-    Without an entry the probe finds such channels unprunable: an entry frees them.
+    Without an entry the probe finds such channels unprunable: an entry frees them. Where the first dimension is a
+    multiple of the second, as that of the gates of a recurrent layer is, each part of it is tied.
 
     Args:
         cls: The class, or its qualified name where importing it would cost a dependency. Subclasses are meant too.

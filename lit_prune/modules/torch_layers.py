@@ -14,6 +14,7 @@ from lit_prune.modules.registry import (
     MULTIPLIER,
     register_attributes,
     register_fixed,
+    register_ties,
 )
 from lit_prune.plan import Slot
 
@@ -131,3 +132,9 @@ def _recurrent(module: Any) -> None:
 @register_attributes(nn.RNNCellBase)
 def _cell(module: Any) -> None:
     _remember(module, input_size=module.weight_ih.shape[1], hidden_size=module.weight_hh.shape[1])
+
+
+@register_ties(nn.RNNCellBase)
+def _state_of_a_cell(module: Any) -> Iterable[tuple[Slot, Slot]]:
+    # A single step that begins with zeros does not show that what comes out would be what goes in.
+    yield ("weight_hh", 0), ("weight_hh", 1)

@@ -210,6 +210,27 @@ def of_cuda() -> Iterator[None]:
     kernels._destroy()
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("kind", ["LSTMCell", "GRUCell", "RNNCell"])
+def test_cells_are_cut_that_begin_with_zeros(kind: str, steps: int) -> None:
+    """After one step no operation has shown that what comes out goes in again."""
+
+    class Steps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter, self.leave, self.cell = nn.Linear(4, 6), nn.Linear(8, 3), getattr(nn, kind)(6, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            state = None
+            for step in range(steps):
+                state = self.cell(self.enter(x[:, step]), state)
+            return self.leave(state[0] if isinstance(state, tuple) else state)
+
+    net = Steps()
+    assert sizes(ChannelGraph.trace(net, SEQUENCES)) == {"enter": 6, "cell": 8}
+    exact(net, SEQUENCES)
+
+
 class OfCuda(nn.Module):
     """A recurrent layer, and a cell, as they run on a GPU."""
 
@@ -222,7 +243,8 @@ class OfCuda(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weights = [*self.layer.parameters()]
-        whole = torch._cudnn_rnn_flatten_weight(weights, 4, 6, 3, 6, 0, 1, True, False)
+        sizes = self.layer.input_size, 3, self.layer.hidden_size
+        whole = torch._cudnn_rnn_flatten_weight(weights, 4, *sizes, 0, 1, True, False)
         x = self.layer(self.enter(x))[0][:, -1]
         hidden, cell = self.begin(x), self.cell
         entering, again = F.linear(x, cell.weight_ih), F.linear(hidden, cell.weight_hh)
