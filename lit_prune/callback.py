@@ -204,7 +204,10 @@ class ChannelPruning(Callback):
         for optimizer in trainer.optimizers:
             check_optimizer(optimizer)
         self.averages.follow(trainer)
-        if not self.pruner.see_again(pl_module) and pl_module.example_input_array is not None:
+        if (
+            not self.pruner.see_again(pl_module, self.averages.within(trainer, warn=False))
+            and pl_module.example_input_array is not None
+        ):
             self._see_example(trainer, pl_module)
         if self.pruner.sees and not self.agenda.waits_for_data:
             self.agenda.rehearse(self._host(trainer))
@@ -283,6 +286,7 @@ class ChannelPruning(Callback):
             self._waited = False
             self._prune_if_due(trainer)
         self.agenda.rehearse_optimizers(self._host(trainer))
+        self.agenda.rehearse_averages(self._host(trainer))
 
     def on_validation_batch_end(
         self,
@@ -318,7 +322,8 @@ class ChannelPruning(Callback):
         calls, step, self._step = self._watched(), self._step, None
         if calls is not None or step is not None:
             forwards = self.pruner.forwards if calls is None else calls
-            self.pruner.see(pl_module, forwards, [] if step is None else [step])
+            within = self.averages.within(trainer, warn=False)
+            self.pruner.see(pl_module, forwards, [] if step is None else [step], within)
             # By an example of its inputs the network was seen before, and all was rehearsed then.
             rehearse = self.agenda.rehearse_events if calls is None else self.agenda.rehearse
             rehearse(self._host(trainer))

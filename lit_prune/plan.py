@@ -220,18 +220,23 @@ def extended(plan: PruningPlan, pairs: Mapping[str, str]) -> PruningPlan:
     for target, source in pairs.items():
         for old, new in ((plan.kept, kept), (plan.sizes, sizes)):
             for name, dims in old.items():
-                if _belongs(name, source):
+                if belongs(name, source):
                     mine: dict[int, Any] = new.setdefault(target + name.removeprefix(source), {})
                     mine.update({dim: value for dim, value in dims.items() if dim not in mine})
     divisors = [
         (target + name.removeprefix(source), dim)
         for target, source in pairs.items()
         for name, dim in plan.divisors
-        if _belongs(name, source)
+        if belongs(name, source)
     ]
     return PruningPlan(kept, sizes, plan.reduced_in, [*plan.divisors, *divisors])
 
 
-def _belongs(name: str, source: str) -> bool:
+def belongs_to_any(name: str, sources: Iterable[str]) -> bool:
+    """Whether a tensor is one of the sources, or lies under the prefix of one."""
+    return any(belongs(name, source) for source in sources)
+
+
+def belongs(name: str, source: str) -> bool:
     """Whether a tensor is the source, or lies under its prefix."""
     return name == source or (source.endswith(".") and name.startswith(source))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from lit_prune.graph import ChannelGraph, ChannelGroup
-from lit_prune.plan import Slot
+from lit_prune.plan import Slot, belongs_to_any
 
 if TYPE_CHECKING:
     from lit_prune.activations import Calibration, Moments
@@ -48,7 +48,8 @@ class Evidence:
         """The slots of a group that lie in parameters, each with its tensor, detached."""
         for slot in group.slots:
             parameter = self.parameters.get(slot[0])
-            if parameter is not None:
+            # An average tells nothing that what it is of does not.
+            if parameter is not None and not belongs_to_any(slot[0], self.graph.averages):
                 yield slot, parameter.detach()
 
 

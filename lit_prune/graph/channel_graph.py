@@ -6,6 +6,7 @@ import difflib
 import gc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from lit_prune.errors import ArgumentError, ArgumentTypeError, UnknownNameError
 from lit_prune.graph.groups import ChannelGroup, Grouping, plan_without
 from lit_prune.graph.labels import Row
 from lit_prune.graph.probe import examine, rehearse
-from lit_prune.graph.recording import Call, Recording
+from lit_prune.graph.recording import Call, Pairs, Recording
 from lit_prune.graph.subject import Subject
 from lit_prune.graph.ties import IDLE, unmet
 from lit_prune.plan import PruningPlan
@@ -34,6 +35,7 @@ class ChannelGraph:
         unprunable: Layer name to the reason why some or all of its channels must stay.
         unsupported: aten operation to the number of times it met channels and had no rule.
         macs: Multiply-adds of one example.
+        averages: Prefixes and names of what is an average of other weights, and shrinks with these.
         idle: Layers that took no part in the forward.
         followed: Modules that took none either, and are cut as one that lies beside them in a list or dict of modules.
 
@@ -58,6 +60,7 @@ class ChannelGraph:
         self._recording = recording
         self._components = grouping.components
         self._by_name = {group.name: group for group in self.groups}
+        self.averages: tuple[str, ...] = recording.averages
         self._batch = max(1, subject.calls[0].batch_size) if subject.calls else 1
         self.macs: int = self.macs_without({})
 
@@ -97,18 +100,22 @@ class ChannelGraph:
         return cls.trace_calls(model, [Call("", args, kwargs)])
 
     @classmethod
-    def trace_calls(cls, model: nn.Module, calls: Iterable[Call]) -> ChannelGraph:
+    def trace_calls(
+        cls, model: nn.Module, calls: Iterable[Call], averages: Pairs = MappingProxyType({})
+    ) -> ChannelGraph:
         """Trace a network that is entered through several of its submodules.
 
         Args:
             model: The module whose names the graph carries.
             calls: One for each entered submodule, with its example inputs.
+            averages: Prefix of each average inside of the model, with its dot, to that of what it is an average of;
+                or one tensor to another.
 
         Raises:
             TraceError: If a forward fails on these inputs; the message names the layer.
         """
         with _collector_paused():
-            return cls(*examine(model, list(calls)))
+            return cls(*examine(model, list(calls), averages))
 
     def __iter__(self) -> Iterator[ChannelGroup]:
         """The groups, in forward order."""

@@ -15,7 +15,7 @@ from lit_prune.common.names import layer_of
 from lit_prune.graph.balance import settle
 from lit_prune.graph.labels import Components, Row
 from lit_prune.graph.recording import Recording
-from lit_prune.plan import PruningPlan, Slot
+from lit_prune.plan import PruningPlan, Slot, belongs_to_any
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class ChannelGroup:
         size: Number of channels.
         slots: (tensor name, dimension) of all that shrinks.
         layers: Layers that make the channels, in forward order: coupled, they shrink together.
+        followers: Averages of these layers, which shrink with them.
         balanced: Names of the groups, this one included, that must lose equally many; empty where it is free.
         members: For each slot the indices of each channel.
     """
@@ -52,6 +53,7 @@ class ChannelGroup:
     balanced: tuple[str, ...] = ()
     members: Mapping[Slot, Members] = field(default_factory=dict, repr=False)
     labels: Row = field(default_factory=lambda: np.empty(0, dtype=np.int64), repr=False)
+    followers: tuple[str, ...] = ()
 
     def indices(self, slot: Slot, channels: Row) -> Row:
         """The sorted indices that ``channels`` occupy in ``slot``."""
@@ -121,6 +123,7 @@ def build_groups(recording: Recording) -> Grouping:
             balanced=tuple(names[partner] for partner in partners.get(key, ()) if partner in names),
             members=draft.members,
             labels=draft.labels,
+            followers=draft.followers,
         )
         for (key, draft), name in zip(drafts, named, strict=True)
     )
@@ -140,6 +143,11 @@ class _SlotIndex:
             self.owner[labels] = np.repeat(np.arange(len(counts)), counts)
             self.position[labels] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
         self._labels = recording.labels
+        self._averages = recording.averages
+
+    def is_average(self, number: int) -> bool:
+        """Whether a slot is that of an average."""
+        return belongs_to_any(self.slots[number][0], self._averages)
 
     def signatures(self, components: Components) -> npt.NDArray[np.uint64]:
         """``(components,)`` equal where components touch the same slots and lie in the same pieces."""
@@ -167,6 +175,7 @@ class _Draft:
     first: int
     size: int
     layers: tuple[str, ...]
+    followers: tuple[str, ...]
     members: dict[Slot, Members]
     labels: Row
 
@@ -209,10 +218,13 @@ def _draft(size: int, labels: Row, channel: Row, index: _SlotIndex, producing: n
     starts = np.flatnonzero(np.diff(owners, prepend=-1))
     bounds = [*starts.tolist(), len(labels)]
     spans = dict(zip(owners[starts].tolist(), pairwise(bounds), strict=True))
-    makers = [slot for slot in spans if producing[slot]]
-    if not makers:
+    making = [slot for slot in spans if producing[slot]]
+    if not making:
         # Nothing makes these channels (a bare parameter).
         return None
+    averages = [slot for slot in making if index.is_average(slot)]
+    # Where what they are averages of took no part, they are layers as others.
+    makers = [slot for slot in making if slot not in averages] or averages
     # Channels are counted in the order of the layer that makes them first.
     first = slice(*spans[makers[0]])
     _, seen = np.unique(channel[first], return_index=True)
@@ -220,8 +232,9 @@ def _draft(size: int, labels: Row, channel: Row, index: _SlotIndex, producing: n
     rank[channel[first][np.sort(seen)]] = np.arange(size)
     ranks, positions = rank[channel], index.position[labels]
     members = {index.slots[slot]: Members(ranks[a:b], positions[a:b]) for slot, (a, b) in spans.items()}
-    layers = tuple(dict.fromkeys(_layer(index.slots[slot]) for slot in makers))
-    return _Draft(int(labels[first].min()), size, layers, members, labels)
+    layers, followers = (tuple(dict.fromkeys(_layer(index.slots[n]) for n in each)) for each in (makers, averages))
+    followers = tuple(layer for layer in followers if layer not in layers)
+    return _Draft(int(labels[first].min()), size, layers, followers, members, labels)
 
 
 def _unprunable_layers(

@@ -22,11 +22,11 @@ from lit_prune.graph.alternatives import follow_alternatives
 from lit_prune.graph.copying import is_torch_hook
 from lit_prune.graph.groups import ChannelGroup, Grouping, build_groups, plan_without
 from lit_prune.graph.labels import Components, Row
-from lit_prune.graph.recording import Call, Recording
+from lit_prune.graph.recording import Call, Pairs, Recording
 from lit_prune.graph.rules import RULES
 from lit_prune.graph.skeleton import NOTHING
 from lit_prune.graph.subject import Copies, InPlace, Subject
-from lit_prune.graph.ties import keep_whole, tie_widths, unmet
+from lit_prune.graph.ties import keep_whole, tie_averages, tie_widths, unmet
 from lit_prune.graph.trace import Reached, Until, record
 from lit_prune.plan import PruningPlan, Slot
 
@@ -45,7 +45,7 @@ class Bundle:
         return [group for group, _ in self.gone]
 
 
-def examine(model: nn.Module, calls: Sequence[Call]) -> Examined:
+def examine(model: nn.Module, calls: Sequence[Call], averages: Pairs) -> Examined:
     """Trace ``model`` and probe every group.
 
     Copies come first, without weights where that is enough. What they do not show, hooks of a user's and functions that
@@ -60,33 +60,33 @@ def examine(model: nn.Module, calls: Sequence[Call]) -> Examined:
     # What compiled code has in place of tensors, no copy can be told.
     scripted = any(isinstance(module, torch.jit.ScriptModule) for _, module in modules_of(model))
     if scripted or any(call.is_step for call in calls):
-        return _examined(InPlace, model, calls)
+        return _examined(InPlace, model, calls, averages)
     if _has_hooks(model):
         with suppress(TraceError):
-            return _examined(InPlace, model, calls)
+            return _examined(InPlace, model, calls, averages)
     try:
-        examined = _examined(Copies, model, calls)
+        examined = _examined(Copies, model, calls, averages)
     except TraceError as error:
         try:
-            return _examined(InPlace, model, calls)
+            return _examined(InPlace, model, calls, averages)
         except TraceError:
             raise error from None
     subject, recording, grouping = examined
     if idle := unmet(subject.network, recording, grouping):
         with suppress(TraceError):
-            again = _examined(InPlace, model, calls)
+            again = _examined(InPlace, model, calls, averages)
             return again if len(unmet(model, *again[1:])) < len(idle) else examined
     return examined
 
 
-def _examined(kind: type[Copies] | type[InPlace], model: nn.Module, calls: Sequence[Call]) -> Examined:
+def _examined(kind: type[Copies] | type[InPlace], model: nn.Module, calls: Sequence[Call], averages: Pairs) -> Examined:
     try:
-        subject = kind.of(model, calls, values=False)
+        subject = kind.of(model, calls, averages, values=False)
         return subject, *_probed(subject)
     except TraceError:
         # An operation may need values (`item`, `nonzero`) or a forward make tensors elsewhere: once more with weights.
         pass
-    subject = kind.of(model, calls, values=True)
+    subject = kind.of(model, calls, averages, values=True)
     with torch.random.fork_rng():
         return subject, *_probed(subject)
 
@@ -115,6 +115,7 @@ def _record(
     with subject.running(plan, masked) as network:
         recording = record(network, subject.calls, RULES, until)
         tie_widths(network, recording)
+        tie_averages(recording, subject.averages)
         follow_alternatives(network, recording)
     recording.raw = recording.labels.components()
     return recording

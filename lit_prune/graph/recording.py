@@ -16,6 +16,8 @@ from lit_prune.plan import Slot
 
 # Operation, its numbers, and the layer.
 Constant = tuple[str, tuple[float, ...], str]
+# Prefix of a module, with its dot, or name of a tensor, to that of another.
+Pairs = Mapping[str, str]
 # In the place of an operation: what enters the network was made by a forward itself.
 MADE = "made"
 
@@ -80,6 +82,7 @@ class Recording:
         views: For each layer its changes of shape: the shape that comes of it, and what is over more dimensions then.
         calls: How often each module was called, by its qualified name.
         followed: Modules that took no part, and are cut as one beside them that did.
+        averages: Prefixes and names of what is an average of other weights: channels are those of what it averages.
         reduced: Layer and labels of what a statistic is taken over: of the labels that are left, once some go.
         pieces: Layer and labels of each piece that was taken out of a dimension.
         divisors: What the forward divides by: in order, a key each.
@@ -98,4 +101,5 @@ class Recording:
     views: dict[str, list[tuple[Sequence[int], list[Block]]]] = field(default_factory=dict)
     calls: Counter[str] = field(default_factory=Counter)
     followed: list[str] = field(default_factory=list)
+    averages: tuple[str, ...] = ()
     divisors: dict[Slot, None] = field(default_factory=dict)

@@ -17,7 +17,7 @@ from lit_prune.common._compat import tree_map_only
 from lit_prune.common.names import OF_EVERY_MODULE, modules_of
 from lit_prune.common.running import restored
 from lit_prune.graph.copying import CopyTensor
-from lit_prune.graph.recording import Call
+from lit_prune.graph.recording import Call, Pairs
 from lit_prune.graph.skeleton import NOTHING, cloned, emptied, has_values, on_meta, replica, skeleton, twin, with_values
 from lit_prune.modules.remembered import note_widths_
 from lit_prune.plan import PruningPlan
@@ -32,10 +32,12 @@ class Subject(Protocol):
         network: Its modules, by the names that a recording has.
         calls: How it is entered.
         has_values: Whether its tensors hold numbers.
+        averages: Prefix, or name, of each average inside of the network to that of what it is an average of.
     """
 
     network: nn.Module
     has_values: bool
+    averages: Pairs
 
     @property
     def calls(self) -> Sequence[Call]: ...  # noqa: D102
@@ -53,20 +55,22 @@ class Copies:
     Args:
         network: As :func:`skeleton` or :func:`replica` made it.
         calls: How it is entered.
+        averages: As for :class:`Subject`.
     """
 
-    def __init__(self, network: nn.Module, calls: Sequence[Call]) -> None:
+    def __init__(self, network: nn.Module, calls: Sequence[Call], averages: Pairs) -> None:
         self.network = network
         self.calls: Sequence[Call] = calls
+        self.averages = averages
         self.has_values = has_values(network)
 
     @classmethod
-    def of(cls, model: nn.Module, calls: Sequence[Call], values: bool) -> Copies:
+    def of(cls, model: nn.Module, calls: Sequence[Call], averages: Pairs, values: bool) -> Copies:
         """Copies of a live network, in eval mode."""
         network = (replica if values else skeleton)(model).eval()
         # What is cut later follows its widths as the live network will.
         note_widths_(network)
-        return cls(network, calls if values else on_meta(calls))
+        return cls(network, calls if values else on_meta(calls), averages)
 
     @contextmanager
     def running(self, plan: PruningPlan = NOTHING, masked: bool = False) -> Iterator[nn.Module]:
@@ -78,7 +82,7 @@ class Copies:
 
     def cut(self, plan: PruningPlan) -> Copies:
         """Copies of what is left by a plan."""
-        return Copies(twin(self.network, plan), self.calls)
+        return Copies(twin(self.network, plan), self.calls, self.averages)
 
 
 @dataclass
@@ -88,19 +92,21 @@ class InPlace:
     Attributes:
         network: The live network.
         given: How it is entered.
+        averages: As for :class:`Subject`.
         has_values: Whether what stands in has numbers.
         plan: What it was cut to before.
     """
 
     network: nn.Module
     given: Sequence[Call]
+    averages: Pairs
     has_values: bool
     plan: PruningPlan = field(default_factory=lambda: NOTHING)
 
     @classmethod
-    def of(cls, model: nn.Module, calls: Sequence[Call], values: bool) -> InPlace:
+    def of(cls, model: nn.Module, calls: Sequence[Call], averages: Pairs, values: bool) -> InPlace:
         """A live network, entered by ``calls``."""
-        return cls(model, calls, values)
+        return cls(model, calls, averages, values)
 
     @property
     def calls(self) -> Sequence[Call]:
@@ -122,7 +128,7 @@ class InPlace:
 
     def cut(self, plan: PruningPlan) -> InPlace:
         """The same network, from now on in the shapes of a plan."""
-        return InPlace(self.network, self.given, self.has_values, self.plan.then(plan))
+        return InPlace(self.network, self.given, self.averages, self.has_values, self.plan.then(plan))
 
 
 def _replace_tensors_(network: nn.Module, copy_tensor: CopyTensor) -> None:

@@ -9,13 +9,9 @@ from torch.nn.utils.parametrize import is_parametrized
 from lit_prune.common.names import modules_of, tensors_of
 from lit_prune.graph.groups import Grouping
 from lit_prune.graph.labels import Row
-from lit_prune.graph.recording import Recording
-from lit_prune.modules.registry import (
-    FIXED,
-    TIES,
-    WHOLE,
-    qualified_names,
-)
+from lit_prune.graph.recording import Pairs, Recording
+from lit_prune.modules.registry import FIXED, TIES, WHOLE, qualified_names
+from lit_prune.plan import belongs
 
 IDLE = "takes no part in the forward of these inputs"
 
@@ -39,6 +35,17 @@ def tie_widths(network: nn.Module, recording: Recording) -> None:
                             labels.join(part, rows[1])
 
 
+def tie_averages(recording: Recording, averages: Pairs) -> None:
+    """Join averages with what they are of: a training goes through the tensors of both side by side."""
+    recording.averages = tuple(averages)
+    for average, source in averages.items():
+        for (name, dim), row in list(recording.slots.items()):
+            if belongs(name, source):
+                own = recording.slots.get((average + name.removeprefix(source), dim))
+                if own is not None and len(own) == len(row):
+                    recording.labels.join(own, row)
+
+
 def keep_whole(network: nn.Module, recording: Recording) -> None:
     """Make whole the heads that the table names of the modules of ``network``."""
     rows: list[Row | None] = []
@@ -58,7 +65,9 @@ def keep_whole(network: nn.Module, recording: Recording) -> None:
 
 def unmet(network: nn.Module, recording: Recording, grouping: Grouping) -> dict[str, str]:
     """Layers that no group and no reason accounts for, since no operation met their weight; and why."""
-    accounted = grouping.unprunable.keys() | {layer for group in grouping.groups for layer in group.layers}
+    accounted = set(grouping.unprunable)
+    for group in grouping.groups:
+        accounted.update(group.layers, group.followers)
     tensors = dict(tensors_of(network))
     used = {id(tensors[name]) for name, _ in recording.slots if name in tensors}
     found = {}

@@ -141,7 +141,7 @@ class PruningPolicy:
         """
 
         def look() -> tuple[ChannelGraph, tuple[ChannelGroup, ...], dict[str, str]]:
-            graph = ChannelGraph.trace_calls(network, calls)
+            graph = ChannelGraph.trace_calls(network, calls, averages)
             return graph, *self.candidates(network, graph, record, averages)
 
         graph, groups, skipped = carry_out("look", look)

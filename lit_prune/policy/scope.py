@@ -61,7 +61,7 @@ class Scope:
             )
         for entry in [*(self.blocks or ()), *self.exclude]:
             matches = _matcher(network, [entry])
-            if isinstance(entry, str) and not any(matches(layer) for layer in layers):
+            if isinstance(entry, str) and not any(matches(layer) for layer in (*layers, *_others(network))):
                 raise ArgumentError(
                     f"The pattern {entry!r} matches no layer of {type(network).__name__}. {nearest(entry, layers)}"
                 )
@@ -78,7 +78,7 @@ class Scope:
         left: dict[str, str] = {}
         for group in graph.groups:
             outside = [layer for layer in group.layers if not allowed(layer)]
-            excluded = [layer for layer in group.layers if shut(layer)]
+            excluded = [layer for layer in (*group.layers, *group.followers) if shut(layer)]
             if len(outside) == len(group.layers):
                 continue
             if outside:
@@ -192,6 +192,15 @@ def _layers(network: nn.Module) -> list[str]:
         if layers:
             return layers
     return []
+
+
+def _others(network: nn.Module) -> list[str]:
+    """Names of all else that has a matrix of weights: linear layers beside convolutions, recurrent ones, embeddings."""
+    return [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear) or any(each.dim() > 1 for each in module.parameters(recurse=False))
+    ]
 
 
 def _only_child(network: nn.Module) -> str:

@@ -87,6 +87,10 @@ class Agenda:
         """Once optimizers have state: see whether it can follow."""
         self._attempt(lambda: self._rehearsal.optimizers(host))
 
+    def rehearse_averages(self, host: Host) -> None:
+        """Once steps have shown averages inside of the network: see whether they can follow."""
+        self._attempt(lambda: self._rehearsal.averages(host, self._ahead()))
+
     def check_monitor(self, host: Host) -> None:
         """Once metrics are logged: see whether the monitored one is among them."""
         self._attempt(lambda: self.pruner.monitor.check(host))
@@ -124,6 +128,7 @@ class Agenda:
     def end(self, host: Host, cut_short: bool = False) -> None:
         """Judge the last event, and warn of events that never came, unless the run was ``cut_short`` on purpose."""
         self.check_monitor(host)
+        self._rehearsal.end()
         self.pruner.end_trial(host)
         missed = [point for point in self.events if point not in self.pruner.record.done]
         if missed and not cut_short:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from lit_prune.common.names import OF_EVERY_MODULE, class_names, names_of_tensors, tensors_of
@@ -80,18 +81,30 @@ def wrapped_within(network: nn.Module) -> dict[str, str]:
 
 
 def twins_within(network: nn.Module) -> dict[str, str]:
-    """Each child that nobody trains to another one of its parent, of the same layers, that is trained."""
+    """Each child that nobody trains to a module of the same layers that is trained: of several, the nearest in value.
+
+    A single layer has a twin among the children of its own parent alone: elsewhere any is of its size.
+    """
     pairs: dict[str, str] = {}
+    trained = {
+        name: module
+        for name, module in network.named_modules()
+        if name and any(parameter.requires_grad for parameter in module.parameters())
+    }
     for path, parent in network.named_modules():
-        if isinstance(parent, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+        if isinstance(parent, (nn.Sequential, nn.ModuleList)):
             # Blocks that come one after the other are alike, and no copies.
             continue
         prefix = f"{path}." if path else ""
         children = {f"{prefix}{name}": child for name, child in parent.named_children()}
-        trained = {name for name, child in children.items() if any(p.requires_grad for p in child.parameters())}
-        for name in children.keys() - trained if trained else ():
-            if source := _place_of(children[name], network, trained, of_its_size=True):
-                pairs[name] = source
+        beside = {name: trained[name] for name in children.keys() & trained.keys()}
+        for name in children.keys() - beside.keys() if not path or path in trained else ():
+            child, weights = children[name], _number_of_weights(children[name])
+            alike = [place for place in sorted(beside) if _is_like(beside[place], child, of_its_size=True)]
+            if weights > 1 and not alike:
+                alike = [place for place, module in trained.items() if _is_like(module, child, of_its_size=True)]
+            if weights and alike:
+                pairs[name] = min(alike, key=lambda place: _distance(trained[place], child))
     return pairs
 
 
@@ -139,20 +152,30 @@ def _place_of(
     module: nn.Module, network: nn.Module, among: Iterable[str] | None = None, of_its_size: bool = False
 ) -> str | None:
     """The name of the submodule of ``network`` that ``module`` is a copy of, by class and tensors' names."""
+    if _number_of_weights(module) < 2:
+        # Of one layer alone, class and names tell nothing.
+        return None
+    parts: dict[str, nn.Module] = dict(network.named_modules())
+    return next((name for name in among or parts if _is_like(parts[name], module, of_its_size)), None)
+
+
+def _number_of_weights(module: nn.Module) -> int:
+    return sum(parameter.dim() > 1 for parameter in module.parameters())
+
+
+def _is_like(part: nn.Module, module: nn.Module, of_its_size: bool) -> bool:
+    """Whether another module is of the same class and has parameters of the same names."""
 
     def likeness(each: nn.Module) -> list[tuple[str, Any]]:
         return [(name, tensor.shape if of_its_size else tensor.dim()) for name, tensor in each.named_parameters()]
 
-    if sum(parameter.dim() > 1 for parameter in module.parameters()) < 2:
-        # Of one layer alone, class and names tell nothing.
-        return None
-    mine = likeness(module)
-    parts: dict[str, nn.Module] = dict(network.named_modules())
-    for name in parts if among is None else among:
-        part = parts[name]
-        if part is not module and type(part) is type(module) and likeness(part) == mine:
-            return name
-    return None
+    return part is not module and type(part) is type(module) and likeness(part) == likeness(module)
+
+
+def _distance(part: nn.Module, module: nn.Module) -> float:
+    with torch.no_grad():
+        pairs = zip(part.parameters(), module.parameters(), strict=True)
+        return sum(float((a.double() - b.double()).square().sum().cpu()) for a, b in pairs)
 
 
 def _placed(module: nn.Module, prefix: str) -> nn.Module:

@@ -7,7 +7,7 @@ one that has been seen to change though nobody trains it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -32,19 +32,21 @@ class Averages:
 
     def __init__(self, known: Iterable[str] = ()) -> None:
         self.known = set(known)
-        self._seen: dict[str, tuple[nn.Module, float, int]] = {}
+        self._seen: dict[str, _Look] = {}
 
     def watch(self, trainer: Trainer) -> None:
         """Remember what the copies look like now."""
         for key, module in _unsure(trainer):
-            if key not in self.known and (key not in self._seen or self._seen[key][0] is not module):
-                self._seen[key] = module, _fingerprint(module), trainer.global_step
+            if key not in self.known and (key not in self._seen or self._seen[key].module is not module):
+                self._seen[key] = _Look(module, _fingerprint(module), _is_frozen(module), trainer.global_step)
 
     def notice(self) -> set[str]:
         """Look at the copies again; the keys of all that have changed."""
-        for key, (module, before, _) in list(self._seen.items()):
-            if _fingerprint(module) != before:
-                self.known.add(key)
+        for key, look in list(self._seen.items()):
+            if _fingerprint(look.module) != look.fingerprint:
+                # What is no longer frozen changes because it is trained.
+                if _is_frozen(look.module) == look.frozen:
+                    self.known.add(key)
                 del self._seen[key]
         return self.known
 
@@ -83,7 +85,7 @@ class Averages:
 
     def _warn_of(self, key: str, trainer: Trainer) -> None:
         # Where steps were taken and nothing has changed, it is no average.
-        if key not in self._seen or self._seen[key][2] == trainer.global_step:
+        if key not in self._seen or self._seen[key].step == trainer.global_step:
             warn_once(
                 f"{key} has the same layers as the network, and no step was taken that would show whether it is an "
                 "average of it: it stays as it is. If it is one, wrap it in torch.optim.swa_utils.AveragedModel, "
@@ -116,6 +118,19 @@ def _unsure(trainer: Trainer) -> Iterator[tuple[str, nn.Module]]:
             yield copy.key, copy.module
     for name in twins_within(network):
         yield name, network.get_submodule(name)
+
+
+class _Look(NamedTuple):
+    """What a copy was like at a step."""
+
+    module: nn.Module
+    fingerprint: float
+    frozen: bool
+    step: int
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    return not any(parameter.requires_grad for parameter in module.parameters())
 
 
 def _fingerprint(module: nn.Module) -> float:

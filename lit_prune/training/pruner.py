@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -15,7 +16,7 @@ from lit_prune.common.names import count_parameters
 from lit_prune.common.ranks import any_rank, together, warn_once
 from lit_prune.errors import ArgumentError, ArgumentTypeError, HalfPrunedError, PruningError
 from lit_prune.graph import Call, ChannelGraph
-from lit_prune.graph.recording import parted
+from lit_prune.graph.recording import Pairs, parted
 from lit_prune.plan import PruningPlan
 from lit_prune.policy.history import Dense, Record
 from lit_prune.policy.policy import PruningEvent, PruningPolicy
@@ -91,13 +92,20 @@ class Pruner:
         """How a step enters the network."""
         return parted(self._known)[0]
 
-    def see(self, network: nn.Module, calls: Sequence[Call], steps: Sequence[Call] = ()) -> None:
+    def see(
+        self,
+        network: nn.Module,
+        calls: Sequence[Call],
+        steps: Sequence[Call] = (),
+        averages: Pairs = MappingProxyType({}),
+    ) -> None:
         """Trace the network as it is; the first time, check that it can be pruned as the policy says.
 
         Args:
             network: The live network.
             calls: How it is entered.
             steps: Whole steps of the training, which say more.
+            averages: As for :meth:`ChannelGraph.trace_calls`.
 
         Raises:
             PruningError: If there is no call, or the network can't be run on one.
@@ -110,7 +118,7 @@ class Pruner:
                 f"No layer of {type(network).__name__} was called in the first batch, so its channels can't be traced. "
                 "Set `example_input_array` on the LightningModule."
             )
-        graph, used, failure = together(lambda: first_graph(network, ways))
+        graph, used, failure = together(lambda: first_graph(network, ways, averages))
         if steps and not any(call.is_step for call in used):
             warn_once(
                 f"The training step of {type(network).__name__} can't be run on stand-ins: {failure}. Channels are "
@@ -122,19 +130,24 @@ class Pruner:
             self.record.dense = Dense.of(network, graph)
         self.graph, self.calls, self._known = graph, used, [*calls, *steps]
 
-    def _see_late(self, network: nn.Module) -> None:
+    def _see_late(self, network: nn.Module, averages: Pairs) -> None:
         """See the network again by the steps that have used more of it, on whatever rank."""
         late, self.late = of_all_ranks(network, self.late), []
         if late:
             forwards, steps = parted(self._known)
-            self.see(network, forwards, [*steps, *late])
+            self.see(network, forwards, [*steps, *late], averages)
 
-    def see_again(self, network: nn.Module) -> bool:
+    def look_again(self, network: nn.Module, averages: Pairs) -> ChannelGraph:
+        """Trace the network anew in the way that it was seen, as these averages are known now."""
+        self.graph = together(lambda: ChannelGraph.trace_calls(network, self.calls, averages))
+        return self.graph
+
+    def see_again(self, network: nn.Module, averages: Pairs = MappingProxyType({})) -> bool:
         """See the network by the calls of a resumed run, to prune when it would have; False if there is none."""
         self.graph, self.calls, self._known, self.late = None, [], [], []
         if self._inputs is not None:
             device = next(network.parameters()).device
-            self.see(network, *parted(calls_from_state(self._inputs, device)))
+            self.see(network, *parted(calls_from_state(self._inputs, device)), averages)
         return self.sees
 
     def ratio(self, part: float) -> float | None:
@@ -176,8 +189,9 @@ class Pruner:
         def measure(layers: list[str], calibration: Calibration) -> Mapping[str, Moments]:
             return calibrate(host, layers, calibration, self.forwards)
 
-        self._see_late(network)
-        decision = self.policy.decide(network, self.calls, ratio, self.record, measure, host.averages_within())
+        within = host.averages_within()
+        self._see_late(network, within)
+        decision = self.policy.decide(network, self.calls, ratio, self.record, measure, within)
         warn_of_idle(network, decision)
         carry_out("check", lambda: host.check(decision.plan))
         params, averages = count_parameters(network), host.averages()
@@ -238,9 +252,10 @@ class Pruner:
         if not any_rank(trial.has_failed(score, self.recovery.mode, self.recovery.max_drop)):
             return
         network, averages, event = host.network, host.averages(), self.record.events[-1]
+        within = host.averages_within()
 
         def record() -> None:
-            self.graph = ChannelGraph.trace_calls(network, self.calls)
+            self.graph = ChannelGraph.trace_calls(network, self.calls, within)
             self.record.plan = PruningPlan.from_state_dict(trial.plan)
             self.record.barred.extend(trial.groups)
             event["taken_back"] = True

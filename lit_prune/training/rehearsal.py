@@ -15,6 +15,7 @@ from lit_prune.common.running import untouched
 from lit_prune.criteria import Evidence
 from lit_prune.errors import NoObjectsError, RehearsalError, TraceError
 from lit_prune.graph import Call, ChannelGraph
+from lit_prune.graph.recording import Pairs
 from lit_prune.plan import PruningPlan, extended
 from lit_prune.policy.contract import checked_removal
 from lit_prune.policy.history import Record
@@ -38,6 +39,10 @@ class Rehearsal:
         self._foretold: tuple[ChannelGraph, PruningPlan] | None = None
         # How many optimizers had state when that was last tried; they may take their first steps one after the other.
         self._stateful = -1
+        # When all was rehearsed, and by which averages: a step or two later there may be more.
+        self._rehearsed: tuple[int, Pairs] | None = None
+        # What is said if these show none.
+        self._doubt = ""
 
     def events(self, host: Host, events: Mapping[str, float]) -> None:
         """Go through all events that are to come.
@@ -51,9 +56,33 @@ class Rehearsal:
         """
         graph = self._pruner.graph
         if graph is not None and events:
-            plan = self._run(host, graph, events)
+            averages = host.averages_within(warn=False)
+            self._rehearsed = host.step, averages
+            plan = self._run(host, graph, events, averages)
             self._foretold, self._stateful = (graph, plan), -1
             together(lambda: host.check(plan))
+
+    def averages(self, host: Host, events: Mapping[str, float]) -> None:
+        """Once two steps were taken: go through the events again if they have shown averages of trained layers.
+
+        One that moves at the end of a step is seen to have moved at the end of the next.
+
+        Raises:
+            RehearsalError: As for :meth:`events`.
+        """
+        if self._rehearsed is None or host.step < self._rehearsed[0] + 2:
+            return
+        averages = host.averages_within(warn=False)
+        if events and dict(averages) != dict(self._rehearsed[1]):
+            self._pruner.look_again(host.network, averages)
+            self.events(host, events)
+        self.end()
+
+    def end(self) -> None:
+        """Say what was left open: no more steps come."""
+        doubt, self._doubt, self._rehearsed = self._doubt, "", None
+        if doubt:
+            warn_once(doubt)
 
     def by_validation(self, host: Host, calls: Sequence[Call], events: Mapping[str, float]) -> None:
         """:meth:`events` by the calls of a validation step, if these enter all that is trained.
@@ -62,13 +91,16 @@ class Rehearsal:
             RehearsalError: If an event can't be carried out.
         """
         try:
-            graph = together(lambda: ChannelGraph.trace_calls(host.network, calls)) if calls and events else None
+            averages = host.averages_within(warn=False)
+            graph = (
+                together(lambda: ChannelGraph.trace_calls(host.network, calls, averages)) if calls and events else None
+            )
         except TraceError:
             # The training step has the last word.
             return
         trained = [name for name, parameter in host.network.named_parameters() if parameter.requires_grad]
         if graph is not None and graph.tensors.issuperset(trained):
-            self._run(host, graph, events)
+            self._run(host, graph, events, averages)
 
     def calibration(self, host: Host) -> None:
         """Read a calibration batch and run it, where a criterion or selection goes by activations.
@@ -106,17 +138,18 @@ class Rehearsal:
         if graph is not self._pruner.graph or stateful == len(host.optimizers):
             self._foretold = None
 
-    def _run(self, host: Host, graph: ChannelGraph, events: Mapping[str, float]) -> PruningPlan:
-        ratios = {name: self._pruner.ratio(part) for name, part in events.items()}
-        pruner, averages = self._pruner, host.averages_within(warn=False)
+    def _run(self, host: Host, graph: ChannelGraph, events: Mapping[str, float], averages: Pairs) -> PruningPlan:
+        pruner, ratios = self._pruner, {name: self._pruner.ratio(part) for name, part in events.items()}
         rehearsal = partial(rehearse, pruner.policy, host.network, graph, ratios, pruner.record, averages)
+        self._doubt = ""
         try:
             plan = rehearsal()
         except RehearsalError as error:
             if all(parameter.requires_grad for parameter in host.network.parameters()):
                 raise
             plan = rehearsal(all_trained=True)
-            warn_once(f"{error} It can be, if the layers that are not trained now are trained by then.")
+            # They may be averages of others, which no step has shown so far.
+            self._doubt = f"{error} It can be, if the layers that are not trained now are trained by then."
         if not plan and self._pruner.amount is not None:
             warn_once(f"The events of this run would remove nothing: {pruner.policy.why_nothing}")
         return plan

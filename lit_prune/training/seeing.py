@@ -10,6 +10,7 @@ from lit_prune.common.names import find_tensor
 from lit_prune.common.ranks import gather, warn_once
 from lit_prune.errors import PruningError, TraceError
 from lit_prune.graph import Call, ChannelGraph
+from lit_prune.graph.recording import Pairs
 from lit_prune.policy.policy import PruningEvent
 from lit_prune.training.inputs import calls_from_state, calls_to_state
 
@@ -44,7 +45,7 @@ def of_all_ranks(network: nn.Module, calls: Sequence[Call]) -> list[Call]:
 
 
 def first_graph(
-    network: nn.Module, ways: Sequence[Sequence[Call]]
+    network: nn.Module, ways: Sequence[Sequence[Call]], averages: Pairs
 ) -> tuple[ChannelGraph, Sequence[Call], TraceError | None]:
     """The graph by the first way in which the network can be run, and what failed before.
 
@@ -54,7 +55,7 @@ def first_graph(
     failure = None
     for calls in ways:
         try:
-            return ChannelGraph.trace_calls(network, calls), calls, failure
+            return ChannelGraph.trace_calls(network, calls, averages), calls, failure
         except TraceError as error:
             failure = error
     entered = [call.module or "its example inputs" for call in ways[-1]]

@@ -201,6 +201,7 @@ class UltralyticsPruning:
             self.pruner.see(trainer.model, host.calls(), [step])
             self.agenda.rehearse_events(host)
         self.agenda.rehearse_optimizers(host)
+        self.agenda.rehearse_averages(host)
 
     def _keep_step(self, network: Any, args: tuple[Any, ...]) -> None:
         """The first batch, without the names of its files; the network computes its own loss of it."""

@@ -292,7 +292,7 @@ def test_a_number_that_was_written_over_is_no_longer_known(write: Any) -> None:
 def test_what_stands_in_does_so_in_every_list_of_a_module(layer: nn.Module) -> None:
     layer.tensors = [*layer.parameters()]
     own, flat = [*layer.parameters()], [*getattr(layer, "_flat_weights", [])]
-    with InPlace.of(layer, [], values=True).running() as network:
+    with InPlace.of(layer, [], {}, values=True).running() as network:
         inside = [*network.parameters()]
         assert all(a is not b for a, b in zip(own, inside, strict=True))
         assert all(a is b for a, b in zip(network.tensors, inside, strict=True))
