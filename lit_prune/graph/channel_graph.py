@@ -16,7 +16,7 @@ from lit_prune.common.deprecated import warn_renamed
 from lit_prune.errors import ArgumentError, ArgumentTypeError, UnknownNameError
 from lit_prune.graph.groups import ChannelGroup, Grouping, plan_without
 from lit_prune.graph.labels import Row
-from lit_prune.graph.probe import examine, rehearse
+from lit_prune.graph.probe import culprits, examine, rehearse
 from lit_prune.graph.recording import Call, Pairs, Recording
 from lit_prune.graph.subject import Subject
 from lit_prune.graph.ties import IDLE, unmet
@@ -196,6 +196,20 @@ class ChannelGraph:
         """
         with _collector_paused():
             return ChannelGraph(*rehearse(self._subject, self._recording, plan))
+
+    def culprits(self, plan: PruningPlan) -> dict[str, str]:
+        """Of a plan that can't be carried out: the groups that can't lose what they would, and why.
+
+        It is found by trying parts of the plan, in several traces.
+        """
+        gone = []
+        for group in self.groups:
+            slot, members = next(iter(group.members.items()))
+            kept = plan.kept.get(slot[0], {}).get(slot[1])
+            if kept is not None:
+                gone.append((group, np.setdiff1d(members.channels, members.channels[np.isin(members.indices, kept)])))
+        with _collector_paused():
+            return culprits(self._subject, self._recording, self._components, [each for each in gone if len(each[1])])
 
     def _channels(self, name: str, channels: Sequence[int] | Tensor | Row) -> Row:
         group = self[name]

@@ -108,6 +108,19 @@ def rehearse(subject: Subject, recording: Recording, plan: PruningPlan) -> Exami
     return shrunk, again, build_groups(again)
 
 
+def culprits(
+    subject: Subject, recording: Recording, components: Components, gone: Sequence[tuple[ChannelGroup, Row]]
+) -> dict[str, str]:
+    """Which of some groups can't lose the channels that are to go, and why; found by trying parts of it."""
+    by_name = {group.name: (group, channels) for group, channels in gone}
+    together = dict.fromkeys(tuple(sorted(group.balanced or (name,))) for name, (group, _) in by_name.items())
+    bundles = [Bundle(tuple(by_name[name] for name in names if name in by_name)) for names in together]
+    probe = _Probe(subject, recording, components, bundles)
+    failure = probe.failure(bundles)
+    found = [] if failure is None else probe.search(bundles, failure, alike=False)
+    return {group.name: reason for bundle, reason in found for group in bundle.groups}
+
+
 def _record(
     subject: Subject, plan: PruningPlan = NOTHING, until: Until | None = None, masked: bool = False
 ) -> Recording:
@@ -126,7 +139,7 @@ def _probed(subject: Subject) -> tuple[Recording, Grouping]:
     keep_whole(subject.network, recording)
     grouping = build_groups(recording)
     while grouping.groups:
-        failing = _Probe(subject, recording, grouping).failing()
+        failing = _failing(subject, recording, grouping)
         if not failing:
             break
         for bundle, reason in failing:
@@ -163,35 +176,38 @@ class _Failure:
     until: Until | None
 
 
-class _Probe:
-    """Takes a few channels from each of some groups and sees whether the network comes out as foretold."""
+def _failing(subject: Subject, recording: Recording, grouping: Grouping) -> list[tuple[Bundle, str]]:
+    """Groups that can't lose a channel; none where all can. Once they are seen to, others may show."""
+    # Where a computed size says what is cut out of a dimension, it may fit to what has gone by chance.
+    for few, more in ((2, 1), (1, 5)) if recording.pieces else ((2, 1),):
+        bundles = _bundles(grouping.groups, few, more)
+        probe = _Probe(subject, recording, grouping.components, bundles)
+        if (failure := probe.failure(bundles)) is not None:
+            return probe.nearest(failure)
+    return []
 
-    def __init__(self, subject: Subject, recording: Recording, grouping: Grouping) -> None:
+
+class _Probe:
+    """Takes some channels from each of some groups and sees whether the network comes out as foretold."""
+
+    def __init__(
+        self, subject: Subject, recording: Recording, components: Components, bundles: Sequence[Bundle]
+    ) -> None:
         self._subject = subject
         self._recording = recording
-        self._components = grouping.components
-        self._groups = grouping.groups
-        self._bundles = _bundles(self._groups)
+        self._components = components
+        self._bundles = bundles
 
-    def failing(self) -> list[tuple[Bundle, str]]:
-        """Groups that can't lose a channel; none where all can. Once they are seen to, others may show."""
-        failure = self._failure(self._bundles)
-        if failure is None and self._recording.pieces:
-            # Where a computed size says what is cut out of a dimension, it may fit to what has gone by chance.
-            self._bundles = _bundles(self._groups, few=1, more=5)
-            failure = self._failure(self._bundles)
-        bundles = self._bundles
-        if failure is None:
-            return []
+    def nearest(self, failure: _Failure) -> list[tuple[Bundle, str]]:
+        """Those that fail, looked for first in the layer that failed, or in one like it."""
         layer = failure.error.layer
-        # Mostly the cause lies in the layer that failed, or in one like it.
         for layers in ([layer], self._alike(layer)):
-            near = [bundle for bundle in bundles if any(_touches(bundle, name) for name in layers)]
-            if near and (cause := self._failure(near, failure.until)):
-                return self._search(near, cause)
-        return self._search(bundles, failure)
+            near = [bundle for bundle in self._bundles if any(_touches(bundle, name) for name in layers)]
+            if near and (cause := self.failure(near, failure.until)):
+                return self.search(near, cause)
+        return self.search(self._bundles, failure)
 
-    def _failure(self, bundles: Sequence[Bundle], until: Until | None = None) -> _Failure | None:
+    def failure(self, bundles: Sequence[Bundle], until: Until | None = None) -> _Failure | None:
         """What is wrong once each of these has lost some channels; None where nothing is, as far as ``until``."""
         gone = [item for bundle in bundles for item in bundle.gone]
         plan = plan_without(self._recording, self._components, gone)
@@ -208,8 +224,8 @@ class _Probe:
             return _Failure(error, None)
         return None
 
-    def _search(self, tried: Sequence[Bundle], failure: _Failure) -> list[tuple[Bundle, str]]:
-        """Those of ``tried`` that fail, by halving; what lies likewise in a like layer fails alike."""
+    def search(self, tried: Sequence[Bundle], failure: _Failure, alike: bool = True) -> list[tuple[Bundle, str]]:
+        """Those of ``tried`` that fail, by halving; if ``alike``, with what lies likewise in a like layer."""
         found: list[tuple[Bundle, str]] = []
         pending, cause = list(tried), failure
         while True:
@@ -217,7 +233,7 @@ class _Probe:
             while len(failing) > 1:
                 half = len(failing) // 2
                 for part in (failing[:half], failing[half:]):
-                    if failed := self._failure(part, cause.until):
+                    if failed := self.failure(part, cause.until):
                         failing, cause = part, failed
                         break
                 else:
@@ -225,11 +241,12 @@ class _Probe:
                     return [*found, *((bundle, f"can't be narrowed together: {cause.error}") for bundle in failing)]
             layer = cause.error.layer
             place = _place(failing[0], layer)
-            like = self._alike(layer) if place else []
-            alike = [bundle for bundle in self._bundles if any(_place(bundle, name) == place for name in like)]
-            found.extend((bundle, f"can't be narrowed: {cause.error}") for bundle in alike or failing)
-            pending = [bundle for bundle in pending if bundle not in alike and bundle is not failing[0]]
-            again = self._failure(pending, failure.until) if pending else None
+            like = self._alike(layer) if place and alike else []
+            same = [bundle for bundle in self._bundles if any(_place(bundle, name) == place for name in like)]
+            far = "" if alike else " that far"
+            found.extend((bundle, f"can't be narrowed{far}: {cause.error}") for bundle in same or failing)
+            pending = [bundle for bundle in pending if bundle not in same and bundle is not failing[0]]
+            again = self.failure(pending, failure.until) if pending else None
             if again is None:
                 return found
             cause = again
@@ -255,7 +272,7 @@ def _touches(bundle: Bundle, layer: str) -> bool:
     return bool(layer) and any(name.startswith(f"{layer}.") for group in bundle.groups for name, _ in group.slots)
 
 
-def _bundles(groups: Sequence[ChannelGroup], few: int = 2, more: int = 1) -> list[Bundle]:
+def _bundles(groups: Sequence[ChannelGroup], few: int, more: int) -> list[Bundle]:
     """Groups, with those that are balanced as one, and a few channels of each, always the same."""
     by_name = {group.name: group for group in groups}
     together = dict.fromkeys(tuple(sorted(group.balanced or (group.name,))) for group in groups)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from lit_prune.activations import Calibration, Moments
 from lit_prune.common.arguments import check_whole
 from lit_prune.common.names import layer_of
-from lit_prune.common.ranks import check_same, from_rank_zero
+from lit_prune.common.ranks import any_rank, check_same, from_rank_zero, gather, warn_once
 from lit_prune.criteria import Criterion, Evidence
-from lit_prune.errors import ArgumentError
+from lit_prune.errors import ArgumentError, TraceError
 from lit_prune.graph import Call, ChannelGraph, ChannelGroup
 from lit_prune.plan import PruningPlan, extended
 from lit_prune.policy.contract import checked_removal, checked_scores
@@ -149,11 +149,19 @@ class PruningPolicy:
         if groups and self.calibration is not None:
             layers = dict.fromkeys(layer for group in groups for layer in group.layers)
             moments = carry_out("measure", partial(measure, list(layers), self.calibration))
-        evidence = Evidence(network, graph, groups, moments)
         target = self.target(network, graph, ratio, record)
-        plan = carry_out("choose", lambda: extended(self._choose(evidence, target, skipped), averages))
-        plan = from_rank_zero(plan)
-        after = carry_out("rehearse", lambda: graph.rehearse(plan))
+        while True:
+            evidence = Evidence(network, graph, groups, moments)
+            chosen = carry_out("choose", partial(self._choose, evidence, target, skipped))
+            plan = from_rank_zero(extended(chosen, averages))
+            try:
+                after = carry_out("rehearse", partial(graph.rehearse, plan))
+                break
+            except Exception as error:
+                left = held_back(error, graph, plan, groups, skipped)
+                if not left:
+                    raise
+                groups = left
         check_same(plan.digest)
         return PruningEvent(plan, graph, after, groups, skipped)
 
@@ -227,6 +235,35 @@ class PruningPolicy:
                 skipped[group.name] = f"{type(self.criterion).__name__} can't judge it"
         removal = self.selection(evidence, scores, target)
         return evidence.graph.plan(checked_removal(self.selection, removal, evidence.groups))
+
+
+def held_back(
+    error: Exception,
+    graph: ChannelGraph,
+    plan: PruningPlan,
+    groups: tuple[ChannelGroup, ...],
+    reasons: dict[str, str],
+) -> tuple[ChannelGroup, ...]:
+    """Groups that are left where some are why a plan can't be carried out; none where it is not for some alone.
+
+    Args:
+        error: What came of the plan, on this rank.
+        graph: Of the network.
+        plan: Can't be carried out.
+        groups: Take part.
+        reasons: Is told of those that stay, and why; so is the user.
+    """
+    if not any_rank(isinstance(error, TraceError)):
+        return ()
+    found = {name: why for each in gather(graph.culprits(plan)) for name, why in each.items()}
+    # Pieces of one split stay equally wide: all of them or none.
+    left = tuple(group for group in groups if not found.keys() & {group.name, *group.balanced})
+    if len(left) == len(groups):
+        return ()
+    reasons.update(found)
+    if left:
+        warn_once(f"{_listed(found)}. {'It stays as it is' if len(found) == 1 else 'They stay as they are'}.")
+    return left
 
 
 def _listed(reasons: Mapping[str, str]) -> str:

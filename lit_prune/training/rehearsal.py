@@ -19,7 +19,7 @@ from lit_prune.graph.recording import Pairs
 from lit_prune.plan import PruningPlan, extended
 from lit_prune.policy.contract import checked_removal
 from lit_prune.policy.history import Record
-from lit_prune.policy.policy import PruningPolicy
+from lit_prune.policy.policy import PruningPolicy, held_back
 from lit_prune.surgery.optimizers import check_state
 from lit_prune.training.calibration_pass import calibrate
 from lit_prune.training.host import Host
@@ -184,11 +184,11 @@ def rehearse(
     Raises:
         RehearsalError: Naming the first event that can't be carried out, and why.
     """
-    ahead = replace(record, pruned=list(record.pruned))
-    removal: dict[str, Tensor] = {}
+    held: dict[str, str] = {}
 
     def choose(ratio: float | None) -> None:
         groups, _ = policy.candidates(network, graph, ahead, averages, all_trained)
+        groups = tuple(group for group in groups if not held.keys() & {group.name, *group.balanced})
         evidence = Evidence(network, graph, groups)
         target = policy.target(network, graph, ratio, record)
         with untouched(network):
@@ -196,16 +196,19 @@ def rehearse(
         removal.update(checked_removal(policy.selection, told, groups))
         ahead.pruned.extend(group.name for group in groups)
 
-    def run() -> PruningPlan:
-        plan = extended(graph.plan(removal), averages)
-        graph.rehearse(plan)
-        return plan
-
     name = ""
     try:
-        for name in ratios:
-            together(partial(choose, ratios[name]))
-        return together(run)
+        while True:
+            ahead, removal = replace(record, pruned=list(record.pruned)), dict[str, Tensor]()
+            for name in ratios:
+                together(partial(choose, ratios[name]))
+            plan = extended(graph.plan(removal), averages)
+            try:
+                together(partial(graph.rehearse, plan))
+                return plan
+            except Exception as error:
+                if not held_back(error, graph, plan, tuple(graph[name] for name in removal), held):
+                    raise
     except Exception as error:
         raise RehearsalError(f"{name} can't be carried out, and the network is as it was. {error}") from error
 

@@ -88,9 +88,9 @@ MUTATIONS: dict[str, tuple[Any, str, Any, list[Check]]] = {
         [test_numbers.test_vectors_of_a_fixed_length_go_whole],
     ),
     "groups are probed": (
-        probe._Probe,
-        "failing",
-        lambda self: [],
+        probe,
+        "_failing",
+        lambda *_: [],
         [test_probe.test_a_remembered_width_freezes_its_group_and_no_other, number("a quotient")],
     ),
     "outputs are walked": (

@@ -329,3 +329,33 @@ def test_an_event_that_removed_nothing_is_not_taken_back():
     with pytest.warns(UserWarning, match="taken back") as warned:
         trainer(callback, max_epochs=5).fit(Falls(), loader(), loader())
     assert sum("was taken back" in str(each.message) for each in warned) == 1
+
+
+class Gated(Classifier):
+    """A layer that computes otherwise once it is narrower than 17."""
+
+    class Gate(nn.Module):
+        def forward(self, x):
+            return 2 * x if x.shape[1] > 16 else x
+
+    def __init__(self):
+        super().__init__(width=32)
+        self.net[0].append(self.Gate())
+
+
+@pytest.mark.parametrize(("epochs", "left"), [([1], 32), ([1, 2], 24)])
+def test_one_layer_that_cannot_be_narrowed_so_far_does_not_hold_up_the_others(epochs, left):
+    module = Gated()
+    callback = ChannelPruning(0.5, epochs, selection="uniform", verbose=False)
+    with pytest.warns(UserWarning, match=r"net.0.0 can't be narrowed that far: .* depends on a width. It stays as it"):
+        trainer(callback).fit(module, loader())
+    assert widths(module)["net.0.0.weight"][0] == left
+    assert widths(module)["net.2.0.weight"] == (32, left, 3, 3)
+    assert "can't be narrowed that far" in callback.events[-1]["skipped"]["net.0.0"]
+
+
+def test_a_network_of_which_no_layer_can_be_narrowed_so_far_is_refused():
+    with pytest.raises(RehearsalError, match="depends on a width"):
+        trainer(ChannelPruning(0.5, 1, selection="uniform", blocks=["net.0.*", "net.1.*"], verbose=False)).fit(
+            Gated(), loader()
+        )
