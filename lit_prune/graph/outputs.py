@@ -20,6 +20,7 @@ from lit_prune.modules.registry import SIZE_ONLY_OUTPUTS, caches_of, qualified_n
 _OPAQUE = (nn.Module, type, ModuleType, CodeType, FrameType, str, bytes, int, float, complex, bool, type(None))
 _CONTAINERS = (list, tuple, dict, set, deque)
 _ATOMS = frozenset((int, float, complex, bool, str, bytes, type(None)))
+_TRAINERS = ("Trainer", "Fabric")
 # An output of more objects than that is no output.
 _MOST_OBJECTS = 100_000
 # What an attribute refers to may be half of the process: the nearest are looked at.
@@ -66,11 +67,16 @@ def tensors_in(
             yield value
             continue
         entered = in_modules and isinstance(value, nn.Module)
-        if (isinstance(value, _OPAQUE) and not entered) or id(value) in seen:
+        if (isinstance(value, _OPAQUE) and not entered) or id(value) in seen or _is_trainer(type(value)):
             continue
         seen.add(id(value))
         held.append(value)
         waiting.extend(_parts(value, ignored))
+
+
+def _is_trainer(kind: type) -> bool:
+    """Whether objects of a class hold all of a run, the batches too that the network was seen by."""
+    return any(base.__name__ in _TRAINERS and "lightning" in base.__module__ for base in kind.__mro__)
 
 
 def left_in_attributes(network: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lit_prune import ChannelPruning
+from lit_prune.graph.outputs import left_in_attributes
 from tests.toys import Classifier, loader, network, trainer
 from tests.training.setups import SETUPS, Setup, block
 
@@ -197,3 +198,27 @@ def test_layers_may_be_made_in_setup():
     module, callback = Late(), pruning(blocks=["net.2.*"])
     fit(module, callback)
     assert module.net[2][0].weight.shape[0] == 16
+
+
+class Helper:
+    """Knows the module that it helps."""
+
+    def __init__(self, module):
+        self.module, self.notes = module, []
+
+
+def test_what_a_trainer_holds_is_nothing_that_a_step_leaves():
+    """It refers to the batches by which the network was seen; whether they were met was a matter of their order."""
+
+    class Helped(Classifier):
+        def training_step(self, batch, batch_idx):
+            self.helper = Helper(self._trainer)
+            return super().training_step(batch, batch_idx)
+
+    module, callback = Helped(), ChannelPruning(0.5, [1, 2], verbose=False)
+    run = trainer(callback)
+    run.batch = next(iter(loader()))
+    run.fit(module, loader())
+    own = {name for name, _ in module.named_buffers()}
+    assert {place for place, _ in left_in_attributes(module)} <= own
+    assert len(callback.events) == 2
