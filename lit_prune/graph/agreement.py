@@ -86,15 +86,20 @@ def _compare_pieces(recording: Recording, again: Recording, before: Row, after: 
 
 def _compare_views(recording: Recording, again: Recording, plan: PruningPlan) -> None:
     """What is left of the pieces that a dimension was taken apart into must be what it is taken apart into now."""
-    if not any(folds for views in recording.views.values() for _, folds in views):
+    if not plan or not any(folds for views in recording.views.values() for _, folds in views):
         return
     of = recording.raw.of
     gone, known = np.zeros((2, len(recording.raw.reason)), dtype=np.bool_)
-    for (name, dim), row in recording.slots.items():
-        # What stands for a whole piece (a score of a head) is no channel's.
-        known[of[row]] = True
-        if (kept := plan.kept.get(name, {}).get(dim)) is not None:
-            gone[of[np.delete(row, kept.numpy())]] = True
+    leaves = []
+    for name, dims in plan.kept.items():
+        for dim, kept in dims.items():
+            if (name, dim) in recording.slots:
+                stays = np.zeros(len(recording.slots[name, dim]), dtype=np.bool_)
+                stays[kept.numpy()] = True
+                leaves.append(recording.slots[name, dim][~stays])
+    # What stands for a whole piece (a score of a head) is no channel's.
+    known[of[np.concatenate([*recording.slots.values()])]] = True
+    gone[of[np.concatenate(leaves)]] = True
     for layer, before in recording.views.items():
         # How often a value is laid out in another way may depend on its strides, so some may be passed over.
         shapes = iter([shape for shape, _ in again.views.get(layer, [])])

@@ -19,7 +19,7 @@ from lit_prune.graph.labels import Row
 from lit_prune.graph.probe import culprits, examine, rehearse
 from lit_prune.graph.recording import Call, Pairs, Recording
 from lit_prune.graph.subject import Subject
-from lit_prune.graph.ties import IDLE, unmet
+from lit_prune.graph.ties import IDLE
 from lit_prune.plan import PruningPlan
 
 Removal = Mapping[str, "Sequence[int] | Tensor | Row"]
@@ -49,9 +49,8 @@ class ChannelGraph:
         tensor([0, 2, 3, 4, 6, 7])
     """
 
-    def __init__(self, subject: Subject, recording: Recording, grouping: Grouping) -> None:
+    def __init__(self, subject: Subject, recording: Recording, grouping: Grouping, idle: Mapping[str, str]) -> None:
         self.groups: tuple[ChannelGroup, ...] = grouping.groups
-        idle = unmet(subject.network, recording, grouping)
         self.unprunable: dict[str, str] = {**grouping.unprunable, **idle}
         self.followed = tuple(recording.followed)
         self.idle = tuple(name for name, reason in idle.items() if reason == IDLE)

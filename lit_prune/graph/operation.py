@@ -31,12 +31,13 @@ _LAYOUT = frozenset(
 class Operation:
     """One aten call, its arguments by the names of the schema."""
 
-    __slots__ = ("arguments", "name", "output")
+    __slots__ = ("_tensors", "arguments", "name", "output")
 
     def __init__(self, name: str, arguments: Mapping[str, Any], output: Any) -> None:
         self.name = name
         self.arguments = arguments
         self.output = output
+        self._tensors: list[Tensor] | None = None
 
     def __getitem__(self, key: str) -> Any:
         return self.arguments[key]
@@ -47,7 +48,9 @@ class Operation:
 
     def tensors(self) -> list[Tensor]:
         """All tensors among the arguments, those in lists as well."""
-        return tensors_among(self.arguments.values())
+        if self._tensors is None:
+            self._tensors = tensors_among(self.arguments.values())
+        return self._tensors
 
     def outputs(self) -> list[Tensor]:
         """All tensors that come out."""

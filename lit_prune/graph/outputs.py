@@ -85,10 +85,16 @@ def left_in_attributes(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     caches = {cls: caches_of(cls) for cls in {type(module) for _, module in modules}}
     for path, module in modules:
         prefix = f"{path}." if path else ""
-        for name, value in (*vars(module).items(), *module._buffers.items()):
-            if name in OF_EVERY_MODULE or _holds_nothing(value):
+        found = [
+            (name, value)
+            for name, value in (*vars(module).items(), *module._buffers.items())
+            if type(value) not in _ATOMS and name not in OF_EVERY_MODULE
+        ]
+        for name, value in found:
+            if _holds_nothing(value) or name in caches[type(module)] or _is_computed(module, name):
                 continue
-            if name in caches[type(module)] or _is_computed(module, name):
+            if isinstance(value, Tensor):
+                yield prefix + name, value
                 continue
             for tensor in tensors_in(value, most=_MOST_OBJECTS if isinstance(value, _CONTAINERS) else _MOST_NEAR):
                 yield prefix + name, tensor
@@ -98,9 +104,9 @@ def left_in_attributes(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _holds_nothing(value: Any) -> bool:
-    """Whether it is a number, a word or the like, as most attributes are, or some of them."""
+    """Whether it is some numbers, words or the like."""
     kind = type(value)
-    return kind in _ATOMS or ((kind is tuple or kind is list) and _ATOMS.issuperset(map(type, value)))
+    return (kind is tuple or kind is list) and _ATOMS.issuperset(map(type, value))
 
 
 def _noted(module: nn.Module) -> Iterator[Any]:

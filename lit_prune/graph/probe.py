@@ -6,7 +6,7 @@ or couples other channels, or computes with another constant.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -30,7 +30,8 @@ from lit_prune.graph.ties import keep_whole, tie_averages, tie_widths, unmet
 from lit_prune.graph.trace import Reached, Until, record
 from lit_prune.plan import PruningPlan, Slot
 
-Examined = tuple[Subject, Recording, Grouping]
+Examined = tuple[Subject, Recording, Grouping, Mapping[str, str]]
+"""What was traced, the recording, the groups that passed, and layers that neither groups nor reasons account for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +53,7 @@ def examine(model: nn.Module, calls: Sequence[Call], averages: Pairs) -> Examine
     close over layers, is traced in place, and so is a step of training.
 
     Returns:
-        What was traced, the recording, and the groups that passed.
+        As :data:`Examined` has it.
 
     Raises:
         TraceError: If the forward fails on the example inputs.
@@ -71,11 +72,10 @@ def examine(model: nn.Module, calls: Sequence[Call], averages: Pairs) -> Examine
             return _examined(InPlace, model, calls, averages)
         except TraceError:
             raise error from None
-    subject, recording, grouping = examined
-    if idle := unmet(subject.network, recording, grouping):
+    if examined[-1]:
         with suppress(TraceError):
             again = _examined(InPlace, model, calls, averages)
-            return again if len(unmet(model, *again[1:])) < len(idle) else examined
+            return again if len(again[-1]) < len(examined[-1]) else examined
     return examined
 
 
@@ -105,7 +105,8 @@ def rehearse(subject: Subject, recording: Recording, plan: PruningPlan) -> Exami
     shrunk = subject.cut(plan)
     again = _record(shrunk)
     _verify(subject, recording, again, plan)
-    return shrunk, again, build_groups(again)
+    grouping = build_groups(again)
+    return shrunk, again, grouping, unmet(shrunk.network, again, grouping)
 
 
 def culprits(
@@ -134,7 +135,7 @@ def _record(
     return recording
 
 
-def _probed(subject: Subject) -> tuple[Recording, Grouping]:
+def _probed(subject: Subject) -> tuple[Recording, Grouping, Mapping[str, str]]:
     recording = _record(subject)
     keep_whole(subject.network, recording)
     grouping = build_groups(recording)
@@ -145,7 +146,7 @@ def _probed(subject: Subject) -> tuple[Recording, Grouping]:
         for bundle, reason in failing:
             _restrict(recording, grouping.components, bundle, reason)
         grouping = build_groups(recording)
-    return recording, grouping
+    return recording, grouping, unmet(subject.network, recording, grouping)
 
 
 def _restrict(recording: Recording, components: Components, bundle: Bundle, reason: str) -> None:

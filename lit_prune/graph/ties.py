@@ -76,8 +76,9 @@ def unmet(network: nn.Module, recording: Recording, grouping: Grouping) -> dict[
             continue
         is_own = "weight" in module._parameters
         # To look at a weight that is computed is to compute it, which may count as a forward of its own.
-        weights = [] if is_parametrized(module, "weight") else [getattr(module, "weight", None)]
-        if not is_own and (not weights or isinstance(weights[0], Tensor)):
+        is_computed = "parametrizations" in module._modules and is_parametrized(module, "weight")
+        weights = [None if is_computed else _weight_of(module)]
+        if not is_own and (is_computed or isinstance(weights[0], Tensor)):
             # It is known by what it is computed from.
             weights.extend(module.parameters())
         wide = [each for each in weights if isinstance(each, Tensor) and each.dim() > 1 and max(each.shape[:2]) > 1]
@@ -90,3 +91,11 @@ def unmet(network: nn.Module, recording: Recording, grouping: Grouping) -> dict[
         if not is_own and (not is_met or any(min(each.shape[:2]) > 1 for each in wide)):
             found[name] = "has no weight of its own to cut: each forward computes it, in a way that is not understood"
     return found
+
+
+def _weight_of(module: nn.Module) -> Tensor | None:
+    """What a module has under that name: most have nothing, and torch is slow to say so."""
+    tables = (module._parameters, module._buffers, vars(module))
+    has_one = any("weight" in table for table in tables) or hasattr(type(module), "weight")
+    found = getattr(module, "weight", None) if has_one else None
+    return found if isinstance(found, Tensor) else None

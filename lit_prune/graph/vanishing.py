@@ -85,6 +85,8 @@ class Vanishing:
         # What was written into memory that other values may share; None: something that is not zero.
         self._written: dict[int, tuple[Tensor, Sources | None]] = {}
         self._relied: list[tuple[str, list[Sources], Row]] = []
+        # Operations that have not been gone through.
+        self._waiting: list[Operation] = []
 
     def _blocks(self, tensor: Tensor) -> list[Block]:
         blocks = self._blocks_of()
@@ -94,6 +96,7 @@ class Vanishing:
     def sources(self, tensor: Tensor) -> Sources | None:
         """What makes a value zero where its labels are removed; None where it may be something else there."""
         name = self._names.get(id(tensor))
+        self._catch_up()
         own = self._known.get(id(tensor), (tensor, None))[1] if name is None else (name,)
         if own is None or not self._written:
             return own
@@ -102,6 +105,7 @@ class Vanishing:
 
     def is_weight(self, tensor: Tensor) -> bool:
         """Whether a value is made of the network's own tensors alone, and zero where its labels are removed."""
+        self._catch_up()
         return (id(tensor) in self._names or id(tensor) in self._weights) and self.sources(tensor) is not None
 
     def rely(self, values: Iterable[Tensor], rows: Iterable[Row | None], layer: str) -> bool:
@@ -115,6 +119,8 @@ class Vanishing:
 
     def settle(self) -> None:
         """Have the reference leave out what is no zero, or none because it is divided by."""
+        if self._relied or any(isinstance(_divisor(op), Tensor) for op in self._waiting):
+            self._catch_up()
         divided: dict[str, list[int]] = {}
         for name, dim in self._recording.divisors:
             divided.setdefault(name, []).append(dim)
@@ -135,10 +141,16 @@ class Vanishing:
 
     def follow(self, op: Operation) -> None:
         """See what goes into an operation, and what comes out, once its rule has run."""
-        divisor = op.arguments.get(_DIVISORS.get(op.name, ""))
-        if op.name == "pow" and isinstance(op["exponent"], (int, float)) and op["exponent"] < 0:
-            divisor = op["self"]
-        if isinstance(divisor, Tensor):
+        self._waiting.append(op)
+
+    def _catch_up(self) -> None:
+        """Go through what has come since somebody asked: where nobody does, as in most networks, that is spared."""
+        waiting, self._waiting = self._waiting, []
+        for op in waiting:
+            self._follow(op)
+
+    def _follow(self, op: Operation) -> None:
+        if isinstance(divisor := _divisor(op), Tensor):
             self.divide(divisor, [block.labels for block in self._blocks(divisor)])
         tensors = op.tensors()
         sources = self._leaving(op, tensors) if tensors or op.name == "zeros" else None
@@ -225,6 +237,13 @@ class Vanishing:
         dims = {dim for block in self._blocks(output) for dim in block.dims}
         # What is put together or picked from has other sizes.
         return all(dim >= offset and (tensor.shape[dim - offset] > 1) for dim in dims if output.shape[dim] > 1)
+
+
+def _divisor(op: Operation) -> Any:
+    """What an operation divides by, if it does."""
+    if op.name == "pow" and isinstance(op["exponent"], (int, float)) and op["exponent"] < 0:
+        return op["self"]
+    return op.arguments.get(_DIVISORS.get(op.name, ""))
 
 
 def _given(op: Operation, *names: str) -> list[Tensor]:
