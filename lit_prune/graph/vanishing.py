@@ -85,8 +85,8 @@ class Vanishing:
         # What was written into memory that other values may share; None: something that is not zero.
         self._written: dict[int, tuple[Tensor, Sources | None]] = {}
         self._relied: list[tuple[str, list[Sources], Row]] = []
-        # Operations that have not been gone through.
-        self._waiting: list[Operation] = []
+        # Operations, and sums over values and rows in a layer, that have not been gone through, in order.
+        self._waiting: list[Operation | tuple[Sequence[Tensor], Sequence[Row | None], str]] = []
 
     def _blocks(self, tensor: Tensor) -> list[Block]:
         blocks = self._blocks_of()
@@ -108,18 +108,23 @@ class Vanishing:
         self._catch_up()
         return (id(tensor) in self._names or id(tensor) in self._weights) and self.sources(tensor) is not None
 
+    def rely_on_product(self, values: Sequence[Tensor], rows: Sequence[Row | None], layer: str) -> None:
+        """:meth:`rely`, where nobody waits for an answer."""
+        self._waiting.append((values, rows, layer))
+
     def rely(self, values: Iterable[Tensor], rows: Iterable[Row | None], layer: str) -> bool:
         """Note that ``layer`` sums over ``rows``, and return whether that loses nothing.
 
         It does not if one of these values is zero where they are removed. If none is, the reference leaves them out.
         """
+        self._catch_up()
         found = [sources for value in values if (sources := self.sources(value)) is not None]
         self._relied.extend((layer, found, row.ravel()) for row in rows if row is not None)
         return bool(found)
 
     def settle(self) -> None:
         """Have the reference leave out what is no zero, or none because it is divided by."""
-        if self._relied or any(isinstance(_divisor(op), Tensor) for op in self._waiting):
+        if self._relied or any(map(self._counts, self._waiting)):
             self._catch_up()
         divided: dict[str, list[int]] = {}
         for name, dim in self._recording.divisors:
@@ -146,8 +151,20 @@ class Vanishing:
     def _catch_up(self) -> None:
         """Go through what has come since somebody asked: where nobody does, as in most networks, that is spared."""
         waiting, self._waiting = self._waiting, []
-        for op in waiting:
-            self._follow(op)
+        for each in waiting:
+            if isinstance(each, Operation):
+                self._follow(each)
+            else:
+                self.rely(*each)
+
+    def _counts(self, waiting: Operation | tuple[Sequence[Tensor], Sequence[Row | None], str]) -> bool:
+        """Whether a reference may have to leave something out for it.
+
+        That takes a division, a weight that is written into, or a sum into which none of the network's own enters.
+        """
+        if isinstance(waiting, Operation):
+            return isinstance(_divisor(waiting), Tensor) or any(id(each) in self._names for each in waiting.outputs())
+        return not any(id(value) in self._names for value in waiting[0])
 
     def _follow(self, op: Operation) -> None:
         if isinstance(divisor := _divisor(op), Tensor):

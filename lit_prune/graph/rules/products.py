@@ -184,7 +184,7 @@ def rowed(trace: Tracer, tensor: Tensor, dim: int) -> Block | None:
 def rely(trace: Tracer, values: Sequence[Tensor], rows: Sequence[Row | None]) -> None:
     """Note what is summed over: unless one factor is zero where it is removed, a reference must leave it out."""
     if any(row is not None for row in rows):
-        trace.vanishing.rely(values, rows, trace.layer)
+        trace.vanishing.rely_on_product(values, rows, trace.layer)
 
 
 def join_contracted(
