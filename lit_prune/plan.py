@@ -191,15 +191,14 @@ class PruningPlan:
 
 def _checked(name: str, dim: int, indices: Tensor | Sequence[int], sizes: Mapping[str, Mapping[int, int]]) -> Tensor:
     kept = torch.as_tensor(indices, dtype=torch.int64, device="cpu")
-    where = f"{name} dim {dim}"
-    if kept.dim() != 1 or not len(kept):
-        raise ArgumentError(f"The plan keeps nothing of {where}: at least one index must stay.")
     numbers = kept.numpy()
+    if numbers.ndim != 1 or not len(numbers):
+        raise ArgumentError(f"The plan keeps nothing of {name} dim {dim}: at least one index must stay.")
     if numbers[0] < 0 or (numbers[1:] <= numbers[:-1]).any():
-        raise ArgumentError(f"The kept indices of {where} must be non-negative and strictly increasing.")
+        raise ArgumentError(f"The kept indices of {name} dim {dim} must be non-negative and strictly increasing.")
     size = sizes.get(name, {}).get(dim)
     if size is not None and numbers[-1] >= size:
-        raise ArgumentError(f"The plan keeps index {numbers[-1]} of {where}, which has only {size}.")
+        raise ArgumentError(f"The plan keeps index {numbers[-1]} of {name} dim {dim}, which has only {size}.")
     return kept
 
 

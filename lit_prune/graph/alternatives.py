@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,12 @@ def follow_alternatives(network: nn.Module, recording: Recording) -> None:
     """
     kinds = (nn.ModuleList, nn.ModuleDict)
     containers = [(path, module) for path, module in modules_of(network) if isinstance(module, kinds)]
+    at_work = {layer for name, _ in recording.slots for layer in _around(name)}
+    containers = [
+        (path, container)
+        for path, container in containers
+        if any(f"{path}.{key}".lstrip(".") not in at_work for key in container._modules)
+    ]
     if not containers:
         return
     produced = np.zeros(recording.labels.count, dtype=np.bool_)
@@ -49,3 +56,10 @@ def follow_alternatives(network: nn.Module, recording: Recording) -> None:
                         recording.labels.join(row, own)
                         if produced[row].all():
                             recording.produced.append(own)
+
+
+def _around(name: str) -> Iterator[str]:
+    """The modules that a tensor lies in, innermost first."""
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
