@@ -1,0 +1,292 @@
+"""Two passes over the same batches: the whole network shows how each layer answers, and what is left of it learns to.
+
+The second goes from the first layer to the last: each is fitted to what really enters it, so that what has drifted
+before it is made up for behind (He et al., "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017,
+section 3.2; here each kernel position is fitted by itself, in closed form).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from lit_prune.repair.fit import Evidence, best_fit
+from lit_prune.repair.samples import PRODUCTS, Positions, Product
+
+# Of this many examples one is held out of a fit.
+_HELD_OUT = 4
+_BATCH_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+Place = tuple[str, int, int]
+"""Name of a tensor, number of the batch, and of the call in it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """Of what enters a BatchNorm in one call: how many values a channel, their ``(channels,)`` means and variances."""
+
+    number: int
+    mean: Tensor
+    var: Tensor
+
+    @classmethod
+    def of(cls, values: Tensor) -> Statistics:
+        """Of ``(N, channels, ...)``."""
+        dims = [dim for dim in range(values.dim()) if dim != 1]
+        var, mean = torch.var_mean(values.detach().float(), dims, correction=0)
+        return cls(values.numel() // values.shape[1], mean.double(), var.double())
+
+    def __add__(self, other: Statistics) -> Statistics:
+        """Those of both calls."""
+        number = self.number + other.number
+        part = other.number / number
+        between = (1 - part) * part * (self.mean - other.mean).square()
+        return Statistics(
+            number,
+            (1 - part) * self.mean + part * other.mean,
+            (1 - part) * self.var + part * other.var + between,
+        )
+
+
+@dataclass
+class Answers:
+    """How the whole network answers.
+
+    Attributes:
+        positions: Where each call of a layer was sampled.
+        leaving: ``(rows, outputs)`` what left there, of the outputs that stay.
+        statistics: Of what entered each BatchNorm, of the channels that stay.
+        normed: Names of weights behind which a BatchNorm takes any constant out.
+    """
+
+    positions: dict[Place, Positions] = field(default_factory=dict)
+    leaving: dict[Place, Tensor] = field(default_factory=dict)
+    statistics: dict[Place, Statistics] = field(default_factory=dict)
+    normed: set[str] = field(default_factory=set)
+
+
+class _Mode(TorchFunctionMode):
+    """Counts calls by the tensors of the network that they take."""
+
+    def __init__(self, names: Mapping[int, str]) -> None:
+        super().__init__()
+        self._names = names
+        self._batch = -1
+        self._calls: Counter[str] = Counter()
+
+    def begin(self) -> None:
+        """Another batch comes."""
+        self._batch += 1
+        self._calls.clear()
+
+    def _place(self, tensor: Any) -> Place | None:
+        name = self._names.get(id(tensor))
+        if name is None:
+            return None
+        self._calls[name] += 1
+        return name, self._batch, self._calls[name]
+
+
+class Listening(_Mode):
+    """Notes how the whole network answers.
+
+    Args:
+        names: The id of each tensor of the network to its name.
+        kept: Name of a weight to the outputs of it that stay; of a running mean to the channels that stay.
+        rows: How many rows are sampled of each batch.
+    """
+
+    def __init__(self, names: Mapping[int, str], kept: Mapping[str, Tensor], rows: int) -> None:
+        super().__init__(names)
+        self.answers = Answers()
+        self._kept = kept
+        self._rows = rows
+        # Held, so that ids stay theirs.
+        self._outputs: dict[int, tuple[Tensor, str]] = {}
+
+    def begin(self) -> None:
+        """Another batch comes."""
+        super().begin()
+        self._outputs.clear()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.batch_norm:
+            given = {**dict(zip(_BATCH_NORM, args, strict=False)), **kwargs}
+            self._note_norm(given)
+        output = func(*args, **kwargs)
+        if func in PRODUCTS:
+            product = Product(func, args, kwargs)
+            place = self._place(product.weight)
+            if place is not None and product.has_batch:
+                self._note_product(product, place, output)
+        return output
+
+    def _note_product(self, product: Product, place: Place, output: Tensor) -> None:
+        generator = torch.Generator().manual_seed(hash(place[1:]) % 2**31)
+        at = product.positions(output, self._rows, generator)
+        leaving = product.leaving(output.detach(), at).float()
+        kept = self._kept.get(place[0])
+        self.answers.positions[place] = at
+        self.answers.leaving[place] = leaving if kept is None else leaving[:, kept.to(leaving.device)]
+        self._outputs[id(output)] = output, place[0]
+
+    def _note_norm(self, given: Mapping[str, Any]) -> None:
+        place = self._place(given["running_mean"])
+        if place is None or given.get("training"):
+            return
+        kept, values = self._kept.get(place[0]), given["input"]
+        if id(values) in self._outputs:
+            self.answers.normed.add(self._outputs[id(values)][1])
+        found = Statistics.of(values)
+        if kept is not None:
+            kept = kept.to(found.mean.device)
+            found = Statistics(found.number, found.mean[kept], found.var[kept])
+        self.answers.statistics[place] = found
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How well a layer answers as it did.
+
+    Attributes:
+        before: Share of the variance of its answers that is explained without a change, at most 1.
+        after: With it, where it was not fitted.
+    """
+
+    before: float
+    after: float
+
+
+@dataclass
+class _State:
+    """What is known of one weight: the evidence, around a shift of the inputs, and what was there at the start."""
+
+    weight: Tensor
+    bias: Tensor | None
+    shift: Tensor
+    spread: float
+    fitted: Evidence | None = None
+    held_out: Evidence | None = None
+
+
+class Repairing(_Mode):
+    """Fits each layer before it runs, and moves the statistics of each BatchNorm.
+
+    Args:
+        names: The id of each tensor of what is left of the network to its name.
+        tensors: These tensors by name; they are changed in place.
+        answers: Of the whole network.
+        compensated: Names of the weights that may be fitted.
+        recalibrates: Whether statistics are moved.
+    """
+
+    def __init__(
+        self,
+        names: Mapping[int, str],
+        tensors: Mapping[str, Tensor],
+        answers: Answers,
+        compensated: Collection[str],
+        recalibrates: bool,
+    ) -> None:
+        super().__init__(names)
+        self.changed: set[str] = set()
+        self.fits: dict[str, Fit] = {}
+        self._tensors = tensors
+        self._answers = answers
+        self._compensated = compensated
+        self._recalibrates = recalibrates
+        self._states: dict[str, _State] = {}
+        self._norms: dict[str, tuple[Statistics, Statistics, Tensor, Tensor]] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in PRODUCTS:
+            product = Product(func, args, kwargs)
+            place = self._place(product.weight)
+            if place in self._answers.leaving and place is not None and place[0] in self._compensated:
+                self._compensate(product, place)
+        elif func is F.batch_norm:
+            given = {**dict(zip(_BATCH_NORM, args, strict=False)), **kwargs}
+            place = self._place(given["running_mean"])
+            if self._recalibrates and place in self._answers.statistics and place is not None:
+                self._recalibrate(given, place)
+        return func(*args, **kwargs)
+
+    def _compensate(self, product: Product, place: Place) -> None:
+        name, at = place[0], self._answers.positions[place]
+        wanted = self._answers.leaving.pop(place)
+        entering = product.entering(at).float()
+        state = self._states.get(name)
+        if state is None:
+            bias = product.bias
+            has_constant = bias is not None or name in self._answers.normed
+            shift = entering.mean(1) if has_constant else entering.new_zeros(entering.shape[0], entering.shape[2])
+            spread = float(wanted.var(0, correction=0).sum() if has_constant else wanted.square().mean(0).sum())
+            state = _State(
+                product.weight.detach().float().clone(),
+                None if bias is None else bias.detach().float().clone(),
+                shift,
+                spread,
+            )
+            self._states[name] = state
+        has_constant = state.bias is not None or name in self._answers.normed
+        matrix = product.matrix(state.weight)
+        wanted = wanted.unflatten(1, (len(matrix), -1)).transpose(0, 1)
+        answers = entering @ matrix
+        if state.bias is not None:
+            answers = answers + state.bias.unflatten(0, (len(matrix), 1, -1))
+        missing, entering = wanted - answers, entering - state.shift[:, None]
+        held = at.examples % _HELD_OUT == _HELD_OUT - 1
+        if bool(held.all()) or not bool(held.any()):
+            held = torch.arange(len(at.examples), device=held.device) % _HELD_OUT == 0
+        found = [Evidence.of(entering[:, part], missing[:, part]) for part in (~held, held)]
+        state.fitted = found[0] if state.fitted is None else state.fitted + found[0]
+        state.held_out = found[1] if state.held_out is None else state.held_out + found[1]
+        self._solve(product, name, state, has_constant)
+
+    def _solve(self, product: Product, name: str, state: _State, has_constant: bool) -> None:
+        assert state.fitted is not None
+        assert state.held_out is not None
+        added, left = best_fit(state.fitted, state.held_out, has_constant)
+        spread = max(state.spread, torch.finfo(torch.float32).tiny)
+        before = state.held_out.left(torch.zeros_like(added), has_constant)
+        self.fits[name] = Fit(1 - before / spread, 1 - left / spread)
+        weight = state.weight + product.weight_of(added)
+        product.weight.data.copy_(weight)
+        self.changed.add(name)
+        if product.bias is not None and state.bias is not None:
+            evidence = state.fitted + state.held_out
+            mean = evidence.entering / evidence.rows + 0 * state.shift
+            constant = evidence.missing / evidence.rows - (mean[:, None] @ added)[:, 0]
+            # The shift of the inputs is part of the constant.
+            constant = constant - (state.shift[:, None] @ added)[:, 0]
+            product.bias.data.copy_(state.bias + constant.flatten())
+            bias = self._names.get(id(product.bias))
+            if bias is not None:
+                self.changed.add(bias)
+
+    def _recalibrate(self, given: Mapping[str, Any], place: Place) -> None:
+        name, mean, var = place[0], given["running_mean"], given["running_var"]
+        dense, now = self._answers.statistics[place], Statistics.of(given["input"])
+        if name in self._norms:
+            before, ours, first_mean, first_var = self._norms[name]
+            dense, now = before + dense, ours + now
+        else:
+            first_mean, first_var = mean.detach().double().clone(), var.detach().double().clone()
+        self._norms[name] = dense, now, first_mean, first_var
+        tiny = torch.finfo(torch.float32).tiny
+        ratio = torch.where(dense.var > tiny, now.var / dense.var.clamp(min=tiny), torch.ones_like(now.var))
+        mean.copy_(first_mean + (now.mean - dense.mean))
+        var.copy_(first_var * ratio)
+        self.changed.update(each for tensor in (mean, var) if (each := self._names.get(id(tensor))) is not None)
