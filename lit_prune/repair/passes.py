@@ -8,7 +8,7 @@ section 3.2; here each kernel position is fitted by itself, in closed form).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 

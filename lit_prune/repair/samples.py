@@ -89,9 +89,7 @@ class Product:
         if self.is_linear:
             return self.input[(at.examples, *at.places.unbind(1))][None]
         values = self.input.movedim(1, -1)
-        offsets = torch.tensor(
-            list(product(*(range(size) for size in self.weight.shape[2:]))), device=at.places.device
-        )
+        offsets = torch.tensor(list(product(*(range(size) for size in self.weight.shape[2:]))), device=at.places.device)
         indices, inside = self._sources(at.places, offsets, self.input.shape[2:])
         rows = values[(at.examples[:, None], *indices.unbind(2))]
         rows = torch.where(inside[..., None], rows, rows.new_zeros(()))
