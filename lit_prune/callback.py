@@ -17,6 +17,7 @@ from lit_prune.policy.contract import checked_events
 from lit_prune.policy.history import Record
 from lit_prune.policy.policy import PruningPolicy
 from lit_prune.policy.scope import Scope
+from lit_prune.repair import Repair, as_repair
 from lit_prune.report.tables import event_table
 from lit_prune.schedule import Schedule
 from lit_prune.select import SELECTIONS, Selection
@@ -70,6 +71,7 @@ class ChannelPruning(Callback):
             that shares a tensor with another of the same event. ``None`` is all.
         recovery: What follows an event: the best scores of other callbacks start again (the default), the learning rate
             rises again.
+        repair: How what is left after a cut is made to answer as the whole did: ``True``, or a :class:`Repair`.
         on_error: ``"raise"`` ends the training with the old network when an event fails; ``"continue"`` warns and
             goes on with it.
         verbose: Print a table at each event.
@@ -103,6 +105,7 @@ class ChannelPruning(Callback):
         min_channels: int = 1,
         layers_per_event: int | None = None,
         recovery: Recovery | None = None,
+        repair: Repair | bool = False,
         on_error: OnError = "raise",
         verbose: bool = True,
         before_wrap: bool | None = None,
@@ -119,7 +122,7 @@ class ChannelPruning(Callback):
             min_channels=min_channels,
             layers_per_event=layers_per_event,
         )
-        self.pruner = Pruner(policy, recovery or Recovery(), amount)
+        self.pruner = Pruner(policy, recovery or Recovery(), amount, as_repair(repair))
         self.agenda = Agenda(self.pruner, 0 if epochs == BEFORE_WRAP else epochs, on_error)
         self.before_wrap = epochs == BEFORE_WRAP
         self.verbose = verbose

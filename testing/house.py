@@ -13,8 +13,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "lit_prune"
 
 FLOORS = (
-    "__main__ cli demo __init__ yolo callback training policy report select cost criteria checkpoint graph surgery "
-    "modules schedule activations data common plan errors"
+    "__main__ cli demo __init__ yolo callback training policy report repair select cost criteria checkpoint graph "
+    "surgery modules schedule activations data common plan errors"
 ).split()
 """Rooms from the top floor down; those that don't need each other might as well change places."""
 

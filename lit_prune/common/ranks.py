@@ -40,11 +40,16 @@ def together(action: Callable[[], T]) -> T:
 
 def from_rank_zero(plan: PruningPlan) -> PruningPlan:
     """The plan of rank 0, on every rank: ranks that decide for themselves would prune different channels."""
+    return PruningPlan.from_state_dict(sent_by_rank_zero(plan.state_dict())) if is_distributed() else plan
+
+
+def sent_by_rank_zero(value: T) -> T:
+    """What rank 0 has, on every rank; tensors should lie on the CPU."""
     if not is_distributed():
-        return plan
-    states = [plan.state_dict()]
-    dist.broadcast_object_list(states)
-    return PruningPlan.from_state_dict(states[0])
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
 
 
 def check_same(digest: str) -> None:

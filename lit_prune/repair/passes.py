@@ -242,10 +242,10 @@ class Repairing(_Mode):
             self._states[name] = state
         has_constant = state.bias is not None or name in self._answers.normed
         matrix = product.matrix(state.weight)
-        wanted = wanted.unflatten(1, (len(matrix), -1)).transpose(0, 1)
+        wanted = wanted.reshape(len(wanted), len(matrix), -1).transpose(0, 1)
         answers = entering @ matrix
         if state.bias is not None:
-            answers = answers + state.bias.unflatten(0, (len(matrix), 1, -1))
+            answers = answers + state.bias.reshape(len(matrix), 1, -1)
         missing, entering = wanted - answers, entering - state.shift[:, None]
         held = at.examples % _HELD_OUT == _HELD_OUT - 1
         if bool(held.all()) or not bool(held.any()):

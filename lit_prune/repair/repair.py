@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lit_prune.common.names import tensors_of
+from lit_prune.activations import Calibration
+from lit_prune.common.arguments import check_whole
+from lit_prune.common.names import layer_of, tensors_of
 from lit_prune.common.running import eagerly, untouched
+from lit_prune.errors import ArgumentError, ArgumentTypeError
 from lit_prune.graph.subject import InPlace
-from lit_prune.plan import PruningPlan
+from lit_prune.plan import PruningPlan, belongs
 from lit_prune.repair.passes import Fit, Listening, Repairing
 
 Batches = Callable[[], Iterable[Sequence[Any]]]
@@ -22,17 +26,63 @@ Batches = Callable[[], Iterable[Sequence[Any]]]
 
 @dataclass
 class Repair:
-    """How what is left of a network is repaired.
+    """How what is left of a network is made to answer as the whole did, without training.
+
+    What removed channels did can be predicted, to a large part, from those that stay. Each convolution and linear layer
+    is fitted anew to answer as the whole network's did, from the first to the last, each to what really enters it then;
+    and the statistics of each BatchNorm move as much as those of its inputs did.
 
     Args:
-        compensation: Whether weights are fitted.
-        recalibration: Whether statistics of BatchNorms are moved.
-        rows: How many positions of each layer's output are looked at, over all images.
+        batches: Number of batches that are looked at; evenly spread over the data set.
+        batch_size: Examples in each, whatever the batch size of training is.
+        rows: How many positions of each layer's output are looked at, over all examples; memory grows with it, and not
+            with the number of examples.
+        compensation: Whether layers are fitted.
+        recalibration: Whether statistics of BatchNorms move.
+
+    Raises:
+        ArgumentError: If a number is not positive, or nothing is to be done.
+
+    Example:
+        >>> Repair(batches=4, batch_size=64).rows
+        8192
     """
 
+    batches: int = 4
+    batch_size: int = 32
+    rows: int = 8192
     compensation: bool = True
     recalibration: bool = True
-    rows: int = 16384
+
+    def __post_init__(self) -> None:
+        for name in ("batches", "batch_size", "rows"):
+            check_whole(name, getattr(self, name))
+        if not (self.compensation or self.recalibration):
+            raise ArgumentError("Repair does nothing without compensation and recalibration: write repair=False.")
+
+    @property
+    def calibration(self) -> Calibration:
+        """The data, as calibration takes it."""
+        return Calibration(self.batches, self.batch_size, match_iou=None)
+
+
+def as_repair(given: Repair | bool) -> Repair | None:
+    """The repair that an argument asks for.
+
+    Raises:
+        ArgumentTypeError: If it is something else.
+
+    Example:
+        >>> as_repair(True) == Repair(), as_repair(False)
+        (True, None)
+    """
+    if isinstance(given, bool):
+        return Repair() if given else None
+    if not isinstance(given, Repair):
+        raise ArgumentTypeError(
+            f"repair must be True, False or a Repair, such as Repair(batches=8), but got {given!r}."
+        )
+    return given
 
 
 @dataclass(frozen=True)
@@ -40,28 +90,47 @@ class Repaired:
     """What a repair has found.
 
     Attributes:
-        values: Name of a parameter or buffer to the value that it gets, in the shape that the plan leaves.
+        values: Name of a parameter or buffer to the value that it gets, on the CPU, in the shape that the plan leaves.
         fits: Name of a weight to how well its layer answers.
     """
 
-    values: Mapping[str, Tensor]
-    fits: Mapping[str, Fit]
+    values: Mapping[str, Tensor] = field(default_factory=dict)
+    fits: Mapping[str, Fit] = field(default_factory=dict)
 
-    def apply_(self, network: nn.Module, copies: Iterable[nn.Module] = ()) -> None:
-        """Give the values to a network that was cut, and to its averages what has changed."""
+    def apply_(
+        self, network: nn.Module, copies: Iterable[nn.Module] = (), averages: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        """Give the values to a network that was cut, and to its averages what has changed.
+
+        Args:
+            network: As the plan left it.
+            copies: Averages beside it, under its names.
+            averages: Averages inside of it, as for :func:`lit_prune.plan.extended`.
+        """
         own = dict(tensors_of(network))
+        beside = [dict(tensors_of(copy)) for copy in copies]
         with torch.no_grad():
             for name, value in self.values.items():
                 before = own[name].detach().clone()
                 own[name].copy_(value)
-                for copy in copies:
-                    tensor = dict(tensors_of(copy)).get(name)
-                    if tensor is None or tensor.shape != value.shape:
-                        continue
-                    if name.endswith("running_var"):
-                        tensor.mul_((own[name] / before.clamp(min=1e-12)).to(tensor))
-                    else:
-                        tensor.add_((own[name] - before).to(tensor))
+                followers = [tensors.get(name) for tensors in beside]
+                for average, source in averages.items():
+                    if belongs(name, source):
+                        followers.append(own.get(average + name.removeprefix(source)))
+                for tensor in followers:
+                    if tensor is not None and tensor.shape == value.shape:
+                        _follow_(tensor, before, own[name], is_scale=name.endswith("running_var"))
+
+    def summary(self) -> dict[str, list[float]]:
+        """Name of a layer to the shares of the variance of its answers that are explained: before, and after."""
+        return {layer_of(name): [round(fit.before, 4), round(fit.after, 4)] for name, fit in self.fits.items()}
+
+
+def _follow_(tensor: Tensor, before: Tensor, after: Tensor, is_scale: bool) -> None:
+    if is_scale:
+        tensor.mul_((after / before.clamp(min=torch.finfo(torch.float32).tiny)).to(tensor))
+    else:
+        tensor.add_((after - before).to(tensor))
 
 
 def repaired(
@@ -86,8 +155,7 @@ def repaired(
     number = sum(1 for _ in batches())
     names = {id(tensor): name for name, tensor in tensors_of(network)}
     parameters = dict(network.named_parameters())
-    outputs = {name: dims for name, dims in plan.kept.items()}
-    kept = {name: dims[dim] for name, dims in outputs.items() if (dim := _output_dim(network, name)) in dims}
+    kept = {name: dims[dim] for name, dims in plan.kept.items() if (dim := _output_dim(network, name)) in dims}
     listening = Listening(names, kept, max(1, repair.rows // max(1, number)))
     with untouched(network), precision(), listening:
         for inputs in batches():
@@ -107,7 +175,7 @@ def repaired(
             for inputs in batches():
                 repairing.begin()
                 forward(*inputs)
-        values = {name: tensors[name].detach().clone() for name in sorted(repairing.changed)}
+        values = {name: tensors[name].detach().cpu().clone() for name in sorted(repairing.changed)}
     return Repaired(values, repairing.fits)
 
 

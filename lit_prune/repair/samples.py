@@ -17,7 +17,7 @@ _TRANSPOSED = {torch.conv_transpose1d: 1, torch.conv_transpose2d: 2, torch.conv_
 PRODUCTS = frozenset((*_DIMENSIONS, *_TRANSPOSED, F.linear))
 """Functions that a fit knows: each output is a weighted sum of the inputs at some places, and a bias."""
 
-_NAMES = {
+_NAMES: dict[Any, tuple[str, ...]] = {
     **dict.fromkeys(_DIMENSIONS, ("input", "weight", "bias", "stride", "padding", "dilation", "groups")),
     **dict.fromkeys(
         _TRANSPOSED, ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
@@ -82,39 +82,38 @@ class Product:
     def leaving(self, output: Tensor, at: Positions) -> Tensor:
         """``(rows, outputs)`` what leaves at some positions."""
         channels_last = output if self.is_linear else output.movedim(1, -1)
-        return channels_last[(at.examples, *at.places.unbind(1))]
+        leaving: Tensor = channels_last[(at.examples, *at.places.unbind(1))]
+        return leaving
 
     def entering(self, at: Positions) -> Tensor:
         """``(groups, rows, kernel positions · inputs)`` what the weight is multiplied with at some positions."""
         if self.is_linear:
-            return self.input[(at.examples, *at.places.unbind(1))][None]
+            tokens: Tensor = self.input[(at.examples, *at.places.unbind(1))]
+            return tokens[None]
         values = self.input.movedim(1, -1)
         offsets = torch.tensor(list(product(*(range(size) for size in self.weight.shape[2:]))), device=at.places.device)
         indices, inside = self._sources(at.places, offsets, self.input.shape[2:])
         rows = values[(at.examples[:, None], *indices.unbind(2))]
         rows = torch.where(inside[..., None], rows, rows.new_zeros(()))
         # (rows, kernel, groups, inputs of a group)
-        return rows.unflatten(2, (self.groups, -1)).permute(2, 0, 1, 3).flatten(2)
+        return rows.reshape(*rows.shape[:2], self.groups, -1).permute(2, 0, 1, 3).flatten(2)
 
     def matrix(self, weight: Tensor) -> Tensor:
         """``(groups, kernel positions · inputs, outputs)`` a weight as what rows are multiplied with."""
         if self.is_linear:
             return weight.T[None]
-        if self.is_transposed:
-            # (groups, inputs, outputs, kernel)
-            parts = weight.unflatten(0, (self.groups, -1)).flatten(3)
-            return parts.permute(0, 3, 1, 2).flatten(1, 2)
-        parts = weight.unflatten(0, (self.groups, -1)).flatten(3)
-        return parts.permute(0, 3, 2, 1).flatten(1, 2)
+        # (groups, inputs, outputs, kernel), or outputs before inputs
+        parts = weight.reshape(self.groups, -1, weight.shape[1], math.prod(weight.shape[2:]))
+        return parts.permute((0, 3, 1, 2) if self.is_transposed else (0, 3, 2, 1)).flatten(1, 2)
 
     def weight_of(self, matrix: Tensor) -> Tensor:
         """The inverse of :meth:`matrix`."""
         if self.is_linear:
             return matrix[0].T
         kernel = self.weight.shape[2:]
-        parts = matrix.unflatten(1, (math.prod(kernel), -1))
-        order = (0, 2, 3, 1) if self.is_transposed else (0, 3, 2, 1)
-        return parts.permute(order).flatten(0, 1).unflatten(2, tuple(kernel)).contiguous()
+        parts = matrix.reshape(self.groups, math.prod(kernel), -1, matrix.shape[2])
+        parts = parts.permute((0, 2, 3, 1) if self.is_transposed else (0, 3, 2, 1))
+        return parts.reshape(-1, parts.shape[2], *kernel)
 
     def _sources(self, places: Tensor, offsets: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
         """``(rows, kernel, dimensions)`` where the inputs of each position lie, and whether they lie inside."""

@@ -27,7 +27,7 @@ _CONTENT = 1000
 
 
 def calibration_batches(
-    trainer: Trainer, pl_module: LightningModule, calibration: Calibration
+    trainer: Trainer, pl_module: LightningModule, calibration: Calibration, of_all_ranks: bool = False
 ) -> Iterator[CalibrationBatch]:
     """This rank's part of the calibration data of a running Trainer.
 
@@ -44,13 +44,15 @@ def calibration_batches(
         trainer: In ``fit``.
         pl_module: Its LightningModule.
         calibration: How much data.
+        of_all_ranks: All of it, on each rank.
 
     Raises:
         CalibrationError: If there is no single DataLoader to take data from.
         ArgumentTypeError: If a batch is not known.
     """
-    with _progress(trainer, _part_of(calibration.batches, trainer.world_size)) as advance:
-        for batch in _own_batches(_source(trainer, pl_module), calibration, trainer.global_rank, trainer.world_size):
+    rank, ranks = (0, 1) if of_all_ranks else (trainer.global_rank, trainer.world_size)
+    with _progress(trainer, _part_of(calibration.batches, ranks)) as advance:
+        for batch in _own_batches(_source(trainer, pl_module), calibration, rank, ranks):
             yield _read(pl_module, _to_device(trainer, pl_module, batch))
             advance()
 

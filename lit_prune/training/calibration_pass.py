@@ -34,14 +34,14 @@ def calibrate(
         ArgumentError: As for :func:`lit_prune.activations.collect_moments`.
     """
     calibration = calibration or Calibration()
-    forward = _entrance(host.network, calls)
+    forward = entrance(host.network, calls)
     with untouched(host.network), host.precision():
         return collect_moments(
             host.network, layers, host.batches(calibration), calibration.num_classes, calibration.match_iou, forward
         )
 
 
-def _entrance(network: nn.Module, calls: Sequence[Call]) -> nn.Module:
+def entrance(network: nn.Module, calls: Sequence[Call]) -> nn.Module:
     """What takes the inputs of a batch: the network, or the one network that its steps call."""
     # By name: two packages have a LightningModule, and neither is a class of the other.
     bases = [base for base in type(network).__mro__ if base.__name__ in ("LightningModule", "Module")]

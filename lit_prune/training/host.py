@@ -52,8 +52,11 @@ class Host(Protocol):
     def averages_within(self, warn: bool = True) -> Mapping[str, str]:
         """Prefix of each average inside of the network to that of what it is an average of; ``warn`` of unsure ones."""
 
-    def batches(self, calibration: Calibration) -> Iterator[CalibrationBatch]:
-        """This rank's part of the calibration data, on the network's device; training is not affected."""
+    def batches(self, calibration: Calibration, of_all_ranks: bool = False) -> Iterator[CalibrationBatch]:
+        """This rank's part of the calibration data, or all of it, on the network's device; training is not affected.
+
+        Asked for again, they are the same.
+        """
 
     def precision(self) -> AbstractContextManager[None]:
         """Within, forwards run in the precision that the run trains in."""

@@ -77,9 +77,9 @@ class LightningHost:
         """Averages among the LightningModule's own children."""
         return self.known.within(self.trainer, warn)
 
-    def batches(self, calibration: Calibration) -> Iterator[CalibrationBatch]:
+    def batches(self, calibration: Calibration, of_all_ranks: bool = False) -> Iterator[CalibrationBatch]:
         """From the calibration data that the user names, or from a loader like that of training."""
-        return calibration_batches(self.trainer, self.network, calibration)
+        return calibration_batches(self.trainer, self.network, calibration, of_all_ranks)
 
     def precision(self) -> AbstractContextManager[None]:
         """The Trainer's precision."""

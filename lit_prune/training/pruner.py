@@ -13,17 +13,18 @@ from torch import nn
 from lit_prune.activations import Calibration, Moments
 from lit_prune.common.arguments import check_ratio
 from lit_prune.common.names import count_parameters
-from lit_prune.common.ranks import any_rank, together, warn_once
-from lit_prune.errors import ArgumentError, ArgumentTypeError, HalfPrunedError, PruningError
+from lit_prune.common.ranks import any_rank, sent_by_rank_zero, together, warn_once
+from lit_prune.errors import ArgumentError, ArgumentTypeError, CalibrationError, HalfPrunedError, PruningError
 from lit_prune.graph import Call, ChannelGraph
 from lit_prune.graph.recording import Pairs, parted
 from lit_prune.plan import PruningPlan
 from lit_prune.policy.history import Dense, Record
 from lit_prune.policy.policy import PruningEvent, PruningPolicy
 from lit_prune.policy.steps import carry_out
+from lit_prune.repair import Repair, Repaired, repaired
 from lit_prune.select import Selection
 from lit_prune.surgery.prune import prepare
-from lit_prune.training.calibration_pass import calibrate
+from lit_prune.training.calibration_pass import calibrate, entrance
 from lit_prune.training.host import Host
 from lit_prune.training.inputs import calls_from_state, calls_to_state
 from lit_prune.training.monitor import Monitor
@@ -39,6 +40,7 @@ class Pruner:
         policy: How channels are chosen.
         recovery: What follows an event.
         amount: The ratio that is gone after the last event, in (0, 1); ``None`` lets the selection decide.
+        repair: How what is left is made to answer as the whole did; ``None`` leaves it as it is.
 
     Attributes:
         record: What was pruned so far.
@@ -51,8 +53,11 @@ class Pruner:
         ArgumentError: If the amount is out of range, or missing and needed.
     """
 
-    def __init__(self, policy: PruningPolicy, recovery: Recovery, amount: float | None) -> None:
+    def __init__(
+        self, policy: PruningPolicy, recovery: Recovery, amount: float | None, repair: Repair | None = None
+    ) -> None:
         self.policy = policy
+        self.repair = repair
         if not isinstance(recovery, Recovery):
             raise ArgumentTypeError(
                 f"recovery must be a Recovery, such as Recovery(rewarm_steps=100), but got {recovery!r}."
@@ -195,6 +200,7 @@ class Pruner:
         warn_of_idle(network, decision)
         carry_out("check", lambda: host.check(decision.plan))
         params, averages = count_parameters(network), host.averages()
+        fits = sent_by_rank_zero(carry_out("repair", lambda: self._repaired(host, decision.plan)))
         groups = [group.name for group in decision.groups]
         trial = carry_out("keep", lambda: self._begin_trial(host, decision.plan, groups, averages))
         commit = carry_out("prepare", lambda: prepare(network, decision.plan, host.optimizers, [*averages.values()]))
@@ -207,17 +213,40 @@ class Pruner:
                 ratio=ratio,
                 params=[params, count_parameters(network)],
                 seconds=time.perf_counter() - started,
+                repair=fits.summary(),
             )
             self._add_to_record(decision, trial, event, due)
             return event
 
+        def cut() -> None:
+            commit()
+            fits.apply_(network, [*averages.values()], within)
+
         with _from_the_first_cut(host, "pruned"):
-            carry_out("cut", commit)
+            carry_out("cut", cut)
             carry_out("unwrap", host.unwrap)
             carry_out("wrap", host.wrap)
             event = carry_out("record", record)
             carry_out("recover", lambda: self._recover(host))
         return event
+
+    def _repaired(self, host: Host, plan: PruningPlan) -> Repaired:
+        """What is to be changed in what a plan leaves; nothing where there is no data to go by."""
+        if self.repair is None or not plan:
+            return Repaired()
+        repair, calibration = self.repair, self.repair.calibration
+        try:
+            return repaired(
+                host.network,
+                plan,
+                lambda: (batch.inputs for batch in host.batches(calibration, of_all_ranks=True)),
+                repair,
+                entrance(host.network, self.forwards),
+                host.precision,
+            )
+        except (CalibrationError, ArgumentTypeError) as error:
+            warn_once(f"What is left after the pruning is not repaired, for there is no data to go by: {error}")
+            return Repaired()
 
     def _add_to_record(
         self, decision: PruningEvent, trial: Trial | None, event: dict[str, Any], due: Sequence[int]

@@ -67,7 +67,7 @@ class UltralyticsHost:
         """None: the network is Ultralytics' own."""
         return {}
 
-    def batches(self, calibration: Calibration) -> Iterator[CalibrationBatch]:
+    def batches(self, calibration: Calibration, of_all_ranks: bool = False) -> Iterator[CalibrationBatch]:
         """None yet.
 
         Raises:

@@ -120,7 +120,7 @@ def _made(net, name):
 def test_the_live_network_stays_as_it_is():
     net = build("branches").train()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    tensors = {name: tensor for name, tensor in net.state_dict(keep_vars=True).items()}
+    tensors = dict(net.state_dict(keep_vars=True))
     torch.manual_seed(5)
     state = torch.get_rng_state()
     plan = plan_pruning(net, IMAGES[:1], amount=0.3, round_to=2)
