@@ -11,6 +11,11 @@ RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 """Penalties that are tried, relative to the mean variance of the inputs."""
 
 
+# What is held out is mostly more like what was fitted than other data are, so the strongest penalty is taken that
+# leaves no more than this times what the best does.
+_NEAR = 1.1
+
+
 @dataclass
 class Evidence:
     """Moments of what enters, and of what is missing in what leaves, summed over the rows of all batches.
@@ -94,9 +99,9 @@ def best_fit(fitted: Evidence, held_out: Evidence, centred: bool) -> tuple[Tenso
         missing still in the rows that were held out.
     """
     nothing = torch.zeros_like(fitted.cross)
-    best, ridge = held_out.left(nothing, centred), None
-    for each in RIDGES:
-        left = held_out.left(fitted.solve(each, centred), centred)
-        if left < best:
-            best, ridge = left, each
-    return nothing if ridge is None else (fitted + held_out).solve(ridge, centred), best
+    before = held_out.left(nothing, centred)
+    left = {ridge: held_out.left(fitted.solve(ridge, centred), centred) for ridge in RIDGES}
+    if min(left.values()) >= before:
+        return nothing, before
+    ridge = max(each for each in RIDGES if left[each] <= min(before, _NEAR * min(left.values())))
+    return (fitted + held_out).solve(ridge, centred), left[ridge]
