@@ -25,7 +25,8 @@ from lit_prune.errors import (
 from lit_prune.graph import ChannelGraph, mask_
 from lit_prune.plan import PruningPlan
 from lit_prune.policy.once import plan_pruning
-from lit_prune.surgery import accept_pruned, prune_, shrink_
+from lit_prune.repair import Repair, prune_
+from lit_prune.surgery import accept_pruned, shrink_
 from lit_prune.training.recovery import Recovery
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "RanksError",
     "Recovery",
     "RehearsalError",
+    "Repair",
     "SelectionError",
     "TraceError",
     "UnknownNameError",

@@ -71,7 +71,8 @@ class ChannelPruning(Callback):
             that shares a tensor with another of the same event. ``None`` is all.
         recovery: What follows an event: the best scores of other callbacks start again (the default), the learning rate
             rises again.
-        repair: How what is left after a cut is made to answer as the whole did: ``True``, or a :class:`Repair`.
+        repair: Whether what is left after a cut is made to answer as the whole did, without training; a :class:`Repair`
+            says how.
         on_error: ``"raise"`` ends the training with the old network when an event fails; ``"continue"`` warns and
             goes on with it.
         verbose: Print a table at each event.

@@ -23,7 +23,7 @@ MOVED = {
     "lit_prune.recovery": "lit_prune.training.recovery",
     "lit_prune.scope": "lit_prune.policy.scope",
     "lit_prune.select.clusters": "lit_prune.select.clustering.selection",
-    "lit_prune.trainer": "lit_prune.surgery.prune",
+    "lit_prune.trainer": "lit_prune.repair.prune",
     "lit_prune.yolo.figures": "lit_prune.yolo.drawing",
     "lit_prune.yolo.module": "lit_prune.yolo.lit_yolo",
 }

@@ -80,10 +80,11 @@ class _Mode(TorchFunctionMode):
         self._batch = -1
         self._calls: Counter[str] = Counter()
 
-    def begin(self) -> None:
-        """Another batch comes."""
+    def batch(self) -> _Mode:
+        """What is open while the next batch runs."""
         self._batch += 1
         self._calls.clear()
+        return self
 
     def _place(self, tensor: Any) -> Place | None:
         name = self._names.get(id(tensor))
@@ -110,10 +111,10 @@ class Listening(_Mode):
         # Held, so that ids stay theirs.
         self._outputs: dict[int, tuple[Tensor, str]] = {}
 
-    def begin(self) -> None:
-        """Another batch comes."""
-        super().begin()
+    def batch(self) -> _Mode:
+        """What is open while the next batch runs."""
         self._outputs.clear()
+        return super().batch()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -137,6 +137,7 @@ def repaired(
     network: nn.Module,
     plan: PruningPlan,
     batches: Batches,
+    number: int,
     repair: Repair,
     forward: nn.Module | None = None,
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
@@ -147,20 +148,20 @@ def repaired(
         network: The live network.
         plan: What it is cut to.
         batches: Inputs.
+        number: Of these batches, about.
         repair: What is done.
         forward: Takes the inputs; by default the network.
         precision: Makes a context in which the forward runs.
     """
     forward = network if forward is None else forward
-    number = sum(1 for _ in batches())
     names = {id(tensor): name for name, tensor in tensors_of(network)}
     parameters = dict(network.named_parameters())
     kept = {name: dims[dim] for name, dims in plan.kept.items() if (dim := _output_dim(network, name)) in dims}
     listening = Listening(names, kept, max(1, repair.rows // max(1, number)))
-    with untouched(network), precision(), listening:
+    with untouched(network):
         for inputs in batches():
-            listening.begin()
-            forward(*inputs)
+            with precision(), listening.batch():
+                forward(*inputs)
     subject = InPlace.of(network, [], {}, values=True)
     with subject.running(plan) as left, torch.no_grad(), eagerly():
         for module in left.modules():
@@ -171,9 +172,8 @@ def repaired(
         repairing = Repairing(
             ids, tensors, listening.answers, fitted if repair.compensation else (), repair.recalibration
         )
-        with precision(), repairing:
-            for inputs in batches():
-                repairing.begin()
+        for inputs in batches():
+            with precision(), repairing.batch():
                 forward(*inputs)
         values = {name: tensors[name].detach().cpu().clone() for name in sorted(repairing.changed)}
     return Repaired(values, repairing.fits)

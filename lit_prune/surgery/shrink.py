@@ -23,7 +23,7 @@ def shrink_(module: ModuleT, plan: PruningPlan) -> ModuleT:
 
     Parameters and buffers keep their identity (``p is p`` before and after); gradients are cut along; integers that
     modules remember (``out_channels``, ``C2PSA.c``) follow. Optimizer state is not reached from here: see
-    :func:`lit_prune.surgery.prune.prune_`.
+    :func:`lit_prune.prune_`.
 
     Args:
         module: The network that the plan was made for.

@@ -23,7 +23,7 @@ from lit_prune.policy.policy import PruningEvent, PruningPolicy
 from lit_prune.policy.steps import carry_out
 from lit_prune.repair import Repair, Repaired, repaired
 from lit_prune.select import Selection
-from lit_prune.surgery.prune import prepare
+from lit_prune.surgery.prepare import prepare
 from lit_prune.training.calibration_pass import calibrate, entrance
 from lit_prune.training.host import Host
 from lit_prune.training.inputs import calls_from_state, calls_to_state
@@ -240,6 +240,7 @@ class Pruner:
                 host.network,
                 plan,
                 lambda: (batch.inputs for batch in host.batches(calibration, of_all_ranks=True)),
+                repair.batches,
                 repair,
                 entrance(host.network, self.forwards),
                 host.precision,

@@ -52,7 +52,7 @@ class UltralyticsPruning:
         layers_per_event: How many layers to prune at each event, as for `ChannelPruning`.
         recovery: What follows an event, as for `ChannelPruning`; `monitor` names one of Ultralytics' metrics
             (`"metrics/mAP50-95(B)"`) or `"fitness"`. A run that is resumed takes nothing back of what came before.
-        repair: How what is left after a cut is made to answer as the whole did: `True`, or a `Repair`.
+        repair: Whether what is left after a cut is made to answer as the whole did, without training; a `Repair` says how.
         on_error: `"raise"`, or `"continue"` with the network as it was when an event fails.
 
     Raises:

@@ -71,7 +71,7 @@ def error(net, other, images=OTHERS):
 def test_a_repaired_network_answers_more_as_the_whole_does(name):
     net = build(name)
     plan = plan_pruning(net, IMAGES[:1], amount=0.3, round_to=2)
-    found = repaired(net, plan, batches(), Repair())
+    found = repaired(net, plan, batches(), 1, Repair())
     cut = shrink_(copy.deepcopy(net), plan)
     before = error(net, cut)
     found.apply_(cut)
@@ -93,7 +93,7 @@ def test_what_can_be_predicted_is_not_lost(name):
     plan = graph.plan({group.name: range(group.size // 2, group.size) for group in graph.groups if not group.balanced})
     cut = shrink_(copy.deepcopy(net), plan)
     assert error(net, cut) > 0.01
-    repaired(net, plan, batches(), Repair()).apply_(cut)
+    repaired(net, plan, batches(), 1, Repair()).apply_(cut)
     assert error(net, cut) < 2e-3
 
 
@@ -124,7 +124,7 @@ def test_the_live_network_stays_as_it_is():
     torch.manual_seed(5)
     state = torch.get_rng_state()
     plan = plan_pruning(net, IMAGES[:1], amount=0.3, round_to=2)
-    repaired(net, plan, batches(), Repair())
+    repaired(net, plan, batches(), 1, Repair())
     assert torch.equal(state, torch.get_rng_state())
     assert net.training
     for name, tensor in net.state_dict(keep_vars=True).items():
@@ -139,7 +139,7 @@ def test_images_may_come_in_small_batches(size):
     errors = []
     for each in (96, size):
         cut = shrink_(copy.deepcopy(net), plan)
-        repaired(net, plan, batches(each), Repair()).apply_(cut)
+        repaired(net, plan, batches(each), 96 // each, Repair()).apply_(cut)
         errors.append(error(net, cut))
     assert errors[1] < 1.3 * errors[0]
 
@@ -147,7 +147,7 @@ def test_images_may_come_in_small_batches(size):
 def test_masked_with_the_same_weights_equals_shrunk():
     net = build("branches")
     plan = plan_pruning(net, IMAGES[:1], amount=0.4, round_to=2)
-    found = repaired(net, plan, batches(), Repair())
+    found = repaired(net, plan, batches(), 1, Repair())
     shrunk, masked = shrink_(copy.deepcopy(net), plan), mask_(copy.deepcopy(net), plan)
     found.apply_(shrunk)
     tensors = dict(masked.state_dict(keep_vars=True))
@@ -164,7 +164,7 @@ def test_averages_move_as_the_network_does():
     net = build("BatchNorm")
     average = copy.deepcopy(net)
     plan = plan_pruning(net, IMAGES[:1], amount=0.4, round_to=2)
-    found = repaired(net, plan, batches(), Repair())
+    found = repaired(net, plan, batches(), 1, Repair())
     cut, follower = shrink_(copy.deepcopy(net), plan), shrink_(average, plan)
     found.apply_(cut, [follower])
     for (name, expected), value in zip(cut.state_dict().items(), follower.state_dict().values(), strict=True):
@@ -173,7 +173,7 @@ def test_averages_move_as_the_network_does():
 
 def test_a_plan_that_cuts_nothing_changes_nothing():
     net = build("branches")
-    found = repaired(net, PruningPlan({}), batches(), Repair())
+    found = repaired(net, PruningPlan({}), batches(), 1, Repair())
     cut = copy.deepcopy(net)
     found.apply_(cut)
     assert error(net, cut) < 1e-9

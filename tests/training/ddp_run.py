@@ -51,8 +51,8 @@ PLACES = {
     "criterion": ("lit_prune.criteria.Magnitude.__call__", 1),
     "selection": ("lit_prune.select.Uniform.__call__", 1),
     "rehearsal": ("lit_prune.graph.ChannelGraph.rehearse", 1),
-    "check before the cut": ("lit_prune.surgery.prune.targets", 1),
-    "cut": ("lit_prune.surgery.prune.shrink_", 1),
+    "check before the cut": ("lit_prune.surgery.prepare.targets", 1),
+    "cut": ("lit_prune.surgery.prepare.shrink_", 1),
     "activations": ("lit_prune.training.calibration_data.read_batch", 1),
 }
 
@@ -246,6 +246,7 @@ def main(out: Path, options: dict[str, Any]) -> None:
         verbose=False,
         selection=options.get("selection", "uniform"),
         recovery=Recovery(**options.get("recovery", {})),
+        repair=options.get("repair", False),
         on_error=options.get("on_error", "raise"),
     )
     sharded = options.get("strategy") == "fsdp2"

@@ -273,6 +273,21 @@ def test_one_process_and_two_of_the_same_global_batch_choose_alike_at_every_even
 
 
 @pytest.mark.slow
+def test_two_ranks_repair_alike_and_as_one_process_does(tmp_path):
+    found = []
+    for ranks in (1, 2):
+        (tmp_path / str(ranks)).mkdir()
+        options = {"ranks": ranks, "module": "plain", "optimizer": "sgd", "epochs": [0], "example": True}
+        code, output = start(tmp_path / str(ranks), repair=True, **options)
+        assert code == 0, output
+        found.append(ranks_of(tmp_path / str(ranks)))
+    assert_equal(*found[1])
+    for one, two in zip(found[0][0]["events"], found[1][0]["events"], strict=True):
+        assert one["repair"]
+        assert one["repair"] == two["repair"]
+
+
+@pytest.mark.slow
 def test_pruned_before_the_strategy_wraps_it_a_network_trains_under_fsdp(tmp_path):
     code, output = start(tmp_path, strategy="fsdp2", example=True, epochs="before_wrap")
     assert code == 0, output

@@ -12,8 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import LBFGS
 
 from lit_prune import ChannelGraph, ChannelPruning, shrink_
+from lit_prune.repair import prune_
 from lit_prune.surgery.optimizers import check_optimizer
-from lit_prune.surgery.prune import prune_
 from lit_prune.training.averaged_copies import copies_beside
 from lit_prune.training.checks import UnsupportedError, check_strategy
 from lit_prune.training.ddp import check_comm_hooks, forget_shapes, wrap_again

@@ -1,0 +1,150 @@
+"""Events that repair what is left: in the record, in averages, resumed, taken back, and where there is no data."""
+
+import copy
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader
+
+from lit_prune import ArgumentError, ArgumentTypeError, ChannelPruning, Repair
+from lit_prune.training.recovery import Recovery
+from tests.toys import Classifier, loader, trainer, widths
+
+
+def pruning(epochs=(2,), **options):
+    return ChannelPruning(0.5, list(epochs), **{"verbose": False, "repair": True, **options})
+
+
+def run(*callbacks, kind=Classifier, **options):
+    torch.manual_seed(0)
+    module = kind()
+    fitted = {"ckpt_path": options.pop("ckpt_path", None)}
+    trainer(*callbacks, enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks), **options).fit(
+        module, loader(), loader(), **fitted
+    )
+    return module
+
+
+class Around(pl.Callback):
+    """Keeps the network as it is before and after an event, and its answers."""
+
+    def __init__(self):
+        self.networks = []
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 2:
+            self.networks.append(copy.deepcopy(pl_module.net).eval())
+
+
+def test_right_after_an_event_more_of_the_answers_is_left():
+    images = next(iter(loader()))[0]
+    left = []
+    for repair in (False, Repair(recalibration=False), True):
+        before, after = Around(), Around()
+        callback = pruning(repair=repair)
+        run(before, callback, after)
+        with torch.no_grad():
+            expected, got = before.networks[0](images), after.networks[0](images)
+        left.append(float((got - expected).square().mean()))
+        assert bool(callback.events[0]["repair"]) == bool(repair)
+    assert left[2] < left[0]
+    assert left[1] < left[0]
+    shares = callback.events[0]["repair"]["net.2.0"]
+    assert shares[0] < shares[1] <= 1
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
+    module = run(pruning([1, 3]), ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1))
+    for epoch in (0, 1, 2):
+        resumed = run(pruning([1, 3]), ckpt_path=tmp_path / f"epoch={epoch}.ckpt")
+        torch.testing.assert_close(dict(resumed.state_dict()), dict(module.state_dict()), rtol=0, atol=0)
+
+
+class Average(pl.Callback):
+    """An exact copy: what happens to the network happens to it."""
+
+    def setup(self, trainer, pl_module, stage):
+        self.ema = torch.optim.swa_utils.AveragedModel(pl_module.net, avg_fn=lambda average, weights, _: weights)
+        self.ema.use_buffers = True
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        self.ema.update_parameters(pl_module.net)
+
+
+def test_averages_are_repaired_as_the_network_is():
+    class Check(pl.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 2:
+                self.values = [
+                    (ours.clone(), theirs.clone())
+                    for ours, theirs in zip(pl_module.net.buffers(), average.ema.module.buffers(), strict=True)
+                ]
+
+    average, check = Average(), Check()
+    run(average, pruning(), check)
+    for ours, theirs in check.values:
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_what_is_taken_back_is_as_it_was_before_the_repair():
+    class Falls(Classifier):
+        def on_validation_epoch_end(self):
+            self.log("score", 1.0 if self.trainer.current_epoch < 2 else 0.0)
+
+    recovery = Recovery(max_drop=0.1, monitor="score")
+    before = Around()
+    with pytest.warns(UserWarning, match="was taken back"):
+        module = run(before, pruning(recovery=recovery), kind=Falls, max_epochs=3)
+    for (name, expected), value in zip(
+        before.networks[0].state_dict().items(), module.net.state_dict().values(), strict=True
+    ):
+        assert torch.equal(expected, value), name
+
+
+def test_without_data_nothing_is_repaired_and_that_is_said():
+    class Described(Classifier):
+        """Its batches are of a kind of its own."""
+
+        def training_step(self, batch, batch_idx):
+            return super().training_step((batch["x"], batch["y"]), batch_idx)
+
+    images, labels = loader().dataset.tensors
+    data = DataLoader([{"x": x, "y": y} for x, y in zip(images, labels, strict=True)], batch_size=8)
+    callback = pruning()
+    with pytest.warns(UserWarning, match="not repaired, for there is no data to go by"):
+        trainer(callback).fit(Described(), data)
+    assert callback.events[0]["repair"] == {}
+    assert callback.events[0]["params"][0] > callback.events[0]["params"][1]
+
+
+def test_reading_the_data_leaves_random_states_alone():
+    class Drawn(pl.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 2:
+                self.state = torch.get_rng_state()
+
+    drawn = []
+    for repair in (False, True):
+        last = Drawn()
+        run(pruning(repair=repair), last)
+        drawn.append(last.state)
+    assert torch.equal(drawn[0], drawn[1])
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: pruning(repair="yes"), ArgumentTypeError, "repair must be True, False or a Repair"),
+        (lambda: Repair(rows=0), ArgumentError, "rows"),
+        (lambda: Repair(compensation=False, recalibration=False), ArgumentError, "write repair=False"),
+    ],
+)
+def test_other_arguments_are_refused(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_widths_are_those_of_an_event_without_repair():
+    assert widths(run(pruning())) == widths(run(pruning(repair=False)))
