@@ -69,9 +69,10 @@ class Evidence:
         penalty = (ridge * scale).clamp(min=torch.finfo(gram.dtype).tiny ** 0.5)
         factor, failed = torch.linalg.cholesky_ex(gram + penalty[:, None, None] * eye)
         if bool(failed.any()):
-            gram, cross = gram.double(), cross.double()
-            factor = torch.linalg.cholesky(gram + (penalty.double()[:, None, None] + 1e-7) * eye.double())
-        return torch.cholesky_solve(cross, factor).to(self.gram.dtype)
+            # Not every device has double precision.
+            gram, cross, penalty, eye = (each.cpu().double() for each in (gram, cross, penalty, eye))
+            factor = torch.linalg.cholesky(gram + (penalty[:, None, None] + 1e-7) * eye)
+        return torch.cholesky_solve(cross, factor).to(self.gram)
 
     def left(self, added: Tensor, centred: bool) -> float:
         """Mean square of what is missing still, once ``added`` is."""

@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from lit_prune.common.names import layer_of
+from lit_prune.errors import CalibrationError
 from lit_prune.repair.fit import Evidence, best_fit
 from lit_prune.repair.samples import PRODUCTS, Positions, Product
 
@@ -29,7 +31,10 @@ Place = tuple[str, int, int]
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """Of what enters a BatchNorm in one call: how many values a channel, their ``(channels,)`` means and variances."""
+    """Of what enters a BatchNorm in one call: how many values a channel, their ``(channels,)`` means and variances.
+
+    They lie on the CPU: not every device has double precision.
+    """
 
     number: int
     mean: Tensor
@@ -40,7 +45,7 @@ class Statistics:
         """Of ``(N, channels, ...)``."""
         dims = [dim for dim in range(values.dim()) if dim != 1]
         var, mean = torch.var_mean(values.detach().float(), dims, correction=0)
-        return cls(values.numel() // values.shape[1], mean.double(), var.double())
+        return cls(values.numel() // values.shape[1], mean.cpu().double(), var.cpu().double())
 
     def __add__(self, other: Statistics) -> Statistics:
         """Those of both calls."""
@@ -149,7 +154,6 @@ class Listening(_Mode):
             self.answers.normed.add(self._outputs[id(values)][1])
         found = Statistics.of(values)
         if kept is not None:
-            kept = kept.to(found.mean.device)
             found = Statistics(found.number, found.mean[kept], found.var[kept])
         self.answers.statistics[place] = found
 
@@ -252,6 +256,11 @@ class Repairing(_Mode):
         if bool(held.all()) or not bool(held.any()):
             held = torch.arange(len(at.examples), device=held.device) % _HELD_OUT == 0
         found = [Evidence.of(entering[:, part], missing[:, part]) for part in (~held, held)]
+        if not all(bool(each.gram.isfinite().all() and each.square.isfinite().all()) for each in found):
+            raise CalibrationError(
+                f"What enters or leaves {layer_of(name)} has NaN or infinite values on the calibration batches, so it "
+                "can't be repaired. Look at what the network computes there, or train in a wider precision."
+            )
         state.fitted = found[0] if state.fitted is None else state.fitted + found[0]
         state.held_out = found[1] if state.held_out is None else state.held_out + found[1]
         self._solve(product, name, state, has_constant)
@@ -284,7 +293,7 @@ class Repairing(_Mode):
             before, ours, first_mean, first_var = self._norms[name]
             dense, now = before + dense, ours + now
         else:
-            first_mean, first_var = mean.detach().double().clone(), var.detach().double().clone()
+            first_mean, first_var = (tensor.detach().cpu().double().clone() for tensor in (mean, var))
         self._norms[name] = dense, now, first_mean, first_var
         tiny = torch.finfo(torch.float32).tiny
         ratio = torch.where(dense.var > tiny, now.var / dense.var.clamp(min=tiny), torch.ones_like(now.var))

@@ -246,7 +246,7 @@ class Pruner:
                 host.precision,
             )
         except (CalibrationError, ArgumentTypeError) as error:
-            warn_once(f"What is left after the pruning is not repaired, for there is no data to go by: {error}")
+            warn_once(f"What is left after the pruning is not repaired. {error}")
             return Repaired()
 
     def _add_to_record(

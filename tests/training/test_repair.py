@@ -113,7 +113,7 @@ def test_without_data_nothing_is_repaired_and_that_is_said():
     images, labels = loader().dataset.tensors
     data = DataLoader([{"x": x, "y": y} for x, y in zip(images, labels, strict=True)], batch_size=8)
     callback = pruning()
-    with pytest.warns(UserWarning, match="not repaired, for there is no data to go by"):
+    with pytest.warns(UserWarning, match="not repaired"):
         trainer(callback).fit(Described(), data)
     assert callback.events[0]["repair"] == {}
     assert callback.events[0]["params"][0] > callback.events[0]["params"][1]
@@ -148,3 +148,14 @@ def test_other_arguments_are_refused(make, error, message):
 
 def test_widths_are_those_of_an_event_without_repair():
     assert widths(run(pruning())) == widths(run(pruning(repair=False)))
+
+
+def test_answers_that_are_not_finite_are_not_repaired():
+    class Overflows(Classifier):
+        def forward(self, x):
+            return super().forward(x if self.training else x * float("inf"))
+
+    callback = pruning()
+    with pytest.warns(UserWarning, match=r"not repaired. What enters or leaves net\S+ has NaN or infinite values"):
+        run(callback, kind=Overflows, limit_val_batches=0)
+    assert callback.events[0]["repair"] == {}
