@@ -173,10 +173,15 @@ class Fit:
 
 @dataclass
 class _State:
-    """What is known of one weight: the evidence, around a shift of the inputs, and what was there at the start."""
+    """What is known of one weight: what was there at the start, and the evidence, around a shift of the inputs.
+
+    Attributes:
+        constant: Whether a constant is free: there is a bias, or a BatchNorm behind takes it up.
+    """
 
     weight: Tensor
     bias: Tensor | None
+    constant: bool
     shift: Tensor
     spread: float
     fitted: Evidence | None = None
@@ -187,8 +192,7 @@ class Repairing(_Mode):
     """Fits each layer before it runs, and moves the statistics of each BatchNorm.
 
     Args:
-        names: The id of each tensor of what is left of the network to its name.
-        tensors: These tensors by name; they are changed in place.
+        names: The id of each tensor of what is left of the network to its name; these are changed in place.
         answers: Of the whole network.
         compensated: Names of the weights that may be fitted.
         recalibrates: Whether statistics are moved.
@@ -197,7 +201,6 @@ class Repairing(_Mode):
     def __init__(
         self,
         names: Mapping[int, str],
-        tensors: Mapping[str, Tensor],
         answers: Answers,
         compensated: Collection[str],
         recalibrates: bool,
@@ -205,7 +208,6 @@ class Repairing(_Mode):
         super().__init__(names)
         self.changed: set[str] = set()
         self.fits: dict[str, Fit] = {}
-        self._tensors = tensors
         self._answers = answers
         self._compensated = compensated
         self._recalibrates = recalibrates
@@ -230,31 +232,19 @@ class Repairing(_Mode):
 
     def _compensate(self, product: Product, place: Place) -> None:
         name, at = place[0], self._answers.positions[place]
-        wanted = self._answers.leaving.pop(place)
-        entering = product.entering(at).float()
+        wanted, entering = self._answers.leaving.pop(place), product.entering(at).float()
         state = self._states.get(name)
         if state is None:
-            bias = product.bias
-            has_constant = bias is not None or name in self._answers.normed
-            shift = entering.mean(1) if has_constant else entering.new_zeros(entering.shape[0], entering.shape[2])
-            spread = float(wanted.var(0, correction=0).sum() if has_constant else wanted.square().mean(0).sum())
-            state = _State(
-                product.weight.detach().float().clone(),
-                None if bias is None else bias.detach().float().clone(),
-                shift,
-                spread,
-            )
-            self._states[name] = state
-        has_constant = state.bias is not None or name in self._answers.normed
+            state = self._states[name] = self._begin(product, name, wanted, entering)
         matrix = product.matrix(state.weight)
-        wanted = wanted.reshape(len(wanted), len(matrix), -1).transpose(0, 1)
         answers = entering @ matrix
         if state.bias is not None:
             answers = answers + state.bias.reshape(len(matrix), 1, -1)
-        missing, entering = wanted - answers, entering - state.shift[:, None]
+        missing = wanted.reshape(len(wanted), len(matrix), -1).transpose(0, 1) - answers
+        entering = entering - state.shift[:, None]
         held = at.examples % _HELD_OUT == _HELD_OUT - 1
         if bool(held.all()) or not bool(held.any()):
-            held = torch.arange(len(at.examples), device=held.device) % _HELD_OUT == 0
+            held = torch.arange(len(held), device=held.device) % _HELD_OUT == 0
         found = [Evidence.of(entering[:, part], missing[:, part]) for part in (~held, held)]
         if not all(bool(each.gram.isfinite().all() and each.square.isfinite().all()) for each in found):
             raise CalibrationError(
@@ -263,28 +253,34 @@ class Repairing(_Mode):
             )
         state.fitted = found[0] if state.fitted is None else state.fitted + found[0]
         state.held_out = found[1] if state.held_out is None else state.held_out + found[1]
-        self._solve(product, name, state, has_constant)
+        self._solve(product, name, state, state.fitted, state.held_out)
 
-    def _solve(self, product: Product, name: str, state: _State, has_constant: bool) -> None:
-        assert state.fitted is not None
-        assert state.held_out is not None
-        added, left = best_fit(state.fitted, state.held_out, has_constant)
+    def _begin(self, product: Product, name: str, wanted: Tensor, entering: Tensor) -> _State:
+        own = product.bias is not None and id(product.bias) in self._names
+        taken_up = product.bias is None and self._recalibrates and name in self._answers.normed
+        constant = own or taken_up
+        return _State(
+            product.weight.detach().float().clone(),
+            None if product.bias is None else product.bias.detach().float().clone(),
+            constant,
+            entering.mean(1) if constant else entering.new_zeros(entering.shape[0], entering.shape[2]),
+            float((wanted.var(0, correction=0) if constant else wanted.square().mean(0)).sum()),
+        )
+
+    def _solve(self, product: Product, name: str, state: _State, fitted: Evidence, held_out: Evidence) -> None:
+        added, left = best_fit(fitted, held_out, state.constant)
+        before = held_out.left(torch.zeros_like(added), state.constant)
         spread = max(state.spread, torch.finfo(torch.float32).tiny)
-        before = state.held_out.left(torch.zeros_like(added), has_constant)
         self.fits[name] = Fit(1 - before / spread, 1 - left / spread)
-        weight = state.weight + product.weight_of(added)
-        product.weight.data.copy_(weight)
+        product.weight.data.copy_(state.weight + product.weight_of(added))
         self.changed.add(name)
-        if product.bias is not None and state.bias is not None:
-            evidence = state.fitted + state.held_out
-            mean = evidence.entering / evidence.rows + 0 * state.shift
-            constant = evidence.missing / evidence.rows - (mean[:, None] @ added)[:, 0]
-            # The shift of the inputs is part of the constant.
-            constant = constant - (state.shift[:, None] @ added)[:, 0]
+        if product.bias is not None and state.bias is not None and state.constant:
+            evidence = fitted + held_out
+            # The inputs' means are counted from their shift.
+            means = evidence.entering / evidence.rows + state.shift
+            constant = evidence.missing / evidence.rows - (means[:, None] @ added)[:, 0]
             product.bias.data.copy_(state.bias + constant.flatten())
-            bias = self._names.get(id(product.bias))
-            if bias is not None:
-                self.changed.add(bias)
+            self.changed.add(self._names[id(product.bias)])
 
     def _recalibrate(self, given: Mapping[str, Any], place: Place) -> None:
         name, mean, var = place[0], given["running_mean"], given["running_var"]

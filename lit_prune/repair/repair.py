@@ -169,9 +169,7 @@ def repaired(
         tensors = dict(tensors_of(left))
         ids = {id(tensor): name for name, tensor in tensors.items()}
         fitted = [name for name, parameter in parameters.items() if name in plan.kept or parameter.requires_grad]
-        repairing = Repairing(
-            ids, tensors, listening.answers, fitted if repair.compensation else (), repair.recalibration
-        )
+        repairing = Repairing(ids, listening.answers, fitted if repair.compensation else (), repair.recalibration)
         for inputs in batches():
             with precision(), repairing.batch():
                 forward(*inputs)
