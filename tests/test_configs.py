@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lit_prune import ChannelPruning
+from lit_prune import ChannelPruning, Repair
 from lit_prune.cli import main, run_trainer
 from lit_prune.criteria import Magnitude
 from lit_prune.schedule import Every
@@ -90,6 +90,7 @@ COMMAND_LINE = {
     "min_channels": ("2", 2),
     "layers_per_event": ("1", 1),
     "recovery": ('{"rewarm_steps": 5}', {"rewarm_steps": 5}),
+    "repair": ("true", True),
     "before_wrap": ("true", True),
     "on_error": ("continue", "continue"),
     "verbose": ("false", False),
@@ -134,6 +135,8 @@ def test_parts_by_class_path_on_the_command_line(tmp_path, monkeypatch):
             "--trainer.callbacks.selection=lit_prune.select.MacsBudget",
             "--trainer.callbacks.selection.spread=lit_prune.select.Uniform",
             "--trainer.callbacks.recovery.rewarm_steps=5",
+            "--trainer.callbacks.repair=lit_prune.Repair",
+            "--trainer.callbacks.repair.batch_size=4",
         ]
     )
     (pruning,) = (callback for callback in cli.trainer.callbacks if isinstance(callback, ChannelPruning))
@@ -144,4 +147,6 @@ def test_parts_by_class_path_on_the_command_line(tmp_path, monkeypatch):
     assert isinstance(policy.selection, MacsBudget)
     assert isinstance(policy.selection.spread, Uniform)
     assert pruning.pruner.recovery == Recovery(rewarm_steps=5)
+    assert pruning.pruner.repair == Repair(batch_size=4)
     assert len(pruning.events) == 1
+    assert pruning.events[0]["repair"]
