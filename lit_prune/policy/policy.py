@@ -190,8 +190,7 @@ class PruningPolicy:
         if not all_trained:
             skipped |= _untrained(network, groups)
         skipped |= _averaged(groups, averages)
-        # Pieces of one split stay equally wide: all of them or none.
-        groups = tuple(group for group in groups if not skipped.keys() & {group.name, *group.balanced})
+        groups = apart_from(groups, skipped)
         if self.layers_per_event is not None:
             waiting = [group for group in groups if group.name not in record.pruned]
             groups = largest_independent(waiting, self.layers_per_event)
@@ -237,6 +236,11 @@ class PruningPolicy:
         return evidence.graph.plan(checked_removal(self.selection, removal, evidence.groups))
 
 
+def apart_from(groups: Sequence[ChannelGroup], reasons: Mapping[str, str]) -> tuple[ChannelGroup, ...]:
+    """The groups for which there is no reason to stay; pieces of one split stay equally wide: all of them or none."""
+    return tuple(group for group in groups if not reasons.keys() & {group.name, *group.balanced})
+
+
 def held_back(
     error: Exception,
     graph: ChannelGraph,
@@ -256,8 +260,7 @@ def held_back(
     if not any_rank(isinstance(error, TraceError)):
         return ()
     found = {name: why for each in gather(graph.culprits(plan)) for name, why in each.items()}
-    # Pieces of one split stay equally wide: all of them or none.
-    left = tuple(group for group in groups if not found.keys() & {group.name, *group.balanced})
+    left = apart_from(groups, found)
     if len(left) == len(groups):
         return ()
     reasons.update(found)

@@ -76,6 +76,11 @@ class Answers:
     normed: set[str] = field(default_factory=set)
 
 
+def _of_norm(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of ``F.batch_norm`` by name."""
+    return {**dict(zip(_BATCH_NORM, args, strict=False)), **kwargs}
+
+
 class _Mode(TorchFunctionMode):
     """Counts calls by the tensors of the network that they take."""
 
@@ -126,8 +131,7 @@ class Listening(_Mode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is F.batch_norm:
-            given = {**dict(zip(_BATCH_NORM, args, strict=False)), **kwargs}
-            self._note_norm(given)
+            self._note_norm(_of_norm(args, kwargs))
         output = func(*args, **kwargs)
         if func in PRODUCTS:
             product = Product(func, args, kwargs)
@@ -224,7 +228,7 @@ class Repairing(_Mode):
             if place in self._answers.leaving and place is not None and place[0] in self._compensated:
                 self._compensate(product, place)
         elif func is F.batch_norm:
-            given = {**dict(zip(_BATCH_NORM, args, strict=False)), **kwargs}
+            given = _of_norm(args, kwargs)
             place = self._place(given["running_mean"])
             if self._recalibrates and place in self._answers.statistics and place is not None:
                 self._recalibrate(given, place)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lit_prune.activations import Calibration
 from lit_prune.common.arguments import check_whole
 from lit_prune.common.names import layer_of, tensors_of
-from lit_prune.common.running import eagerly, untouched
+from lit_prune.common.running import eagerly, evaluating, untouched
 from lit_prune.errors import ArgumentError, ArgumentTypeError
 from lit_prune.graph.subject import InPlace
 from lit_prune.plan import PruningPlan, belongs
@@ -163,9 +163,7 @@ def repaired(
             with precision(), listening.batch():
                 forward(*inputs)
     subject = InPlace.of(network, [], {}, values=True)
-    with subject.running(plan) as left, torch.no_grad(), eagerly():
-        for module in left.modules():
-            module.training = False
+    with subject.running(plan) as left, evaluating(left), torch.no_grad(), eagerly():
         tensors = dict(tensors_of(left))
         ids = {id(tensor): name for name, tensor in tensors.items()}
         fitted = [name for name, parameter in parameters.items() if name in plan.kept or parameter.requires_grad]

@@ -89,7 +89,8 @@ class Agenda:
 
     def rehearse_averages(self, host: Host) -> None:
         """Once steps have shown averages inside of the network: see whether they can follow."""
-        self._attempt(lambda: self._rehearsal.averages(host, self._ahead()))
+        if self._rehearsal.waits_for_steps:
+            self._attempt(lambda: self._rehearsal.averages(host, self._ahead()))
 
     def check_monitor(self, host: Host) -> None:
         """Once metrics are logged: see whether the monitored one is among them."""

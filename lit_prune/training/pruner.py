@@ -142,10 +142,9 @@ class Pruner:
             forwards, steps = parted(self._known)
             self.see(network, forwards, [*steps, *late], averages)
 
-    def look_again(self, network: nn.Module, averages: Pairs) -> ChannelGraph:
+    def look_again(self, network: nn.Module, averages: Pairs) -> None:
         """Trace the network anew in the way that it was seen, as these averages are known now."""
         self.graph = together(lambda: ChannelGraph.trace_calls(network, self.calls, averages))
-        return self.graph
 
     def see_again(self, network: nn.Module, averages: Pairs = MappingProxyType({})) -> bool:
         """See the network by the calls of a resumed run, to prune when it would have; False if there is none."""

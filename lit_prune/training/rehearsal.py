@@ -19,7 +19,7 @@ from lit_prune.graph.recording import Pairs
 from lit_prune.plan import PruningPlan, extended
 from lit_prune.policy.contract import checked_removal
 from lit_prune.policy.history import Record
-from lit_prune.policy.policy import PruningPolicy, held_back
+from lit_prune.policy.policy import PruningPolicy, apart_from, held_back
 from lit_prune.surgery.optimizers import check_state
 from lit_prune.training.calibration_pass import calibrate
 from lit_prune.training.host import Host
@@ -61,6 +61,11 @@ class Rehearsal:
             plan = self._run(host, graph, events, averages)
             self._foretold, self._stateful = (graph, plan), -1
             together(lambda: host.check(plan))
+
+    @property
+    def waits_for_steps(self) -> bool:
+        """Whether the next steps may show averages, and so say more."""
+        return self._rehearsed is not None
 
     def averages(self, host: Host, events: Mapping[str, float]) -> None:
         """Once two steps were taken: go through the events again if they have shown averages of trained layers.
@@ -187,8 +192,8 @@ def rehearse(
     held: dict[str, str] = {}
 
     def choose(ratio: float | None) -> None:
-        groups, _ = policy.candidates(network, graph, ahead, averages, all_trained)
-        groups = tuple(group for group in groups if not held.keys() & {group.name, *group.balanced})
+        candidates, _ = policy.candidates(network, graph, ahead, averages, all_trained)
+        groups = apart_from(candidates, held)
         evidence = Evidence(network, graph, groups)
         target = policy.target(network, graph, ratio, record)
         with untouched(network):
