@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_prune.activations import Calibration
+from lit_prune.common._compat import ConvTransposeNd
 from lit_prune.common.arguments import check_whole
 from lit_prune.common.names import layer_of, tensors_of
 from lit_prune.common.running import eagerly, evaluating, untouched
@@ -156,7 +157,8 @@ def repaired(
     forward = network if forward is None else forward
     names = {id(tensor): name for name, tensor in tensors_of(network)}
     parameters = dict(network.named_parameters())
-    kept = {name: dims[dim] for name, dims in plan.kept.items() if (dim := _output_dim(network, name)) in dims}
+    outputs = {name: _kept_outputs(network, name, dims) for name, dims in plan.kept.items()}
+    kept = {name: indices for name, indices in outputs.items() if indices is not None}
     listening = Listening(names, kept, max(1, repair.rows // max(1, number)))
     with untouched(network):
         for inputs in batches():
@@ -175,8 +177,14 @@ def repaired(
     return Repaired(values, repairing.fits)
 
 
-def _output_dim(network: nn.Module, name: str) -> int:
-    """Which dimension of a tensor counts outputs."""
+def _kept_outputs(network: nn.Module, name: str, dims: Mapping[int, Tensor]) -> Tensor | None:
+    """Which outputs of a layer stay, of what is cut of a tensor of its; None for all."""
     layer = network.get_submodule(name.rpartition(".")[0])
-    transposed = isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
-    return 1 if transposed and name.endswith("weight") else 0
+    if not (isinstance(layer, ConvTransposeNd) and name.endswith("weight")):
+        return dims.get(0)
+    if layer.groups == 1:
+        return dims.get(1)
+    # Its weight counts the outputs of one group; groups stay that have inputs left.
+    inputs, each = layer.weight.shape[:2]
+    groups: Tensor = torch.unique(dims.get(0, torch.arange(inputs)) // (inputs // layer.groups))
+    return (groups[:, None] * each + dims.get(1, torch.arange(each))).flatten()
