@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 """The attributes that a module has because it is one; others are of its class."""
+OURS = "_lit_prune_"
+"""What the names of attributes begin with that this package leaves on modules and tensors."""
 
 
 def find_module(network: nn.Module, path: str) -> nn.Module | None:
@@ -39,18 +41,18 @@ def modules_of(network: nn.Module) -> list[tuple[str, nn.Module]]:
         >>> [name for name, _ in modules_of(nn.Sequential(nn.Sequential(nn.ReLU()), nn.ReLU()))]
         ['', '0', '0.0', '1']
     """
-    seen = set()
-    found: list[tuple[str, nn.Module]] = []
-    waiting: list[tuple[str, nn.Module]] = [("", network)]
-    while waiting:
-        entry = path, module = waiting.pop()
-        if id(module) not in seen:
-            seen.add(id(module))
-            found.append(entry)
-            if children := module._modules:
-                prefix = f"{path}." if path else ""
-                below = [(prefix + name, child) for name, child in children.items() if child is not None]
-                waiting.extend(reversed(below))
+    found: list[tuple[str, nn.Module]] = [("", network)]
+    seen = {id(None), id(network)}
+
+    def enter(module: nn.Module, prefix: str) -> None:
+        for name, child in module._modules.items():
+            if id(child) not in seen:
+                seen.add(id(child))
+                found.append((prefix + name, child))
+                if child._modules:
+                    enter(child, f"{prefix}{name}.")
+
+    enter(network, "")
     return found
 
 

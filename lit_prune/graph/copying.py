@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lit_prune.common._compat import COMPILED, COMPILED_CALL, RUN_HOOKS, STATE_HOOKS, has_slots, is_compiled
-from lit_prune.common.names import modules_of
+from lit_prune.common.names import OURS, modules_of
 
 # Values of these types can't change, or mean the same wherever they are.
 _IMMUTABLE = frozenset(
@@ -22,8 +22,8 @@ _IMMUTABLE = frozenset(
     | {torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size}
     | {types.FunctionType, types.BuiltinFunctionType, types.ModuleType}
 )
-# The containers that every module has, each with its type.
-_OWN = {name: type(value) for name, value in vars(nn.Module()).items() if isinstance(value, (dict, set))}
+# The containers that every module has.
+_OWN = frozenset(name for name, value in vars(nn.Module()).items() if isinstance(value, (dict, set)))
 _COPY_PROTOCOL = ("__deepcopy__", "__copy__", "__getstate__", "__setstate__", "__reduce__", "__reduce_ex__", "__new__")
 
 
@@ -76,14 +76,16 @@ class _Copier:
 
     def _fill(self, module: nn.Module) -> None:
         """Give the shell that stands for ``module`` its contents."""
-        own = module.__dict__
-        state = own.copy()
-        for name, value in own.items():
-            if name not in _OWN and type(value) not in _IMMUTABLE:
-                state[name] = self._value(value)
-        for name, kind in _OWN.items():
-            # Most are empty; no two modules share one.
-            state[name] = self._own(name, own[name]) if own.get(name) else kind()
+        state = {}
+        for name, value in module.__dict__.items():
+            kind = type(value)
+            if kind in _IMMUTABLE:
+                state[name] = value
+            elif name in _OWN:
+                # Most are empty; no two modules share one.
+                state[name] = self._own(name, value) if value else kind()
+            else:
+                state[name] = value if name.startswith(OURS) else self._value(value)
         # Compiled in place, a copy would run the module that it was copied from.
         state[COMPILED_CALL] = None
         # Past `nn.Module.__setattr__`, which looks at what is set.

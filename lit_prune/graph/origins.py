@@ -129,6 +129,9 @@ class Origins:
 
     def entry(self, tensor: Tensor) -> Entry | None:
         """The origin of a tensor, and whether it is alike throughout; None where a weight has entered it."""
+        entry = self._made.get(id(tensor))
+        if entry is None and (id(tensor) in self._others or (id(tensor) in self._names and not is_remembered(tensor))):
+            return None
         written = 0
         # A sparse one has no memory of its own.
         if (self._spoilt or self._written) and tensor.layout is torch.strided:
@@ -136,10 +139,7 @@ class Origins:
             if memory in self._spoilt:
                 return None
             written = self._written.get(memory, (tensor, 0))[1]
-        entry = self._made.get(id(tensor))
         if entry is None:
-            if id(tensor) in self._others or (id(tensor) in self._names and not is_remembered(tensor)):
-                return None
             if tensor.is_meta and not is_remembered(tensor):
                 return None
             # What was there before the forward tells nothing; the rest comes from elsewhere than torch.

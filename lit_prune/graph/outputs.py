@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lit_prune.common._compat import forward_hooks, weight_hooks
-from lit_prune.common.names import OF_EVERY_MODULE, modules_of
+from lit_prune.common.names import OF_EVERY_MODULE, OURS, modules_of
 from lit_prune.common.running import variables_around
 from lit_prune.modules.registry import SIZE_ONLY_OUTPUTS, caches_of, qualified_names
 
@@ -87,11 +87,11 @@ def left_in_attributes(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
         prefix = f"{path}." if path else ""
         found = [
             (name, value)
-            for name, value in (*vars(module).items(), *module._buffers.items())
-            if type(value) not in _ATOMS and name not in OF_EVERY_MODULE
+            for name, value in vars(module).items()
+            if name not in OF_EVERY_MODULE and type(value) not in _ATOMS and not _holds_nothing(value)
         ]
-        for name, value in found:
-            if _holds_nothing(value) or name in caches[type(module)] or _is_computed(module, name):
+        for name, value in (*found, *module._buffers.items()):
+            if name in caches[type(module)] or name.startswith(OURS) or _is_computed(module, name):
                 continue
             if isinstance(value, Tensor):
                 yield prefix + name, value
@@ -111,8 +111,9 @@ def _holds_nothing(value: Any) -> bool:
 
 def _noted(module: nn.Module) -> Iterator[Any]:
     """Containers around the hooks of a module: what they see may be noted down there."""
-    for hook in forward_hooks(module):
-        yield from (value for value in variables_around(hook) if isinstance(value, _CONTAINERS))
+    return (
+        value for hook in forward_hooks(module) for value in variables_around(hook) if isinstance(value, _CONTAINERS)
+    )
 
 
 def _is_computed(module: nn.Module, name: str) -> bool:

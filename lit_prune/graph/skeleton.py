@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_prune.common._compat import tree_map_only
+from lit_prune.common.names import OURS
 from lit_prune.graph.copying import copy_module
 from lit_prune.graph.recording import Call
 from lit_prune.modules.registry import update_attributes_
@@ -18,7 +19,7 @@ from lit_prune.plan import PruningPlan
 from lit_prune.surgery.shrink import select, shrink_, targets
 
 # A meta tensor carries under this attribute what it stands for, where that is a few numbers outside the weights.
-_VALUE = "_lit_prune_value"
+_VALUE = f"{OURS}value"
 MOST_VALUES = 2**14
 # Of what a network holds.
 _MOST_HELD = 256

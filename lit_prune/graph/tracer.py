@@ -27,6 +27,7 @@ from lit_prune.graph.vanishing import Vanishing
 
 Rows = list[Row | None]
 Rule = Callable[["Tracer", Operation], None]
+_PLAIN = nullcontext()
 
 
 class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
@@ -58,7 +59,8 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
                     self._names.setdefault(id(tensor), prefix + name)
                     self._shapes[id(tensor)] = tuple(tensor.shape)
             if isinstance(module, ConvNd):
-                own = (*module.parameters(), *module.buffers())
+                below = (*module.parameters(), *module.buffers()) if module._modules else ()
+                own = below or [tensor for tensor in module._parameters.values() if tensor is not None]
                 self._kernels.update(id(tensor) for tensor in own if tensor.dim() == len(module.kernel_size) + 2)
         self._rules = rules
         self.vanishing = Vanishing(self._names, recording, self.blocks)
@@ -146,11 +148,8 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
             self._follow(operation, known.qualified_name, tensors)
             return
         in_step = self.is_between_networks
-        with (
-            self._penalties.weighed(operation, tensors, in_step, self._is_without_data)
-            if in_step or self._penalties
-            else nullcontext()
-        ):
+        weighed = in_step or self._penalties
+        with self._penalties.weighed(operation, tensors, in_step, self._is_without_data) if weighed else _PLAIN:
             self.note(operation, known.numbers(operation), known.counts, tensors, entries)
             self._follow(operation, known.qualified_name, tensors)
         self.origins.leave(func, known, operation)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from lit_prune.common.names import modules_of
+from lit_prune.common.names import OURS, modules_of
 from lit_prune.errors import ArgumentError, ArgumentTypeError
 from lit_prune.modules.remembered import follow_widths_
 from lit_prune.plan import Slot
@@ -16,7 +16,7 @@ from lit_prune.plan import Slot
 AttributeUpdate = Callable[[Any], None]
 
 # What a layer in groups carries once it was cut: outputs a group where each had one input before, 0 where not.
-MULTIPLIER = "_lit_prune_multiplier"
+MULTIPLIER = f"{OURS}multiplier"
 
 SIZE_ONLY_OUTPUTS: dict[str, frozenset[str]] = {}
 """Outputs, by the class of a module inside the network, of which callers read nothing but the size."""

@@ -16,9 +16,9 @@ from typing import Any, cast
 from torch import nn
 
 from lit_prune.common._compat import ConvNd, NormBase
-from lit_prune.common.names import find_module, modules_of
+from lit_prune.common.names import OURS, find_module, modules_of
 
-_WIDTHS = "_lit_prune_widths"
+_WIDTHS = f"{OURS}widths"
 """Where a module keeps which of its integers are widths, and of what: noted before the first cut."""
 
 Sources = tuple[tuple[str, str], ...]
@@ -46,7 +46,7 @@ def note_widths_(network: nn.Module) -> None:
     kinds: set[Any] = {type(module) for _, module in modules}
     read = {name for kind in kinds for name in _read_by(kind)}
     for _, module in modules:
-        if not type(module).__module__.startswith("torch.") and module._modules:
+        if module._modules and not type(module).__module__.startswith("torch."):
             found: dict[str, Sources] = {
                 name: _sources(module, name, value)
                 for name, value in vars(module).items()
@@ -105,9 +105,11 @@ def _features(module: nn.Module) -> list[dict[str, Any]]:
 
 def _feature_sources(module: nn.Module) -> Iterator[Sources]:
     """The last layer with the width of each map: in the part that hands it out, or before that if it has no layers."""
-    layers = [(path, layer) for path, layer in modules_of(module) if isinstance(layer, _LAYERS)]
-    paths = [path for path, _ in modules_of(module)]
-    for entry in _features(module):
+    entries = _features(module)
+    modules = modules_of(module) if entries else []
+    layers = [(path, layer) for path, layer in modules if isinstance(layer, _LAYERS)]
+    paths = [path for path, _ in modules]
+    for entry in entries:
         name, width = str(entry.get("module", "")), entry.get("num_chs")
         place = next((path for path in (name, name.replace(".", "_"), f"model.{name}") if path in paths), "")
         inside = [(path, layer) for path, layer in layers if f"{path}.".startswith(f"{place}.")] if place else []
