@@ -7,13 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
+RIDGES = (1e-3, 2e-2, 4e-1)
 """Penalties that are tried, relative to the mean variance of the inputs."""
-
-
-# What is held out is mostly more like what was fitted than other data are, so the strongest penalty is taken that
-# leaves no more than this times what the best does.
-_NEAR = 1.1
 
 
 @dataclass
@@ -55,14 +50,43 @@ class Evidence:
         """That of both."""
         return Evidence(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
 
-    def solve(self, ridge: float, centred: bool) -> Tensor:
+    def moments(self, centred: bool) -> Moments:
+        """Means of products a row; ``centred`` where a constant is free, too."""
+        gram, cross, square = self.gram / self.rows, self.cross / self.rows, self.square / self.rows
+        if centred:
+            mean, missing = self.entering / self.rows, self.missing / self.rows
+            gram -= mean[:, :, None] * mean[:, None, :]
+            cross -= mean[:, :, None] * missing[:, None, :]
+            square = square - missing.square().sum(1)
+        return Moments(gram, cross, float(square.sum()))
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether nothing that entered or is missing was infinite or NaN."""
+        return bool(self.entering.isfinite().all() and self.square.isfinite().all())
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of what enters, and what is missing.
+
+    Attributes:
+        gram: ``(groups, inputs, inputs)``.
+        cross: ``(groups, inputs, outputs)``.
+        square: Mean square of what is missing, all outputs together.
+    """
+
+    gram: Tensor
+    cross: Tensor
+    square: float
+
+    def solve(self, ridge: float) -> Tensor:
         """``(groups, inputs, outputs)`` what to add to the weights so that the least is missing.
 
         Args:
             ridge: Penalty on what is added, relative to the mean variance of the inputs.
-            centred: Whether a constant is free, too.
         """
-        gram, cross = self._moments(centred)
+        gram, cross = self.gram, self.cross
         scale = gram.diagonal(dim1=1, dim2=2).mean(1)
         eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
         # Inputs that are nothing anywhere need some penalty, too.
@@ -74,35 +98,17 @@ class Evidence:
             factor = torch.linalg.cholesky(gram + (penalty[:, None, None] + 1e-7) * eye)
         return torch.cholesky_solve(cross, factor).to(self.gram)
 
-    def left(self, added: Tensor, centred: bool) -> float:
+    def left(self, added: Tensor) -> float:
         """Mean square of what is missing still, once ``added`` is."""
-        gram, cross = self._moments(centred)
-        before = self.square / self.rows
-        if centred:
-            before = before - (self.missing / self.rows).square().sum(1)
-        fitted = (added * (gram @ added - 2 * cross)).sum((1, 2))
-        return max(0.0, float((before + fitted).sum()))
-
-    def _moments(self, centred: bool) -> tuple[Tensor, Tensor]:
-        gram, cross = self.gram / self.rows, self.cross / self.rows
-        if centred:
-            mean, missing = self.entering / self.rows, self.missing / self.rows
-            gram = gram - mean[:, :, None] * mean[:, None, :]
-            cross = cross - mean[:, :, None] * missing[:, None, :]
-        return gram, cross
+        return max(0.0, self.square + float((added * (self.gram @ added - 2 * self.cross)).sum()))
 
 
-def best_fit(fitted: Evidence, held_out: Evidence, centred: bool) -> tuple[Tensor, float]:
-    """What to add to the weights, with the penalty that does best where it was not fitted; and how well it does.
+def best_penalty(fitted: Moments, held_out: Moments) -> tuple[float | None, float]:
+    """The penalty that does best where it was not fitted, None where none helps; and how well it does.
 
     Returns:
-        ``(groups, inputs, outputs)`` of all evidence, nothing where no penalty helps; and the mean square of what is
-        missing still in the rows that were held out.
+        One of :data:`RIDGES`, and the mean square of what is missing still in the rows that were held out.
     """
-    nothing = torch.zeros_like(fitted.cross)
-    before = held_out.left(nothing, centred)
-    left = {ridge: held_out.left(fitted.solve(ridge, centred), centred) for ridge in RIDGES}
-    if min(left.values()) >= before:
-        return nothing, before
-    ridge = max(each for each in RIDGES if left[each] <= min(before, _NEAR * min(left.values())))
-    return (fitted + held_out).solve(ridge, centred), left[ridge]
+    left = {ridge: held_out.left(fitted.solve(ridge)) for ridge in RIDGES}
+    ridge = min(RIDGES, key=left.__getitem__)
+    return (ridge, left[ridge]) if left[ridge] < held_out.square else (None, held_out.square)

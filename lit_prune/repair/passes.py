@@ -7,6 +7,7 @@ section 3.2; here each kernel position is fitted by itself, in closed form).
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -19,11 +20,13 @@ from torch.overrides import TorchFunctionMode
 
 from lit_prune.common.names import layer_of
 from lit_prune.errors import CalibrationError
-from lit_prune.repair.fit import Evidence, best_fit
+from lit_prune.repair.fit import Evidence, best_penalty
 from lit_prune.repair.samples import PRODUCTS, Positions, Product
 
-# Of this many examples one is held out of a fit.
-_HELD_OUT = 4
+# The part of the examples that is held out of a fit.
+_HELD_OUT = 0.25
+# Of a batch, for each input of an output: a depthwise layer has nine, and thousands of rows would tell no more.
+_ROWS_PER_INPUT = 64
 _BATCH_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 Place = tuple[str, int, int]
 """Name of a tensor, number of the batch, and of the call in it."""
@@ -142,7 +145,7 @@ class Listening(_Mode):
 
     def _note_product(self, product: Product, place: Place, output: Tensor) -> None:
         generator = torch.Generator().manual_seed(hash(place[1:]) % 2**31)
-        at = product.positions(output, self._rows, generator)
+        at = product.positions(output, min(self._rows, _ROWS_PER_INPUT * product.inputs), generator)
         leaving = product.leaving(output.detach(), at).float()
         kept = self._kept.get(place[0])
         self.answers.positions[place] = at
@@ -190,6 +193,8 @@ class _State:
     spread: float
     fitted: Evidence | None = None
     held_out: Evidence | None = None
+    batches: int = 0
+    ridge: float | None = None
 
 
 class Repairing(_Mode):
@@ -246,18 +251,24 @@ class Repairing(_Mode):
             answers = answers + state.bias.reshape(len(matrix), 1, -1)
         missing = wanted.reshape(len(wanted), len(matrix), -1).transpose(0, 1) - answers
         entering = entering - state.shift[:, None]
-        held = at.examples % _HELD_OUT == _HELD_OUT - 1
-        if bool(held.all()) or not bool(held.any()):
-            held = torch.arange(len(held), device=held.device) % _HELD_OUT == 0
+        # Neighbours may be alike, as frames of one film are: a stretch of its own shows how the others are met.
+        last = int(at.examples.max())
+        held = at.examples >= min(last, int((1 - _HELD_OUT) * (last + 1)))
+        if bool(held.all()):
+            held = torch.arange(len(held), device=held.device) >= (1 - _HELD_OUT) * len(held)
         found = [Evidence.of(entering[:, part], missing[:, part]) for part in (~held, held)]
-        if not all(bool(each.gram.isfinite().all() and each.square.isfinite().all()) for each in found):
+        if not all(each.is_finite for each in found):
             raise CalibrationError(
                 f"What enters or leaves {layer_of(name)} has NaN or infinite values on the calibration batches, so it "
                 "can't be repaired. Look at what the network computes there, or train in a wider precision."
             )
         state.fitted = found[0] if state.fitted is None else state.fitted + found[0]
         state.held_out = found[1] if state.held_out is None else state.held_out + found[1]
-        self._solve(product, name, state, state.fitted, state.held_out)
+        state.batches += 1
+        # To choose takes several times as long as to solve, and changes less and less.
+        if math.log(state.batches, 4).is_integer():
+            self._choose(name, state, state.fitted, state.held_out)
+        self._solve(product, state, state.fitted + state.held_out)
 
     def _begin(self, product: Product, name: str, wanted: Tensor, entering: Tensor) -> _State:
         own = product.bias is not None and id(product.bias) in self._names
@@ -271,15 +282,18 @@ class Repairing(_Mode):
             float((wanted.var(0, correction=0) if constant else wanted.square().mean(0)).sum()),
         )
 
-    def _solve(self, product: Product, name: str, state: _State, fitted: Evidence, held_out: Evidence) -> None:
-        added, left = best_fit(fitted, held_out, state.constant)
-        before = held_out.left(torch.zeros_like(added), state.constant)
+    def _choose(self, name: str, state: _State, fitted: Evidence, held_out: Evidence) -> None:
+        seen = held_out.moments(state.constant)
+        state.ridge, left = best_penalty(fitted.moments(state.constant), seen)
         spread = max(state.spread, torch.finfo(torch.float32).tiny)
-        self.fits[name] = Fit(1 - before / spread, 1 - left / spread)
+        self.fits[name] = Fit(1 - seen.square / spread, 1 - left / spread)
+
+    def _solve(self, product: Product, state: _State, evidence: Evidence) -> None:
+        nothing = torch.zeros_like(evidence.cross)
+        added = nothing if state.ridge is None else evidence.moments(state.constant).solve(state.ridge)
         product.weight.data.copy_(state.weight + product.weight_of(added))
-        self.changed.add(name)
+        self.changed.add(self._names[id(product.weight)])
         if product.bias is not None and state.bias is not None and state.constant:
-            evidence = fitted + held_out
             # The inputs' means are counted from their shift.
             means = evidence.entering / evidence.rows + state.shift
             constant = evidence.missing / evidence.rows - (means[:, None] @ added)[:, 0]

@@ -66,6 +66,11 @@ class Product:
         """Whether the first dimension of the input counts examples."""
         return self.input.dim() == (max(2, self.input.dim()) if self.is_linear else self.rank + 2)
 
+    @property
+    def inputs(self) -> int:
+        """How many inputs each output is a sum of, over all kernel positions."""
+        return self.weight.numel() // (self.weight.shape[1] * self.groups if self.is_transposed else len(self.weight))
+
     def positions(self, output: Tensor, rows: int, generator: torch.Generator) -> Positions:
         """About ``rows`` random positions, equally many of each example; all, where there are no more."""
         shape = output.shape[1:-1] if self.is_linear else output.shape[2:]
