@@ -249,8 +249,8 @@ class ChannelPruning(Callback):
         self.agenda.set_length(known_length(trainer, self.schedule.unit))
         self._missed_start = True
         self.averages.watch(trainer)
-        self._waited = not self.pruner.sees
-        if self._waited:
+        self._waited = not self.pruner.is_ready
+        if not self.pruner.sees:
             self._watch = CallRecorder(pl_module)
         elif self.agenda.waits_for_data:
             self.agenda.rehearse(self._host(trainer))
@@ -279,6 +279,7 @@ class ChannelPruning(Callback):
         """
         if pl_module.automatic_optimization and len(trainer.optimizers) == 1:
             self._see_watched(trainer, pl_module)
+        self.pruner.note_gradients(pl_module, optimizer, self._host(trainer).gradient_scale(optimizer))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase as NormBase
 from torch.nn.modules.conv import _ConvNd as ConvNd
 from torch.nn.modules.conv import _ConvTransposeNd as ConvTransposeNd
+from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # What torch itself walks nested arguments by; the public torch.utils.pytree is younger than the oldest torch here.
@@ -143,3 +144,8 @@ def has_slots(kind: type) -> bool:
 def take_count_(metric: Any, other: Any) -> None:
     """Count the updates of another metric as this one's, so that torchmetrics does not warn that it has none."""
     metric._update_count = other.update_count
+
+
+def unscales_itself(optimizer: Optimizer) -> bool:
+    """Whether an optimizer takes gradients as a scaler leaves them, as fused ones do; only this attribute says so."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))

@@ -42,11 +42,11 @@ def modules_of(network: nn.Module) -> list[tuple[str, nn.Module]]:
         ['', '0', '0.0', '1']
     """
     found: list[tuple[str, nn.Module]] = [("", network)]
-    seen = {id(None), id(network)}
+    seen = {id(network)}
 
     def enter(module: nn.Module, prefix: str) -> None:
         for name, child in module._modules.items():
-            if id(child) not in seen:
+            if child is not None and id(child) not in seen:
                 seen.add(id(child))
                 found.append((prefix + name, child))
                 if child._modules:

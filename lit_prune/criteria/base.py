@@ -27,12 +27,15 @@ class Evidence:
         groups: The groups that may lose channels now.
         moments: Layer name to class-wise statistics of its activations; empty unless the criterion or selection has
             a ``calibration``.
+        changes: Group name to ``(size,)``: by how much the loss changes without each channel, to first order, as
+            :class:`lit_prune.criteria.Changes` has it; empty unless the criterion asks for gradients.
     """
 
     network: nn.Module
     graph: ChannelGraph
     groups: tuple[ChannelGroup, ...]
     moments: Mapping[str, Moments] = field(default_factory=dict)
+    changes: Mapping[str, Tensor] = field(default_factory=dict)
 
     @cached_property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -67,6 +70,12 @@ class Criterion(ABC):
 
     calibration: Calibration | None = None
     """How much data to look at, for :attr:`Evidence.moments`; ``None`` where activations are ignored."""
+
+    needs_gradients: bool = False
+    """Whether it goes by :attr:`Evidence.changes`."""
+
+    comparable: bool = False
+    """Whether the scores of different layers have one unit, so that they can be compared as they are."""
 
     needs: str = ""
     """What a group must have to be judged, for messages."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lit_prune.common._compat import tree_flatten
 from lit_prune.common.arguments import check_ratio
 from lit_prune.common.choices import resolve
-from lit_prune.criteria import CRITERIA, Criterion
+from lit_prune.criteria import CRITERIA, Changes, Criterion
 from lit_prune.errors import ArgumentError, ArgumentTypeError
 from lit_prune.graph import Call, ChannelGraph
 from lit_prune.plan import PruningPlan
@@ -30,6 +31,7 @@ def plan_pruning(
     exclude: Sequence[str] = (),
     round_to: int = 8,
     min_channels: int = 1,
+    losses: Iterable[Tensor] | None = None,
 ) -> PruningPlan:
     """The plan of one pruning, tried out on a copy, for :func:`lit_prune.prune_` in a loop of one's own.
 
@@ -45,6 +47,8 @@ def plan_pruning(
         exclude: Likewise.
         round_to: Likewise.
         min_channels: Likewise.
+        losses: The losses of some batches, for a criterion that goes by gradients: made one after the other, as by
+            ``(loss_of(network, batch) for batch in batches)``. No gradient is left anywhere.
 
     Raises:
         ArgumentError: If an argument is out of range, the selection needs activations, or nothing can be pruned.
@@ -75,5 +79,17 @@ def plan_pruning(
         )
     calls = [Call("", inputs)]
     policy.scope.check(network)
-    policy.check(network, ChannelGraph.trace_calls(network, calls))
-    return policy.decide(network, calls, amount, Record()).plan
+    graph = ChannelGraph.trace_calls(network, calls)
+    policy.check(network, graph)
+    changes = _changes(network, graph, losses) if policy.criterion.needs_gradients and losses is not None else {}
+    return policy.decide(network, calls, amount, Record(), changes=changes).plan
+
+
+def _changes(network: nn.Module, graph: ChannelGraph, losses: Iterable[Tensor]) -> dict[str, Tensor]:
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    changes = Changes(network, graph)
+    for loss in losses:
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+            raise ArgumentTypeError(f"Each of the losses is a tensor with one number and a gradient, but got {loss!r}.")
+        changes.note(dict(zip(parameters, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True)))
+    return changes.values()

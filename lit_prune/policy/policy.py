@@ -123,6 +123,7 @@ class PruningPolicy:
         record: Record,
         measure: Measure = lambda layers, calibration: {},
         averages: Mapping[str, str] = MappingProxyType({}),
+        changes: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> PruningEvent:
         """Choose the channels of one event; on several ranks, those that rank 0 chooses.
 
@@ -133,6 +134,7 @@ class PruningPolicy:
             record: What was pruned before.
             measure: Statistics of the activations of some layers, for a criterion or selection that asks for them.
             averages: Prefix of an average inside of the network to that of what it is an average of.
+            changes: Of the loss without each channel, for a criterion that asks for them.
 
         Raises:
             TraceError: If the network can't be run, before or after.
@@ -151,7 +153,7 @@ class PruningPolicy:
             moments = carry_out("measure", partial(measure, list(layers), self.calibration))
         target = self.target(network, graph, ratio, record)
         while True:
-            evidence = Evidence(network, graph, groups, moments)
+            evidence = Evidence(network, graph, groups, moments, changes)
             chosen = carry_out("choose", partial(self._choose, evidence, target, skipped))
             plan = from_rank_zero(extended(chosen, averages))
             try:
@@ -202,7 +204,7 @@ class PruningPolicy:
     def target(self, network: nn.Module, graph: ChannelGraph, ratio: float | None, record: Record) -> Target:
         """How far an event goes, counted against the dense network: the record's, or this one before any event."""
         dense = record.dense or Dense.of(network, graph)
-        return Target(ratio, dense.widths, dense.macs, self.round_to, self.min_channels)
+        return Target(ratio, dense.widths, dense.macs, self.round_to, self.min_channels, self.criterion.comparable)
 
     def _narrow(self, groups: Sequence[ChannelGroup], record: Record) -> dict[str, str]:
         """Groups that were too narrow to lose a channel from the beginning, and why."""

@@ -33,6 +33,7 @@ class Target:
         macs: Multiply-adds of the dense network, for one example.
         round_to: Kept widths are multiples of it; narrower layers stay whole.
         min_channels: The fewest channels that a group keeps.
+        comparable: Whether scores of different layers have one unit.
     """
 
     ratio: float | None
@@ -40,6 +41,7 @@ class Target:
     macs: int
     round_to: int = 8
     min_channels: int = 1
+    comparable: bool = False
 
     @property
     def share(self) -> float | None:

@@ -8,10 +8,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from lit_prune.common.arguments import check_number
 from lit_prune.common.choices import resolve
 from lit_prune.criteria import Evidence
-from lit_prune.errors import SelectionError
+from lit_prune.errors import ArgumentError, SelectionError
 from lit_prune.select.base import Bundle, Scores, Selection, Target, Widths, bundled, flat, lowest
+
+_TINY = torch.finfo(torch.float64).tiny
 
 
 class Spread(Selection):
@@ -20,6 +23,11 @@ class Spread(Selection):
     @abstractmethod
     def widths(self, level: float, bundles: Sequence[Bundle], scores: Scores, target: Target) -> Widths:
         """Group name to what it keeps at a level in [0, 1]; never wider at a higher level."""
+
+    def curve(self, bundle: Bundle, scores: Scores, target: Target) -> Tensor:
+        """``(size,)`` rising: what the k-th channel is worth that all groups of a bundle lose together."""
+        normed = [scores[group.name].double().cpu() for group in bundle]
+        return torch.stack([score.sort().values / score.mean().clamp(min=_TINY) for score in normed]).mean(0)
 
 
 class Uniform(Spread):
@@ -39,8 +47,24 @@ class Uniform(Spread):
 class Global(Spread):
     """The channels with the lowest scores of the whole network; layers that matter more keep more.
 
-    Scores are divided by their layer's mean: their scale differs between layers for reasons other than importance.
+    A score is divided by a power of its layer's mean, since scales differ between layers for reasons other than
+    importance; and by the share of its layer's total that would be left, so that no layer is emptied while others are
+    whole.
+
+    Args:
+        normalization: The power, from 0, which takes scores as they are, to 1, which leaves no difference between the
+            means of layers. By default 0.5 where the criterion says that its scores have one unit, and 1 elsewhere.
+
+    Raises:
+        ArgumentError: If it is out of range.
     """
+
+    def __init__(self, normalization: float | None = None) -> None:
+        if normalization is not None:
+            check_number("normalization", normalization)
+            if not 0 <= normalization <= 1:
+                raise ArgumentError(f"normalization must be in [0, 1], but is {normalization}.")
+        self.normalization = normalization
 
     def __call__(self, evidence: Evidence, scores: Scores, target: Target) -> dict[str, Tensor]:
         """Remove ``target.ratio`` of all dense channels of these groups."""
@@ -53,7 +77,7 @@ class Global(Spread):
 
     def widths(self, level: float, bundles: Sequence[Bundle], scores: Scores, target: Target) -> Widths:
         """The level is a quantile of all scores: what lies below it goes."""
-        curves = [_curve(bundle, scores) for bundle in bundles]
+        curves = [self.curve(bundle, scores, target) for bundle in bundles]
         if not curves:
             return {}
         pooled = [curve.repeat(len(bundle)) for curve, bundle in zip(curves, bundles, strict=True)]
@@ -65,6 +89,17 @@ class Global(Spread):
             for group in bundle:
                 widths[group.name] = target.allowed(group, wanted)
         return widths
+
+    def curve(self, bundle: Bundle, scores: Scores, target: Target) -> Tensor:
+        """As of any spread, in the unit that all layers share."""
+        power = (0.5 if target.comparable else 1.0) if self.normalization is None else self.normalization
+        curves = []
+        for group in bundle:
+            rising = scores[group.name].double().cpu().sort().values
+            left = rising.flip(0).cumsum(0).flip(0)
+            scarcity = rising.sum() / left.clamp(min=_TINY)
+            curves.append(rising * scarcity / rising.mean().clamp(min=_TINY) ** power)
+        return torch.stack(curves).mean(0)
 
 
 class MacsBudget(Selection):
@@ -124,9 +159,14 @@ def fit(
             low, wide = level, widths
         if wide == narrow:
             break
+
+    def regained(bundle: Bundle) -> float:
+        curve, name = spread.curve(bundle, scores, target), bundle[0].name
+        return float(curve[len(curve) - wide[name] : len(curve) - narrow[name]].mean())
+
     # Rounding makes many layers jump at the same level: give back to those whose channels score highest.
     jumped = [bundle for bundle in bundles if any(wide[group.name] != narrow[group.name] for group in bundle)]
-    for bundle in sorted(jumped, key=lambda bundle: -_regained(bundle, scores, wide, narrow)):
+    for bundle in sorted(jumped, key=lambda bundle: -regained(bundle)):
         trial = narrow | {group.name: wide[group.name] for group in bundle}
         if cost(trial) <= budget:
             narrow = trial
@@ -142,15 +182,3 @@ def ratio_of(target: Target, selection: Selection) -> float:
     if target.ratio is None:
         raise SelectionError(f"{type(selection).__name__} needs an amount in (0, 1), but got None.")
     return target.ratio
-
-
-def _curve(bundle: Bundle, scores: Scores) -> Tensor:
-    """``(size,)`` rising: what the k-th channel is worth that all groups of a bundle lose together."""
-    normed = [scores[group.name].double().cpu() for group in bundle]
-    return torch.stack([score.sort().values / score.mean().clamp(min=1e-12) for score in normed]).mean(0)
-
-
-def _regained(bundle: Bundle, scores: Scores, wide: Widths, narrow: Widths) -> float:
-    curve, name = _curve(bundle, scores), bundle[0].name
-    size = len(curve)
-    return float(curve[size - wide[name] : size - narrow[name]].mean())

@@ -57,8 +57,8 @@ class Agenda:
 
     @property
     def waits_for_data(self) -> bool:
-        """Whether events can be rehearsed only where there is calibration data."""
-        return self.pruner.policy.calibration is not None
+        """Whether events go by more than weights, so that they can be rehearsed only where there is data."""
+        return self.pruner.policy.calibration is not None or self.pruner.policy.criterion.needs_gradients
 
     def rehearse(self, host: Host) -> None:
         """Rehearse all events to come, as far as they can be known.
@@ -108,7 +108,7 @@ class Agenda:
         """
         now, done = host.step if self.schedule.unit == "steps" else host.epoch, self.pruner.record.done
         due = [point for point in self.events if point <= now and point not in done]
-        if not due or not self.pruner.sees:
+        if not due or not self.pruner.is_ready:
             return None
         self.pruner.end_trial(host)
         try:

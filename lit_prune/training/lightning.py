@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lit_prune.activations import Calibration, CalibrationBatch
+from lit_prune.common._compat import unscales_itself
 from lit_prune.common.names import class_names
 from lit_prune.plan import PruningPlan
 from lit_prune.training.averages import Averages
@@ -84,6 +85,11 @@ class LightningHost:
     def precision(self) -> AbstractContextManager[None]:
         """The Trainer's precision."""
         return self.trainer.precision_plugin.forward_context()
+
+    def gradient_scale(self, optimizer: Optimizer) -> float:
+        """By what gradients are multiplied when an optimizer is about to step, which may unscale them itself."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        return float(scaler.get_scale()) if scaler is not None and unscales_itself(optimizer) else 1.0
 
     def metrics(self) -> Mapping[str, float]:
         """What callbacks may monitor."""

@@ -219,7 +219,7 @@ def rehearse(
 
 
 def _scores(policy: PruningPolicy, evidence: Evidence) -> dict[str, Tensor]:
-    if policy.criterion.calibration is None:
+    if policy.criterion.calibration is None and not policy.criterion.needs_gradients:
         return policy.scores(evidence)
-    # Until activations are known any channels will do: only their number counts.
+    # Until activations or gradients are known any channels will do: only their number counts.
     return {group.name: torch.arange(float(group.size)) for group in evidence.groups}

@@ -43,7 +43,8 @@ class UltralyticsPruning:
         amount: The ratio that is gone after the last event, in (0, 1), as for `ChannelPruning`.
         epochs: At the start of which epochs to prune, counted from 0: one, several, or a `Schedule` of epochs.
         blocks: Which layers: integers are `model.model[i]`, strings are patterns of layer names. `None` is all.
-        criterion: How important a channel is, by its weights: `"magnitude"`, `"batchnorm"`, `"random"`, a `Criterion`.
+        criterion: How important a channel is: `"magnitude"`, `"batchnorm"`, `"random"`, `"taylor"`, a `Criterion`; one
+            that needs no activations.
         selection: Which channels go: `"uniform"`, `"global"`, `"macs"` or a `Selection` that needs no activations.
         exclude: Patterns of layers that must stay as they are.
         round_to: Kept widths are multiples of it; layers that have no more channels stay as they are.
@@ -100,6 +101,7 @@ class UltralyticsPruning:
         self._ended = False
         self._step: Call | None = None
         self._hook: Any = None
+        self._gradients_hook: Any = None
         if self.agenda.schedule.unit != "epochs":
             raise ArgumentError("Ultralytics' trainer is pruned at the start of epochs: give a schedule of epochs.")
 
@@ -171,6 +173,9 @@ class UltralyticsPruning:
         if not self.pruner.see_again(trainer.model):
             self.pruner.see(trainer.model, host.calls())
         self._step = None
+        self._gradients_hook = trainer.optimizer.register_step_pre_hook(
+            lambda optimizer, *_: self.pruner.note_gradients(trainer.model, optimizer)
+        )
         if not self.pruner.knows_a_step:
             self._hook = trainer.model.register_forward_pre_hook(self._keep_step)
         # In place of the record of an earlier run, which the network may carry.
@@ -232,6 +237,9 @@ class UltralyticsPruning:
     def end(self, trainer: Any) -> None:
         """At the end of the run: detach from it."""
         self._forget_hook()
+        if self._gradients_hook is not None:
+            self._gradients_hook.remove()
+            self._gradients_hook = None
         self.pruner.close()
 
     def _write(self, trainer: Any) -> None:
