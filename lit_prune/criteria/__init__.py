@@ -2,12 +2,20 @@
 
 from lit_prune.criteria.base import Criterion, Evidence
 from lit_prune.criteria.changes import Changes
-from lit_prune.criteria.magnitude import BatchNormScale, Magnitude, Random, batch_norm_scales, power_sums
+from lit_prune.criteria.magnitude import (
+    BatchNormScale,
+    GeometricMedian,
+    Magnitude,
+    Random,
+    batch_norm_scales,
+    power_sums,
+)
 from lit_prune.criteria.taylor import Taylor
 
 CRITERIA: dict[str, type[Criterion]] = {
     "magnitude": Magnitude,
     "batchnorm": BatchNormScale,
+    "geometric_median": GeometricMedian,
     "random": Random,
     "taylor": Taylor,
 }
@@ -18,6 +26,7 @@ __all__ = [
     "Changes",
     "Criterion",
     "Evidence",
+    "GeometricMedian",
     "Magnitude",
     "Random",
     "Taylor",

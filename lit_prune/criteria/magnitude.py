@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lit_prune.common._compat import NormBase
+from lit_prune.common.names import layer_of
 from lit_prune.criteria.base import Criterion, Evidence
 from lit_prune.errors import ArgumentError
 from lit_prune.graph import ChannelGroup
@@ -60,6 +62,35 @@ class BatchNormScale(Criterion):
         """Score each channel by its mean |γ|."""
         scores = {group.name: batch_norm_scales(group, evidence) for group in evidence.groups}
         return {name: score.float() for name, score in scores.items() if score is not None}
+
+
+class GeometricMedian(Criterion):
+    """How far the filters of a channel are from all others of their layer: one that others can stand in for goes first.
+
+    A channel that several layers make has the root of the sum of their squares.
+
+    References:
+        He et al., "Filter Pruning via Geometric Median for Deep Convolutional Neural Networks Acceleration", CVPR 2019,
+        section 3.2, equation 4.
+    """
+
+    def __call__(self, evidence: Evidence) -> dict[str, Tensor]:
+        """Score each channel by the sum of its distances to all channels."""
+        return {group.name: self._of(evidence, group) for group in evidence.groups}
+
+    def _of(self, evidence: Evidence, group: ChannelGroup) -> Tensor:
+        squares = torch.zeros(group.size, dtype=torch.float64)
+        for slot, tensor in evidence.slots_of(group):
+            if tensor.dim() > 1 and layer_of(slot[0]) in group.layers:
+                # Channels in several places of one layer are compared place by place; if equally many, they can be.
+                rows = tensor.movedim(slot[1], 0).flatten(1).to("cpu", torch.float64)
+                members = group.members[slot]
+                if len(np.unique(np.bincount(members.channels, minlength=group.size))) > 1:
+                    continue
+                order = torch.from_numpy(members.channels).argsort(stable=True)
+                filters = rows[torch.from_numpy(members.indices)[order]].reshape(group.size, -1)
+                squares += torch.cdist(filters, filters).sum(1).square()
+        return squares.sqrt().float()
 
 
 class Random(Criterion):

@@ -181,13 +181,14 @@ class Pruner:
 
     def _changes_of(self, network: nn.Module) -> Changes | None:
         """What gradients have told of the network as it is seen now; None where the criterion does not ask."""
-        if self.policy.criterion.needs_gradients and self.graph is not None:
-            if self._changes is None or self._changes.graph is not self.graph:
-                # A step may have shown more of the network: what was noted of the same channels still holds.
-                before = self._changed if self._changes is None else self._changes.state_dict()
-                self._changes, self._changed = Changes(network, self.graph), None
-                if before is not None:
-                    self._changes.load_state_dict(before)
+        if not self.policy.criterion.needs_gradients or self.graph is None:
+            return None
+        if self._changes is None or self._changes.graph is not self.graph:
+            # A step may have shown more of the network: what was noted of the same channels still holds.
+            before = self._changed if self._changes is None else self._changes.state_dict()
+            self._changes, self._changed = Changes(network, self.graph), None
+            if before is not None:
+                self._changes.load_state_dict(before)
         return self._changes
 
     def ratio(self, part: float) -> float | None:

@@ -14,6 +14,7 @@ from lit_prune.graph import Call
 from lit_prune.policy.history import Record
 from lit_prune.policy.policy import PruningPolicy
 from lit_prune.policy.scope import Scope
+from lit_prune.repair import Repair, as_repair
 from lit_prune.report.tables import event_table
 from lit_prune.schedule import Schedule
 from lit_prune.select import SELECTIONS, Selection
@@ -52,6 +53,8 @@ class UltralyticsPruning:
         layers_per_event: How many layers to prune at each event, as for `ChannelPruning`.
         recovery: What follows an event, as for `ChannelPruning`; `monitor` names one of Ultralytics' metrics
             (`"metrics/mAP50-95(B)"`) or `"fitness"`. A run that is resumed takes nothing back of what came before.
+        repair: Whether what is left after a cut is made to answer as the whole did, as for `ChannelPruning`, by training
+            images without augmentation.
         on_error: `"raise"`, or `"continue"` with the network as it was when an event fails.
 
     Raises:
@@ -81,6 +84,7 @@ class UltralyticsPruning:
         min_channels: int = 1,
         layers_per_event: int | None = None,
         recovery: Recovery | None = None,
+        repair: Repair | bool = False,
         on_error: OnError = "raise",
     ) -> None:
         policy = PruningPolicy(
@@ -96,7 +100,7 @@ class UltralyticsPruning:
                 "Under Ultralytics' trainer channels are chosen by weights alone; for a criterion or selection that "
                 "looks at activations, train LitYOLO with ChannelPruning on a YOLODataModule."
             )
-        self.pruner = Pruner(policy, recovery or Recovery(), amount)
+        self.pruner = Pruner(policy, recovery or Recovery(), amount, as_repair(repair))
         self.agenda = Agenda(self.pruner, epochs, on_error)
         self._ended = False
         self._step: Call | None = None

@@ -10,9 +10,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lit_prune.activations import Calibration, CalibrationBatch
-from lit_prune.errors import CalibrationError
+from lit_prune.errors import ArgumentError, CalibrationError
 from lit_prune.graph import Call
 from lit_prune.plan import PruningPlan
+from lit_prune.yolo.dataset import build_dataset
 from lit_prune.yolo.evaluation import forget_anchors_
 
 
@@ -68,12 +69,32 @@ class UltralyticsHost:
         return {}
 
     def batches(self, calibration: Calibration, of_all_ranks: bool = False) -> Iterator[CalibrationBatch]:
-        """None yet.
+        """Images of the train split, evenly spread, letterboxed and not augmented; without their objects.
 
         Raises:
-            CalibrationError: Always.
+            CalibrationError: If they can't be loaded so.
         """
-        raise CalibrationError("Under Ultralytics' trainer there is no calibration data. Train LitYOLO instead.")
+        trainer = self.trainer
+        try:
+            dataset = build_dataset(
+                trainer.args,
+                trainer.data,
+                "train",
+                calibration.batch_size,
+                augment=False,
+                rect=False,
+                stretched=_stretched(trainer),
+            )
+        except ArgumentError as error:
+            raise CalibrationError(f"There are no images to look at. {error}") from error
+        number = min(len(dataset), calibration.batches * calibration.batch_size)
+        picked = [position * len(dataset) // number for position in range(number)]
+        for start in range(0, number, calibration.batch_size):
+            examples = [dataset[position]["img"] for position in picked[start : start + calibration.batch_size]]
+            images = torch.stack(examples).to(next(self.network.parameters()).device)
+            images = images if images.is_floating_point() else images.float() / 255
+            nothing = torch.zeros(0, dtype=torch.int64)
+            yield CalibrationBatch((images,), nothing, nothing)
 
     def precision(self) -> AbstractContextManager[None]:
         """Mixed precision where the trainer uses it."""
@@ -110,3 +131,8 @@ class UltralyticsHost:
     def checkpoint(self) -> str | None:
         """`last.pt`, once it was written."""
         return str(self.trainer.last) if self.trainer.last.exists() else None
+
+
+def _stretched(trainer: Any) -> bool:
+    """Whether the trainer's images are stretched to a square, as RT-DETR's are."""
+    return type(trainer.train_loader.dataset).__name__ == "RTDETRDataset"

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from lit_prune import ChannelGraph
-from lit_prune.criteria import BatchNormScale, Evidence, Magnitude, Random
+from lit_prune.criteria import BatchNormScale, Evidence, GeometricMedian, Magnitude, Random
 from tests.toys import network
 
 
@@ -80,3 +80,13 @@ def test_scores_change_nothing(evidence):
 def test_a_bad_order_is_refused():
     with pytest.raises(ValueError, match="p must be positive"):
         Magnitude(0)
+
+
+def test_a_filter_that_others_can_stand_in_for_goes_first():
+    """He et al., CVPR 2019, figure 1: not the smallest filter goes, but the one in the middle of the others."""
+    net = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([0.1, 5.0, 6.0, 11.0]).reshape(4, 1, 1, 1))
+    graph = ChannelGraph.trace(net, torch.zeros(1, 1, 4, 4))
+    scores = GeometricMedian()(Evidence(net, graph, graph.groups))["0"]
+    torch.testing.assert_close(scores, torch.tensor([21.7, 11.9, 11.9, 21.9]))

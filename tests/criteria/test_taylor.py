@@ -148,7 +148,7 @@ def test_in_a_loop_of_ones_own_losses_are_given():
 
 def test_without_gradients_it_says_where_to_get_them():
     net = chain()
-    with pytest.raises(ArgumentError, match="there are none here.*losses="):
+    with pytest.raises(ArgumentError, match=r"there are none here.*losses="):
         plan_pruning(net, IMAGES[:1], amount=0.3, criterion="taylor", round_to=1)
     with pytest.raises(ArgumentTypeError, match="one number and a gradient"):
         plan_pruning(net, IMAGES[:1], amount=0.3, criterion="taylor", losses=[net(IMAGES)], round_to=1)

@@ -8,6 +8,7 @@ from ultralytics import YOLO
 from lit_prune import ChannelGraph, shrink_
 from lit_prune.errors import PruningError
 from lit_prune.schedule import AtSteps
+from lit_prune.select import MacsBudget
 from lit_prune.yolo import PrunedDetectionTrainer, UltralyticsPruning, build_detector
 from lit_prune.yolo.export import export_detector
 from tests.yolo.theirs import settings, shapes
@@ -52,6 +53,19 @@ for path in {[str(yolo.trainer.last), str(yolo.trainer.best)]!r}:
 yolo({str(digits.parent / "images" / "val")!r}, imgsz=64, verbose=False)
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_channels_may_go_by_gradients_and_what_is_left_is_repaired(digits, tmp_path):
+    pruning = UltralyticsPruning(amount=0.3, epochs=1, criterion="taylor", selection=MacsBudget("global"), repair=True)
+    yolo = pruning.attach(YOLO("yolov8n.yaml"))
+    yolo.train(epochs=2, nbs=4, **settings(digits, tmp_path))
+    (event,) = pruning.record.events
+    assert event["gone"]["macs"] >= 0.3
+    shares = event["repair"]
+    assert len(shares) > 50
+    assert sum(after for _, after in shares.values()) > sum(before for before, _ in shares.values())
+    assert shapes(yolo.trainer.ema.ema) == shapes(yolo.trainer.model)
+    assert not yolo.trainer.optimizer._optimizer_step_pre_hooks
 
 
 def test_training_on_keeps_a_pruned_network(digits, tmp_path):
