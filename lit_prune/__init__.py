@@ -27,6 +27,7 @@ from lit_prune.plan import PruningPlan
 from lit_prune.policy.once import plan_pruning
 from lit_prune.repair import Repair, prune_
 from lit_prune.surgery import accept_pruned, shrink_
+from lit_prune.training.distillation import Distillation
 from lit_prune.training.recovery import Recovery
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "ChannelGraph",
     "ChannelPruning",
     "CheckpointError",
+    "Distillation",
     "ExistingFileError",
     "HalfPrunedError",
     "LitPruneError",

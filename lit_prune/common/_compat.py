@@ -23,9 +23,9 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # What torch itself walks nested arguments by; the public torch.utils.pytree is younger than the oldest torch here.
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
-__all__ = ["ConvNd", "ConvTransposeNd", "NormBase", "tree_flatten", "tree_map_only"]
+__all__ = ["ConvNd", "ConvTransposeNd", "NormBase", "tree_flatten", "tree_map_only", "tree_unflatten"]
 
 RUN_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 """Attributes in which a module keeps what runs with it; there is no public way to list hooks."""

@@ -9,7 +9,7 @@ from lit_prune.common.ranks import together
 
 T = TypeVar("T")
 
-BEFORE = ("look", "measure", "choose", "rehearse", "check", "repair", "keep", "prepare")
+BEFORE = ("look", "measure", "choose", "rehearse", "check", "repair", "watch", "keep", "prepare")
 """The steps before the cut: nothing is changed by them."""
 AFTER = ("cut", "unwrap", "wrap", "record", "recover")
 """The steps from the first cut tensor to the written record."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
@@ -50,6 +50,7 @@ class Pruner:
         calls: How the network is entered, as it was traced.
         late: Steps that have used what the first did not, since the network was seen.
         monitor: The metric by which an event is judged.
+        before_cut: Told of the run and of the names of the modules that a step enters, before each event cuts anything.
 
     Raises:
         ArgumentError: If the amount is out of range, or missing and needed.
@@ -75,6 +76,7 @@ class Pruner:
         self._trial: Trial | None = None
         self._changes: Changes | None = None
         self.monitor = Monitor(recovery.monitor)
+        self.before_cut: list[Callable[[Host, list[str]], None]] = []
         self._rewarming: Rewarming | None = None
         # Of a run that is resumed: the calls of its network, and how far the learning rate had risen.
         self._inputs: list[dict[str, Any]] | None = None
@@ -238,6 +240,7 @@ class Pruner:
         carry_out("check", lambda: host.check(decision.plan))
         params, averages = count_parameters(network), host.averages()
         fits = sent_by_rank_zero(carry_out("repair", lambda: self._repaired(host, decision.plan)))
+        carry_out("watch", lambda: self._tell(host))
         groups = [group.name for group in decision.groups]
         trial = carry_out("keep", lambda: self._begin_trial(host, decision.plan, groups, averages))
         commit = carry_out("prepare", lambda: prepare(network, decision.plan, host.optimizers, [*averages.values()]))
@@ -285,6 +288,11 @@ class Pruner:
         except (CalibrationError, ArgumentTypeError) as error:
             warn_once(f"What is left after the pruning is not repaired. {error}")
             return Repaired()
+
+    def _tell(self, host: Host) -> None:
+        entered = list(dict.fromkeys(call.module for call in self.forwards))
+        for told in self.before_cut:
+            told(host, entered)
 
     def _add_to_record(
         self, decision: PruningEvent, trial: Trial | None, event: dict[str, Any], due: Sequence[int]

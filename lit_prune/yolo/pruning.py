@@ -53,7 +53,7 @@ class UltralyticsPruning:
         layers_per_event: How many layers to prune at each event, as for `ChannelPruning`.
         recovery: What follows an event, as for `ChannelPruning`; `monitor` names one of Ultralytics' metrics
             (`"metrics/mAP50-95(B)"`) or `"fitness"`. A run that is resumed takes nothing back of what came before.
-        repair: Whether what is left after a cut is made to answer as the whole did, as for `ChannelPruning`, by
+        repair: Whether what is left after a cut is made to answer as the whole did, as for `ChannelPruning`; by
             training images without augmentation.
         on_error: `"raise"`, or `"continue"` with the network as it was when an event fails.
 

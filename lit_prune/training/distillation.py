@@ -1,0 +1,211 @@
+"""Training what is left of a network towards the answers that the whole network gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lit_prune.common._compat import NormBase, tree_flatten, tree_unflatten
+from lit_prune.common.arguments import check_choice, check_number
+from lit_prune.common.names import class_names
+from lit_prune.common.ranks import warn_once
+from lit_prune.errors import ArgumentError
+from lit_prune.graph.skeleton import replica
+from lit_prune.training.host import Host
+
+Kind = Literal["mse", "kl"]
+
+
+class Distillation(Callback):
+    """After the first pruning, lets what is left learn from the answers of the whole network, beside the user's loss.
+
+    Right before the first cut the network is copied as it is then: the teacher. From then on each forward of a training
+    step runs the teacher on the same inputs, and in the backward pass a gradient towards its answers is added to that
+    of the outputs. The loss that the training step returns and logs is not changed. A step takes about a forward
+    longer, and the memory of the whole network's weights is needed once more; checkpoints carry them.
+
+    Args:
+        weight: Of the distance to the teacher, beside the loss.
+        kind: ``"mse"``: mean square error, relative to the variance of the teacher's output, of all outputs alike.
+            ``"kl"``: divergence of the classes' probabilities along dimension 1, for logits.
+        temperature: Divides logits, for ``"kl"``.
+        networks: Names of the modules whose outputs are meant, ``""`` being the LightningModule; by default what the
+            training step enters.
+
+    Raises:
+        ArgumentError: If a number is not positive, or the Trainer has no `ChannelPruning`.
+
+    References:
+        Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, section 2.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lit_prune import ChannelPruning
+        >>> pruning = ChannelPruning(amount=0.5, epochs=[6])
+        >>> trainer = Trainer(callbacks=[pruning, Distillation(weight=0.5)], logger=False, accelerator="cpu")
+    """
+
+    def __init__(
+        self, weight: float = 1.0, kind: Kind = "mse", temperature: float = 1.0, networks: list[str] | None = None
+    ) -> None:
+        super().__init__()
+        check_choice("kind", kind, get_args(Kind))
+        for name, number in (("weight", weight), ("temperature", temperature)):
+            check_number(name, number)
+            if number <= 0:
+                raise ArgumentError(f"{name} must be positive, but is {number}.")
+        self.weight, self.kind, self.temperature, self.networks = weight, kind, temperature, networks
+        self._trainer: Trainer | None = None
+        # By the name of each module that is entered.
+        self._teachers: dict[str, nn.Module] = {}
+        # As it was built, until a checkpoint is read: a Trainer does not say earlier whether there is one.
+        self._whole: nn.Module | None = None
+        self._hooks: list[Any] = []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the pruning that the teacher is to be copied before."""
+        if stage != "fit":
+            return
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        found: list[Any] = [callback for callback in callbacks if "ChannelPruning" in class_names(callback)]
+        if not found:
+            raise ArgumentError(
+                "Distillation needs a ChannelPruning in the same Trainer: without a cut nothing is lost."
+            )
+        self._trainer, self._teachers = trainer, {}
+        if self._keep not in found[0].pruner.before_cut:
+            found[0].pruner.before_cut.append(self._keep)
+        self._whole = replica(pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on with the teacher of a resumed run."""
+        self._whole = None
+        self._follow(pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The teachers' weights, by the names of the modules that they teach."""
+        return {
+            "teachers": {
+                name: {key: value.cpu() for key, value in teacher.state_dict().items()}
+                for name, teacher in self._teachers.items()
+            }
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the teachers of a checkpoint."""
+        if self._whole is None:
+            return
+        try:
+            for name, weights in state_dict["teachers"].items():
+                teacher = self._whole.get_submodule(name)
+                teacher.load_state_dict(weights)
+                self._teachers[name] = _as_teacher(teacher)
+        except (AttributeError, RuntimeError) as error:
+            warn_once(
+                "Distillation can't take up its teacher, the network before the first cut, so the network before the "
+                f"next cut will teach. Layers have to be made in `__init__` or `setup` for that. {error}"
+            )
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Remove all hooks."""
+        self.teardown(trainer, pl_module, "fit")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Remove all hooks."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._trainer, self._whole = [], None, None
+
+    def _keep(self, host: Host, entered: list[str]) -> None:
+        """Before a cut: copy the network, if it is the first."""
+        if not self._teachers and self._trainer is not None:
+            whole = replica(host.network)
+            for name in entered if self.networks is None else self.networks:
+                self._teachers[name] = _as_teacher(whole.get_submodule(name))
+            self._follow(host.network)
+
+    def _follow(self, network: nn.Module) -> None:
+        device = next(network.parameters()).device
+        for name, teacher in self._teachers.items():
+            teacher.to(device)
+
+            def taught(module: nn.Module, args: Any, kwargs: Any, output: Any, teacher: nn.Module = teacher) -> Any:
+                # Neither validations nor traces learn.
+                return self._taught(teacher, args, kwargs, output) if module.training and _learns(output) else None
+
+            self._hooks.append(network.get_submodule(name).register_forward_hook(taught, with_kwargs=True))
+
+    def _taught(self, teacher: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
+        with torch.no_grad():
+            wanted = teacher(*args, **kwargs)
+        (mine, spec), (theirs, _) = tree_flatten(output), tree_flatten(wanted)
+        learning = [
+            number
+            for number, (own, target) in enumerate(zip(mine, theirs, strict=False))
+            if isinstance(own, Tensor)
+            and isinstance(target, Tensor)
+            and own.requires_grad
+            and own.shape == target.shape
+        ]
+        if not learning:
+            warn_once(
+                f"Distillation found no output of {type(teacher).__name__} that is like one of the whole network's: "
+                "nothing is learnt from it. Name by `networks` the module whose output is a tensor, or some in a tuple "
+                "or dict."
+            )
+        strength = self.weight * self._scale() / max(1, len(learning))
+        for number in learning:
+            mine[number] = _Towards.apply(mine[number], theirs[number], self.kind, self.temperature, strength)
+        return tree_unflatten(mine, spec)
+
+    def _scale(self) -> float:
+        """By what the training multiplies its loss before the backward pass."""
+        trainer: Any = self._trainer
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        scale = 1.0 if scaler is None else float(scaler.get_scale())
+        return scale / (trainer.accumulate_grad_batches if trainer.lightning_module.automatic_optimization else 1)
+
+
+class _Towards(torch.autograd.Function):
+    """The identity, whose backward adds the gradient of a distance to what the teacher answers."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, target: Tensor, kind: Kind, temperature: float, strength: float) -> Tensor:
+        ctx.save_for_backward(own, target)
+        ctx.kind, ctx.temperature, ctx.strength = kind, temperature, strength
+        return own.view_as(own)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        own, target = (tensor.float() for tensor in ctx.saved_tensors)
+        if ctx.kind == "kl":
+            parts = [F.softmax(logits / ctx.temperature, 1) for logits in (own, target)]
+            added = ctx.temperature * (parts[0] - parts[1]) * (own.shape[1] / own.numel())
+        else:
+            variance = target.var(correction=0).clamp(min=torch.finfo(torch.float32).tiny ** 0.5)
+            added = 2 * (own - target) / (own.numel() * variance)
+        return gradient + (ctx.strength * added).to(gradient), None, None, None, None
+
+
+def _learns(output: Any) -> bool:
+    return torch.is_grad_enabled() and any(map(_can_learn, tree_flatten(output)[0]))
+
+
+def _can_learn(value: Any) -> bool:
+    # Without values there is nothing to compare.
+    return isinstance(value, Tensor) and value.requires_grad and not value.is_meta
+
+
+def _as_teacher(network: nn.Module) -> nn.Module:
+    """In train mode, for outputs to be those of training, but for norms and what draws masks; not trained itself."""
+    network.train().requires_grad_(False)
+    for module in network.modules():
+        # A name tells: packages have their own classes (DropPath, StochasticDepth, DropBlock2d).
+        if isinstance(module, NormBase) or "Drop" in type(module).__name__ or "Stochastic" in type(module).__name__:
+            module.eval()
+    return network

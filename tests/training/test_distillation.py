@@ -1,0 +1,144 @@
+"""What is left learns from the whole network: as a term of the loss would have it, resumed, only after the cut."""
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+from torch.nn import functional as F
+
+from lit_prune import ArgumentError, ChannelPruning, Distillation
+from tests.toys import Classifier, loader, trainer
+
+
+def pruning(epochs=(1,), **options):
+    return ChannelPruning(0.5, list(epochs), verbose=False, **options)
+
+
+def run(*callbacks, kind=Classifier, ckpt_path=None, **options):
+    torch.manual_seed(0)
+    module = kind()
+    saves = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
+    trainer(*callbacks, enable_checkpointing=saves, **options).fit(module, loader(), loader(), ckpt_path=ckpt_path)
+    return module
+
+
+class Explicit(Classifier):
+    """The same by hand: a teacher that is kept aside, and a term of the loss."""
+
+    kind = "mse"
+
+    def training_step(self, batch, batch_idx):
+        answers = self(batch[0])
+        loss = F.cross_entropy(answers, batch[1])
+        self.losses.append(float(loss.detach()))
+        if self.whole:
+            with torch.no_grad():
+                wanted = self.whole[0](batch[0])
+            if self.kind == "mse":
+                loss = loss + 0.7 * F.mse_loss(answers, wanted) / wanted.var(correction=0)
+            else:
+                temperature = 2.0
+                divergence = F.kl_div(
+                    F.log_softmax(answers / temperature, 1), F.softmax(wanted / temperature, 1), reduction="batchmean"
+                )
+                loss = loss + 0.7 * temperature**2 * divergence
+        return loss
+
+    @property
+    def whole(self):
+        return self.trainer.callbacks[0].whole
+
+
+class Keep(pl.Callback):
+    def __init__(self):
+        self.whole = []
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 1:
+            teacher = Classifier()
+            teacher.load_state_dict(pl_module.state_dict())
+            teacher.train().requires_grad_(False)
+            for module in teacher.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+            self.whole = [teacher.net]
+
+
+@pytest.mark.parametrize("kind", ["mse", "kl"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_it_is_as_a_term_of_the_loss_would_have_it(kind, accumulate):
+    class Ours(Explicit):
+        pass
+
+    Ours.kind = kind
+    expected = run(Keep(), pruning(), kind=Ours, accumulate_grad_batches=accumulate)
+    found = run(
+        pruning(), Distillation(0.7, kind, temperature=2.0 if kind == "kl" else 1.0), accumulate_grad_batches=accumulate
+    )
+    for name, value in expected.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+    without = run(pruning(), accumulate_grad_batches=accumulate)
+    assert not torch.allclose(without.net[3][2].weight, found.net[3][2].weight, rtol=1e-3, atol=1e-4)
+    # Until the first step after the cut nothing differs, and the loss is the user's own.
+    assert without.losses[:4] == found.losses[:4]
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
+    module = run(pruning((1, 2)), Distillation(0.1), ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1))
+    for epoch in (0, 1, 2):
+        resumed = run(pruning((1, 2)), Distillation(0.1), ckpt_path=tmp_path / f"epoch={epoch}.ckpt")
+        torch.testing.assert_close(dict(resumed.state_dict()), dict(module.state_dict()), rtol=0, atol=0)
+
+
+def test_the_teacher_is_the_network_before_the_first_cut_and_stays():
+    teachers = []
+
+    class Watch(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            teachers.append(
+                {key: value.clone() for key, value in distillation.state_dict()["teachers"].get("", {}).items()}
+            )
+
+    distillation = Distillation()
+    module = run(pruning((1, 2)), distillation, Watch())
+    assert not teachers[0]
+    assert teachers[1]["net.2.0.weight"].shape == Classifier().net[2][0].weight.shape
+    for name, value in teachers[1].items():
+        assert torch.equal(teachers[3][name], value)
+    assert module.net[2][0].weight.shape != teachers[3]["net.2.0.weight"].shape
+    assert not module._forward_hooks
+
+
+def test_outputs_in_a_dict_and_a_network_by_name():
+    class Named(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.inner = Wrapped(self.net)
+            del self.net
+
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(self.inner(images=batch[0])["logits"], batch[1])
+
+        def validation_step(self, batch, batch_idx):
+            self.log("val_loss", F.cross_entropy(self.inner(images=batch[0])["logits"], batch[1]))
+
+    class Wrapped(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+
+        def forward(self, images):
+            return {"logits": self.net(images), "size": images.shape}
+
+    with_it, without = (run(pruning(), *more, kind=Named) for more in ([Distillation(networks=["inner"])], []))
+    assert not torch.equal(with_it.inner.net[3][2].weight, without.inner.net[3][2].weight)
+
+
+def test_wrong_arguments():
+    with pytest.raises(ArgumentError, match="needs a ChannelPruning"):
+        run(Distillation())
+    with pytest.raises(ArgumentError, match="weight must be positive"):
+        Distillation(0.0)
+    with pytest.raises(ArgumentError, match="kind"):
+        Distillation(kind="mae")
