@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 from lit_prune.common.arguments import check_choice
-from lit_prune.common.ranks import warn_once
+from lit_prune.common.ranks import any_rank, warn_once
 from lit_prune.errors import HalfPrunedError, PruningError, UnsupportedError
 from lit_prune.graph import Call
 from lit_prune.policy.contract import checked_events
@@ -110,7 +110,14 @@ class Agenda:
         due = [point for point in self.events if point <= now and point not in done]
         if not due or not self.pruner.is_ready:
             return None
-        self.pruner.end_trial(host)
+        recovery = self.pruner.recovery
+        if self.pruner.end_trial(host):
+            done.extend(point for point in self.events if point not in done)
+            return None
+        if recovery.floor is not None:
+            due = due[:1]
+            if any_rank(recovery.is_beyond_floor(self.pruner.monitor.read(host))):
+                return None
         try:
             event = self.pruner.prune(host, self.events[due[-1]], due)
         except HalfPrunedError:
@@ -130,7 +137,8 @@ class Agenda:
         """Judge the last event, and warn of events that never came, unless the run was ``cut_short`` on purpose."""
         self.check_monitor(host)
         self._rehearsal.end()
-        self.pruner.end_trial(host)
+        if self.pruner.end_trial(host):
+            return
         missed = [point for point in self.events if point not in self.pruner.record.done]
         if missed and not cut_short:
             warn_once(

@@ -314,18 +314,23 @@ class Pruner:
         if self._rewarmed is not None:
             self._rewarm(host, self._rewarmed)
 
-    def end_trial(self, host: Host) -> None:
+    def end_trial(self, host: Host) -> bool:
         """Take the last event back if the network has not recovered from it by now.
+
+        Returns:
+            Whether that event was one too many, so that no other shall follow.
 
         Raises:
             HalfPrunedError: If that broke off once the first tensor was put back.
         """
         trial, self._trial = self._trial, None
-        if trial is None or self.recovery.max_drop is None:
-            return
+        if trial is None or not self.recovery.takes_back:
+            return False
         score = self.monitor.read(host)
-        if not any_rank(trial.has_failed(score, self.recovery.mode, self.recovery.max_drop)):
-            return
+        ends = any_rank(self.recovery.is_beyond_floor(score))
+        most = self.recovery.max_drop
+        if not (any_rank(most is not None and trial.has_failed(score, self.recovery.mode, most)) or ends):
+            return False
         network, averages, event = host.network, host.averages(), self.record.events[-1]
         within = host.averages_within()
 
@@ -340,11 +345,13 @@ class Pruner:
             carry_out("unwrap", host.unwrap)
             carry_out("wrap", host.wrap)
             carry_out("record", record)
+        limit = f"floor={self.recovery.floor:g}" if ends else f"max_drop={most:g}"
+        rest = "No other follows." if ends else f"Its {len(trial.groups)} groups are left alone from now on."
         warn_once(
-            f"The pruning at epoch {event['epoch']} was taken back: {self.recovery.monitor} went from {trial.score:g} "
-            f"to {score:g}, and max_drop={self.recovery.max_drop:g}. Its {len(trial.groups)} groups are left "
-            "alone from now on."
+            f"The pruning at epoch {event['epoch']} was taken back: {self.recovery.monitor} went from "
+            f"{_shown(trial.score)} to {_shown(score)}, and {limit}. {rest}"
         )
+        return ends
 
     def state_dict(self) -> dict[str, Any]:
         """The record, and what it takes to go on from here, as plain data."""
@@ -388,7 +395,7 @@ class Pruner:
     def _begin_trial(
         self, host: Host, plan: PruningPlan, groups: list[str], averages: Mapping[str, nn.Module]
     ) -> Trial | None:
-        if self.recovery.max_drop is None or not plan:
+        if not self.recovery.takes_back or not plan:
             return None
         self.monitor.check(host)
         plan_before = self.record.plan.state_dict()
@@ -409,6 +416,10 @@ def _from_the_first_cut(host: Host, what: str) -> Iterator[None]:
             f"The network broke while it was being {what} at epoch {host.epoch}, and training can't go on with it. "
             f"{resume}. {error}"
         ) from error
+
+
+def _shown(score: float | None) -> str:
+    return "unknown" if score is None else f"{score:g}"
 
 
 def _checked_amount(amount: float | None, selection: Selection) -> float | None:

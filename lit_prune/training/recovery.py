@@ -37,16 +37,25 @@ class Recovery:
             next one is due, or when training ends, the event is taken back: weights, optimizer state and averaged
             copies are those before it, training goes on from there, and the groups that it pruned are left alone from
             then on. ``None`` takes nothing back. Until then checkpoints also hold the network before the event.
+        floor: What ``monitor`` may not fall below (with ``mode="min"``: rise above). An event after which it does is
+            taken back in the same way, and no other follows: with many small events a network becomes as small as it
+            goes. Events are carried out one by one, and not before the metric has reached the floor.
         monitor: Name of the logged metric.
         mode: ``"max"`` where a higher metric is better, ``"min"`` where a lower one is.
 
     Raises:
         ArgumentError: If ``rewarm_steps`` or ``max_drop`` is negative, ``mode`` unknown, or ``monitor`` missing.
+
+    Example:
+        >>> recovery = Recovery(floor=0.79, monitor="val/map")
+        >>> [recovery.is_beyond_floor(score) for score in (0.8, 0.78, float("nan"), None)]
+        [False, True, True, False]
     """
 
     reset_scores: bool = True
     rewarm_steps: int = 0
     max_drop: float | None = None
+    floor: float | None = None
     monitor: str | None = None
     mode: Literal["max", "min"] = "max"
 
@@ -57,8 +66,22 @@ class Recovery:
             check_number("max_drop", self.max_drop)
             if not self.max_drop >= 0:
                 raise ArgumentError(f"max_drop must be 0 or more, but got {self.max_drop}.")
-        if (self.max_drop is None) != (self.monitor is None):
-            raise ArgumentError("max_drop and monitor go together: the one says how far the other may fall.")
+        if self.floor is not None:
+            check_number("floor", self.floor)
+        if self.takes_back != (self.monitor is not None):
+            raise ArgumentError("max_drop or floor, and monitor, go together: the one says how far the other may fall.")
+
+    @property
+    def takes_back(self) -> bool:
+        """Whether events are taken back that cost too much."""
+        return self.max_drop is not None or self.floor is not None
+
+    def is_beyond_floor(self, score: float | None) -> bool:
+        """Whether the metric is worse than the floor; never where one of them is not known."""
+        if self.floor is None or score is None:
+            return False
+        # NaN is.
+        return not (score >= self.floor if self.mode == "max" else score <= self.floor)
 
 
 class Rewarming:

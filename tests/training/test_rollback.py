@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_prune import ChannelPruning
-from lit_prune.errors import PruningError
+from lit_prune.errors import ArgumentError, PruningError
 from lit_prune.surgery.held import held_by
 from lit_prune.training.averaged_copies import copies_beside
 from lit_prune.training.recovery import Recovery
@@ -162,3 +162,60 @@ def test_a_metric_that_is_not_logged_is_an_error_with_the_nearest():
 def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         Recovery(**options)
+
+
+class Sinking(Scored):
+    """The score of each epoch, whatever was cut."""
+
+    scores = (0.5, 0.8, 0.9, 0.85, 0.7, 0.9, 0.9)
+
+
+def small_events(first=1, **options):
+    recovery = Recovery(floor=0.75, monitor="score", **options)
+    return ChannelPruning(0.6, list(range(first, 7)), round_to=2, recovery=recovery, verbose=False)
+
+
+def test_events_go_on_until_one_would_take_the_metric_below_the_floor():
+    module, callback = Sinking(), small_events()
+    with pytest.warns(
+        UserWarning, match=r"epoch 4 was taken back: score went from 0.85 to 0.7, and floor=0.75. No other"
+    ):
+        trainer(callback, max_epochs=7).fit(module, loader(), loader())
+    # None before the metric has reached the floor, one an epoch, and the one of epoch 4 was too many.
+    assert [(event["epoch"], event.get("taken_back", False)) for event in callback.events] == [
+        (2, False),
+        (3, False),
+        (4, True),
+    ]
+    # The part of the amount that the second of six events leaves.
+    assert callback.events[1]["channels"]["net.2.0"][1] == module.net[2][0].out_channels
+
+
+def test_a_floor_holds_in_a_resumed_run_too(tmp_path):
+    torch.manual_seed(0)
+    module, callback = Sinking(), small_events()
+    saving = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    with pytest.warns(UserWarning, match="was taken back"):
+        trainer(callback, saving, max_epochs=7, enable_checkpointing=True).fit(module, loader(), loader())
+    for epoch in (1, 3, 4, 5):
+        resumed, again = Sinking(), small_events()
+        with pytest.warns(UserWarning, match="was taken back|callbacks used to create the checkpoint"):
+            trainer(again, max_epochs=7).fit(resumed, loader(), loader(), ckpt_path=tmp_path / f"epoch={epoch}.ckpt")
+        assert widths(resumed) == widths(module)
+        torch.testing.assert_close(dict(resumed.state_dict()), dict(module.state_dict()), rtol=0, atol=0)
+
+
+def test_where_a_lower_metric_is_better_the_floor_is_a_ceiling():
+    class Rising(Scored):
+        scores = (0.1, 0.1, 0.3, 0.3, 0.3, 0.3, 0.3)
+
+    module, callback = Rising(), small_events(2, mode="min")
+    callback.pruner.recovery.floor = 0.2
+    with pytest.warns(UserWarning, match="floor=0.2"):
+        trainer(callback, max_epochs=7).fit(module, loader(), loader())
+    assert widths(module) == widths(Rising())
+
+
+def test_without_a_metric_a_floor_says_nothing():
+    with pytest.raises(ArgumentError, match="max_drop or floor, and monitor, go together"):
+        Recovery(floor=0.5)
