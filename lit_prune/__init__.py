@@ -29,6 +29,7 @@ from lit_prune.repair import Repair, prune_
 from lit_prune.surgery import accept_pruned, shrink_
 from lit_prune.training.distillation import Distillation
 from lit_prune.training.recovery import Recovery
+from lit_prune.training.scale_sparsity import ScaleSparsity
 
 __all__ = [
     "ArgumentError",
@@ -50,6 +51,7 @@ __all__ = [
     "Recovery",
     "RehearsalError",
     "Repair",
+    "ScaleSparsity",
     "SelectionError",
     "TraceError",
     "UnknownNameError",
