@@ -48,7 +48,7 @@ from lit_prune.select import MacsBudget
 OUT = Path(__file__).with_suffix(".json")
 HAS_PEER = find_spec("torch_pruning") is not None
 # The other package's own steps: until enough is gone.
-STEPS = 400
+STEPS = 100
 
 
 class Digits:
@@ -175,6 +175,7 @@ class Bench:
     def __init__(self, row: Any, round_to: int) -> None:
         self.row, self.round_to = row, round_to
         self.macs = Cost.of(row.network, row.image).macs
+        self.peers: dict[tuple[float, int, bool], nn.Module] = {}
 
     @cached_property
     def plain_ways(self) -> dict[str, Callable[[float, int], PruningPlan]]:
@@ -217,6 +218,23 @@ class Bench:
 
     def peer(self, amount: float, draw: int, taylor: bool, recalibrated: bool) -> nn.Module:
         """Torch-Pruning's importance over all layers, in many small steps; then BatchNorms in train mode."""
+        # Weights alone decide alike in each draw.
+        key = amount, draw if taylor else 0, taylor
+        if key not in self.peers:
+            self.peers[key] = self.cut_by_peer(*key)
+        network = copy.deepcopy(self.peers[key])
+        if recalibrated:
+            for module in network.modules():
+                if isinstance(module, NormBase):
+                    module.reset_running_stats()
+                    module.momentum = None
+                    module.train()
+            with torch.no_grad():
+                for batch in self.row.batches(draw, 16):
+                    network(self.row.inputs(batch))
+        return network.eval()
+
+    def cut_by_peer(self, amount: float, draw: int, taylor: bool) -> nn.Module:
         import torch_pruning as tp
 
         network = with_split_convolutions(copy.deepcopy(self.row.network)).train()
@@ -245,15 +263,6 @@ class Bench:
             if Cost.of(network.eval(), self.row.image).macs <= (1 - amount) * self.macs:
                 break
         network.zero_grad()
-        if recalibrated:
-            for module in network.modules():
-                if isinstance(module, NormBase):
-                    module.reset_running_stats()
-                    module.momentum = None
-                    module.train()
-            with torch.no_grad():
-                for batch in batches:
-                    network(self.row.inputs(batch))
         return network.eval()
 
 

@@ -30,8 +30,8 @@ class Distillation(Callback):
     longer, and the memory of the whole network's weights is needed once more; checkpoints carry them.
 
     Args:
-        weight: Of the distance to the teacher, beside the loss; where the loss is a sum over images, as Ultralytics' is,
-            a distance weighs as much as in a mean if the weight is the batch size.
+        weight: Of the distance to the teacher, beside the loss. Ultralytics' loss is a sum over images: there the batch
+            size is to it what 1 is to a mean.
         kind: ``"mse"``: mean square error, relative to the variance of the teacher's output, of all outputs alike.
             ``"kl"``: divergence of the classes' probabilities along dimension 1, for logits.
         temperature: Divides logits, for ``"kl"``.
