@@ -49,6 +49,7 @@ OUT = Path(__file__).with_suffix(".json")
 HAS_PEER = find_spec("torch_pruning") is not None
 # The other package's own steps: until enough is gone.
 STEPS = 100
+PEERS = [("Magnitude", "uniform"), ("Magnitude", "global"), ("Taylor", "uniform"), ("Taylor", "global")]
 
 
 class Digits:
@@ -81,6 +82,11 @@ class Digits:
     def batches(self, draw: int, number: int) -> list[Any]:
         torch.manual_seed(draw)
         return [batch for batch, _ in zip(self.data.train_dataloader(), range(number), strict=False)]
+
+    def calibration(self, draw: int, repair: Repair) -> list[tuple[Tensor]]:
+        number = repair.batches * repair.batch_size
+        images = torch.cat([batch["img"] for batch in self.batches(draw, -(-number // 32))])[:number]
+        return [(part,) for part in images.split(repair.batch_size)]
 
     def inputs(self, batch: Any) -> Tensor:
         return batch["img"]
@@ -145,6 +151,9 @@ class Photos:
         crops = torch.stack([self.transform(image) for image in self.seen for _ in range(self.crops)])
         return [crops[torch.arange(start, len(crops), number)] for start in range(number)]
 
+    def calibration(self, draw: int, repair: Repair) -> list[tuple[Tensor]]:
+        return [(batch,) for batch in self.batches(draw, repair.batches)]
+
     def inputs(self, batch: Tensor) -> Tensor:
         return batch
 
@@ -175,7 +184,7 @@ class Bench:
     def __init__(self, row: Any, round_to: int) -> None:
         self.row, self.round_to = row, round_to
         self.macs = Cost.of(row.network, row.image).macs
-        self.peers: dict[tuple[float, int, bool], nn.Module] = {}
+        self.peers: dict[tuple[float, int, str, str], nn.Module] = {}
 
     @cached_property
     def plain_ways(self) -> dict[str, Callable[[float, int], PruningPlan]]:
@@ -212,14 +221,14 @@ class Bench:
         network = shrink_(copy.deepcopy(self.row.network), plan).eval()
         started = time.perf_counter()
         if repair is not None:
-            batches = [(self.row.inputs(batch),) for batch in self.row.batches(draw, repair.batches)]
+            batches = self.row.calibration(draw, repair)
             repaired(self.row.network, plan, lambda: batches, len(batches), repair).apply_(network)
         return network, time.perf_counter() - started
 
-    def peer(self, amount: float, draw: int, taylor: bool, recalibrated: bool) -> nn.Module:
-        """Torch-Pruning's importance over all layers, in many small steps; then BatchNorms in train mode."""
+    def peer(self, amount: float, draw: int, importance: str, spread: str, recalibrated: bool) -> nn.Module:
+        """Torch-Pruning's importance, in many small steps; then BatchNorms in train mode."""
         # Weights alone decide alike in each draw.
-        key = amount, draw if taylor else 0, taylor
+        key = amount, draw if importance == "Taylor" else 0, importance, spread
         if key not in self.peers:
             self.peers[key] = self.cut_by_peer(*key)
         network = copy.deepcopy(self.peers[key])
@@ -234,7 +243,7 @@ class Bench:
                     network(self.row.inputs(batch))
         return network.eval()
 
-    def cut_by_peer(self, amount: float, draw: int, taylor: bool) -> nn.Module:
+    def cut_by_peer(self, amount: float, draw: int, importance: str, spread: str) -> nn.Module:
         import torch_pruning as tp
 
         network = with_split_convolutions(copy.deepcopy(self.row.network)).train()
@@ -246,8 +255,8 @@ class Bench:
         pruner = tp.pruner.BasePruner(
             network,
             self.row.image,
-            importance=tp.importance.GroupTaylorImportance() if taylor else tp.importance.GroupMagnitudeImportance(),
-            global_pruning=True,
+            importance=getattr(tp.importance, f"Group{importance}Importance")(),
+            global_pruning=spread == "global",
             pruning_ratio=1.0,
             max_pruning_ratio=0.9,
             iterative_steps=STEPS,
@@ -256,7 +265,7 @@ class Bench:
         )
         batches = self.row.batches(draw, 16)
         for _ in range(STEPS):
-            if taylor:
+            if importance == "Taylor":
                 network.zero_grad()
                 self.row.loss(network, batches[0]).backward()
             pruner.step()
@@ -373,15 +382,11 @@ def measured(
             plans = [plan(amount, draw) for draw in range(draws)]
             for name, repair in REPAIRS.items():
                 add(f"{way}; {name}", amount, lambda draw, p=plans, r=repair: bench.cut(p[draw], r, draw))
-        for taylor in (False, True) if HAS_PEER else ():
+        for importance, spread in PEERS if HAS_PEER else ():
             for recalibrated in (False, True):
-                way = f"Torch-Pruning, {'Taylor' if taylor else 'magnitude'}, global"
-                way += "; recalibrated" if recalibrated else "; sliced"
-                add(
-                    way,
-                    amount,
-                    lambda draw, t=taylor, r=recalibrated, a=amount: (bench.peer(a, draw, t, r), 0.0),
-                )
+                way = f"Torch-Pruning, {importance}, {spread}; {'recalibrated' if recalibrated else 'sliced'}"
+                given = amount, importance, spread, recalibrated
+                add(way, amount, lambda draw, g=given: (bench.peer(g[0], draw, *g[1:]), 0.0))
     return [{"way": "dense", "amount": 0.0, "scores": [dense], "step_s": step, "forward_s": plain}, *found]
 
 
@@ -401,6 +406,32 @@ def table(measure: str, found: list[dict[str, Any]]) -> Table:
     return result
 
 
+def markdown(result: dict[str, Any]) -> str:
+    """A row's table, for docs/accuracy.md: means and half the spread over draws, and latency beside the dense one's."""
+    by_way: dict[str, dict[float, dict[str, Any]]] = {}
+    for each in result["ways"]:
+        by_way.setdefault(each["way"], {})[each["amount"]] = each
+    (dense,) = by_way.pop("dense").values()
+    amounts = sorted({amount for cells in by_way.values() for amount in cells})
+    trained = result["short"]
+    lines = [
+        f"| {result['measure']}, dense {dense['scores'][0]:.3f} | {' | '.join(f'−{a:.0%} MACs' for a in amounts)} |"
+    ]
+    lines.append("|---" * (1 + len(amounts)) + "|")
+    for way, cells in by_way.items():
+        shown = []
+        for amount in amounts:
+            cell = cells.get(amount)
+            if cell is None or "failed" in cell:
+                shown.append("" if cell is None else "fails")
+                continue
+            scores = cell["after_short_training"] if trained else cell["scores"]
+            half = (max(scores) - min(scores)) / 2
+            shown.append(f"{sum(scores) / len(scores):.3f} ± {half:.3f}, {cell['latency']:.2f}")
+        lines.append(f"| {way} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--row", choices=ROWS, default="digits")
@@ -411,7 +442,12 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=[""], help="only those whose name begins with one of these")
     parser.add_argument("--short", type=int, default=0, help="epochs of training after the cut")
     parser.add_argument("--round-to", type=int, default=4)
+    parser.add_argument("--tables", action="store_true", help="print what was measured, for docs/accuracy.md, and end")
     options = parser.parse_args()
+    if options.tables:
+        for key, result in json.loads(OUT.read_text()).items():
+            print(f"## {key}\n\n{markdown(result)}\n")
+        return
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     console = Console()
@@ -423,7 +459,10 @@ def main() -> None:
     results = json.loads(OUT.read_text()) if OUT.exists() else {}
     settings = {key: getattr(options, key) for key in ("draws", "short", "round_to")}
     key = f"{options.row}, {options.network}" + (f", {options.short} epochs after" if options.short else "")
-    results[key] = {"measure": row.measure, "torch": torch.__version__, **settings, "ways": found}
+    # What was measured before of other ways stays.
+    known = {(each["way"], each["amount"]): each for each in results.get(key, {}).get("ways", [])}
+    known |= {(each["way"], each["amount"]): each for each in found}
+    results[key] = {"measure": row.measure, "torch": torch.__version__, **settings, "ways": [*known.values()]}
     OUT.write_text(json.dumps(results, indent=1) + "\n")
 
 

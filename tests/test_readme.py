@@ -34,3 +34,13 @@ def test_its_numbers_are_those_of_the_files():
     files = ("docs/report.json", "benchmarks/demo_baseline.json", "benchmarks/demo_baseline_plain.json")
     text = headline(*(json.loads((_README.parent / file).read_text(encoding="utf-8")) for file in files))
     assert text in _README.read_text(encoding="utf-8")
+
+
+def test_the_tables_of_accuracy_are_those_of_the_file():
+    root = _README.parent
+    markdown = runpy.run_path(str(root / "benchmarks" / "accuracy.py"))["markdown"]
+    text = (root / "docs" / "accuracy.md").read_text(encoding="utf-8")
+    results = json.loads((root / "benchmarks" / "accuracy.json").read_text(encoding="utf-8"))
+    assert len(results) >= 3
+    for result in results.values():
+        assert markdown(result) in text

@@ -49,8 +49,8 @@ class Repair:
         8192
     """
 
-    batches: int = 4
-    batch_size: int = 32
+    batches: int = 2
+    batch_size: int = 64
     rows: int = 8192
     compensation: bool = True
     recalibration: bool = True
