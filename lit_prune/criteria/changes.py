@@ -116,7 +116,7 @@ class Changes:
 
 
 def _by_channel(part: _Part, parameter: nn.Parameter, gradient: Tensor, size: int) -> Tensor:
-    change = (parameter.detach() * (gradient.to_dense() if gradient.is_sparse else gradient)).float()
+    change = parameter.detach().float() * (gradient.to_dense() if gradient.is_sparse else gradient).float()
     change = change.sum([dim for dim in range(change.dim()) if dim != part.dim])
     picked = change[part.indices.to(change.device)]
     return change.new_zeros(size).index_add_(0, part.channels.to(change.device), picked)
