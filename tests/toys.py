@@ -83,6 +83,17 @@ def trainer(*callbacks: pl.Callback, **options: Any) -> pl.Trainer:
     return quiet_trainer(*callbacks, **{"max_epochs": 4, **options})
 
 
+def fitted(
+    *callbacks: pl.Callback, kind: type[pl.LightningModule] = Classifier, ckpt_path: Any = None, **options: Any
+) -> Any:
+    """A module of a kind, trained from the same weights each time; checkpoints are written where a callback does."""
+    torch.manual_seed(0)
+    module = kind()
+    saves = any(isinstance(callback, pl.callbacks.ModelCheckpoint) for callback in callbacks)
+    trainer(*callbacks, enable_checkpointing=saves, **options).fit(module, loader(), loader(), ckpt_path=ckpt_path)
+    return module
+
+
 def weight_averaging() -> list[pl.Callback]:
     """Lightning's average of the weights, where it has one."""
     return [pl.callbacks.WeightAveraging()] if LIGHTNING_AVERAGES else []

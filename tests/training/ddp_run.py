@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from lit_prune import ChannelPruning, PruningPlan, accept_pruned
 from lit_prune.common.ranks import from_rank_zero
-from lit_prune.criteria import Criterion, Magnitude
+from lit_prune.criteria import Criterion, Magnitude, Taylor
 from lit_prune.policy.steps import carry_out
 from lit_prune.training.recovery import Recovery
 from tests.toys import Classifier, loader, trainer, widths
@@ -238,7 +238,7 @@ def main(out: Path, options: dict[str, Any]) -> None:
     if options.get("trainer", {}).get("sync_batchnorm") and not gpus:
         mock.patch.object(nn.SyncBatchNorm, "forward", synchronise_on_cpu).start()
         mock.patch.object(DistributedDataParallel, "_passing_sync_batchnorm_handle", return_value=None).start()
-    criterion = RankDependent() if options.get("criterion") == "rank" else Magnitude()
+    criterion = {"rank": RankDependent(), "taylor": Taylor()}.get(options.get("criterion", ""), Magnitude())
     callback = ChannelPruning(
         0.6,
         options.get("epochs", [1, 2, 3]),

@@ -288,6 +288,19 @@ def test_two_ranks_repair_alike_and_as_one_process_does(tmp_path):
 
 
 @pytest.mark.slow
+def test_gradients_are_those_of_all_ranks(tmp_path):
+    for repair in (False, True):
+        code, output = start(tmp_path, criterion="taylor", repair=repair)
+        assert code == 0, output
+        first, second = ranks_of(tmp_path)
+        if repair:
+            # The forwards of a repair are those of each rank's own buffers, of which those of the first count.
+            first, second = ({**each, "trail": each["trail"][-1:], "losses": []} for each in (first, second))
+        assert_equal(first, second)
+        assert [event["channels"] for event in first["events"]] == [event["channels"] for event in second["events"]]
+
+
+@pytest.mark.slow
 def test_pruned_before_the_strategy_wraps_it_a_network_trains_under_fsdp(tmp_path):
     code, output = start(tmp_path, strategy="fsdp2", example=True, epochs="before_wrap")
     assert code == 0, output

@@ -8,19 +8,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from lit_prune import ArgumentError, ChannelPruning, Distillation
-from tests.toys import Classifier, loader, trainer
+from tests.toys import Classifier, fitted
 
 
 def pruning(epochs=(1,), **options):
     return ChannelPruning(0.5, list(epochs), verbose=False, **options)
-
-
-def run(*callbacks, kind=Classifier, ckpt_path=None, **options):
-    torch.manual_seed(0)
-    module = kind()
-    saves = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
-    trainer(*callbacks, enable_checkpointing=saves, **options).fit(module, loader(), loader(), ckpt_path=ckpt_path)
-    return module
 
 
 class Explicit(Classifier):
@@ -72,22 +64,22 @@ def test_it_is_as_a_term_of_the_loss_would_have_it(kind, accumulate):
         pass
 
     Ours.kind = kind
-    expected = run(Keep(), pruning(), kind=Ours, accumulate_grad_batches=accumulate)
-    found = run(
+    expected = fitted(Keep(), pruning(), kind=Ours, accumulate_grad_batches=accumulate)
+    found = fitted(
         pruning(), Distillation(0.7, kind, temperature=2.0 if kind == "kl" else 1.0), accumulate_grad_batches=accumulate
     )
     for name, value in expected.state_dict().items():
         torch.testing.assert_close(found.state_dict()[name], value, rtol=1e-3, atol=1e-4)
-    without = run(pruning(), accumulate_grad_batches=accumulate)
+    without = fitted(pruning(), accumulate_grad_batches=accumulate)
     assert not torch.allclose(without.net[3][2].weight, found.net[3][2].weight, rtol=1e-3, atol=1e-4)
     # Until the first step after the cut nothing differs, and the loss is the user's own.
     assert without.losses[:4] == found.losses[:4]
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
-    module = run(pruning((1, 2)), Distillation(0.1), ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1))
+    module = fitted(pruning((1, 2)), Distillation(0.1), ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1))
     for epoch in (0, 1, 2):
-        resumed = run(pruning((1, 2)), Distillation(0.1), ckpt_path=tmp_path / f"epoch={epoch}.ckpt")
+        resumed = fitted(pruning((1, 2)), Distillation(0.1), ckpt_path=tmp_path / f"epoch={epoch}.ckpt")
         torch.testing.assert_close(dict(resumed.state_dict()), dict(module.state_dict()), rtol=0, atol=0)
 
 
@@ -101,7 +93,7 @@ def test_the_teacher_is_the_network_before_the_first_cut_and_stays():
             )
 
     distillation = Distillation()
-    module = run(pruning((1, 2)), distillation, Watch())
+    module = fitted(pruning((1, 2)), distillation, Watch())
     assert not teachers[0]
     assert teachers[1]["net.2.0.weight"].shape == Classifier().net[2][0].weight.shape
     for name, value in teachers[1].items():
@@ -131,13 +123,13 @@ def test_outputs_in_a_dict_and_a_network_by_name():
         def forward(self, images):
             return {"logits": self.net(images), "size": images.shape}
 
-    with_it, without = (run(pruning(), *more, kind=Named) for more in ([Distillation(networks=["inner"])], []))
+    with_it, without = (fitted(pruning(), *more, kind=Named) for more in ([Distillation(networks=["inner"])], []))
     assert not torch.equal(with_it.inner.net[3][2].weight, without.inner.net[3][2].weight)
 
 
 def test_wrong_arguments():
     with pytest.raises(ArgumentError, match="needs a ChannelPruning"):
-        run(Distillation())
+        fitted(Distillation())
     with pytest.raises(ArgumentError, match="weight must be positive"):
         Distillation(0.0)
     with pytest.raises(ArgumentError, match="kind"):

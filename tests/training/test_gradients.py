@@ -8,20 +8,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lit_prune import ArgumentError, ChannelPruning
 from lit_prune.schedule import AtSteps
 from lit_prune.select import MacsBudget
-from tests.toys import Classifier, loader, trainer, widths
+from tests.toys import Classifier, fitted, loader, widths
 
 
 def pruning(epochs=(2,), **options):
     options = {"criterion": "taylor", "selection": MacsBudget("global"), "round_to": 4, "verbose": False, **options}
     return ChannelPruning(0.5, epochs if not isinstance(epochs, tuple) else list(epochs), **options)
-
-
-def run(*callbacks, kind=Classifier, ckpt_path=None, **options):
-    torch.manual_seed(0)
-    module = kind()
-    saves = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
-    trainer(*callbacks, enable_checkpointing=saves, **options).fit(module, loader(), loader(), ckpt_path=ckpt_path)
-    return module
 
 
 def test_the_channels_with_no_gradient_go():
@@ -36,7 +28,7 @@ def test_the_channels_with_no_gradient_go():
             self.net[3][2].weight.grad[:, :16] = 0
 
     callback = pruning(selection="uniform")
-    module = run(callback, kind=HalfUsed)
+    module = fitted(callback, kind=HalfUsed)
     kept = callback.plan.kept["net.2.0.weight"][0].tolist()
     assert len(kept) < 32
     assert set(range(16, 32)) <= set(kept)
@@ -53,21 +45,21 @@ def test_an_event_before_the_first_step_waits_for_it(first, example):
                 self.example_input_array = next(iter(loader()))[0]
 
     callback = pruning(first)
-    run(callback, kind=Module)
+    fitted(callback, kind=Module)
     assert callback.events[0]["step"] == 1
     assert callback.events[0]["gone"]["macs"] >= 0.5
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
-    module = run(pruning((1, 3)), ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1))
+    module = fitted(pruning((1, 3)), ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1))
     for epoch in (0, 1, 2):
-        resumed = run(pruning((1, 3)), ckpt_path=tmp_path / f"epoch={epoch}.ckpt")
+        resumed = fitted(pruning((1, 3)), ckpt_path=tmp_path / f"epoch={epoch}.ckpt")
         torch.testing.assert_close(dict(resumed.state_dict()), dict(module.state_dict()), rtol=0, atol=0)
 
 
 def test_accumulated_gradients_are_those_of_the_step():
     callback = pruning()
-    run(callback, accumulate_grad_batches=2)
+    fitted(callback, accumulate_grad_batches=2)
     assert callback.events[0]["gone"]["macs"] >= 0.5
 
 
@@ -91,7 +83,7 @@ def test_two_optimizers_each_with_its_part():
             ]
 
     callback = pruning()
-    module = run(callback, kind=Two)
+    module = fitted(callback, kind=Two)
     assert callback.events[0]["gone"]["macs"] >= 0.5
     assert widths(module) != widths(Two())
 
@@ -103,7 +95,7 @@ def test_before_the_network_is_wrapped_there_are_none():
             self.example_input_array = next(iter(loader()))[0]
 
     with pytest.raises(ArgumentError, match="by weights alone"):
-        run(pruning("before_wrap"), kind=Module)
+        fitted(pruning("before_wrap"), kind=Module)
 
 
 def test_no_gradient_is_looked_at_without_need():
@@ -112,5 +104,5 @@ def test_no_gradient_is_looked_at_without_need():
             assert callback.state_dict()["changes"] is None
 
     callback = pruning(criterion="magnitude")
-    run(callback, Watch())
+    fitted(callback, Watch())
     assert callback.events

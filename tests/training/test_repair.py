@@ -10,21 +10,11 @@ from torch.utils.data import DataLoader
 
 from lit_prune import ArgumentError, ArgumentTypeError, ChannelPruning, Repair
 from lit_prune.training.recovery import Recovery
-from tests.toys import Classifier, loader, trainer, widths
+from tests.toys import Classifier, fitted, loader, trainer, widths
 
 
 def pruning(epochs=(2,), **options):
     return ChannelPruning(0.5, list(epochs), **{"verbose": False, "repair": True, **options})
-
-
-def run(*callbacks, kind=Classifier, **options):
-    torch.manual_seed(0)
-    module = kind()
-    fitted = {"ckpt_path": options.pop("ckpt_path", None)}
-    trainer(*callbacks, enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks), **options).fit(
-        module, loader(), loader(), **fitted
-    )
-    return module
 
 
 class Around(pl.Callback):
@@ -44,7 +34,7 @@ def test_right_after_an_event_more_of_the_answers_is_left():
     for repair in (False, Repair(recalibration=False), True):
         before, after = Around(), Around()
         callback = pruning(repair=repair)
-        run(before, callback, after)
+        fitted(before, callback, after)
         with torch.no_grad():
             expected, got = before.networks[0](images), after.networks[0](images)
         left.append(float((got - expected).square().mean()))
@@ -56,9 +46,9 @@ def test_right_after_an_event_more_of_the_answers_is_left():
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
-    module = run(pruning([1, 3]), ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1))
+    module = fitted(pruning([1, 3]), ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1))
     for epoch in (0, 1, 2):
-        resumed = run(pruning([1, 3]), ckpt_path=tmp_path / f"epoch={epoch}.ckpt")
+        resumed = fitted(pruning([1, 3]), ckpt_path=tmp_path / f"epoch={epoch}.ckpt")
         torch.testing.assert_close(dict(resumed.state_dict()), dict(module.state_dict()), rtol=0, atol=0)
 
 
@@ -83,7 +73,7 @@ def test_averages_are_repaired_as_the_network_is():
                 ]
 
     average, check = Average(), Check()
-    run(average, pruning(), check)
+    fitted(average, pruning(), check)
     for ours, theirs in check.values:
         torch.testing.assert_close(ours, theirs)
 
@@ -96,7 +86,7 @@ def test_what_is_taken_back_is_as_it_was_before_the_repair():
     recovery = Recovery(max_drop=0.1, monitor="score")
     before = Around()
     with pytest.warns(UserWarning, match="was taken back"):
-        module = run(before, pruning(recovery=recovery), kind=Falls, max_epochs=3)
+        module = fitted(before, pruning(recovery=recovery), kind=Falls, max_epochs=3)
     for (name, expected), value in zip(
         before.networks[0].state_dict().items(), module.net.state_dict().values(), strict=True
     ):
@@ -128,7 +118,7 @@ def test_reading_the_data_leaves_random_states_alone():
     drawn = []
     for repair in (False, True):
         last = Drawn()
-        run(pruning(repair=repair), last)
+        fitted(pruning(repair=repair), last)
         drawn.append(last.state)
     assert torch.equal(drawn[0], drawn[1])
 
@@ -147,7 +137,7 @@ def test_other_arguments_are_refused(make, error, message):
 
 
 def test_widths_are_those_of_an_event_without_repair():
-    assert widths(run(pruning())) == widths(run(pruning(repair=False)))
+    assert widths(fitted(pruning())) == widths(fitted(pruning(repair=False)))
 
 
 def test_answers_that_are_not_finite_are_not_repaired():
@@ -157,5 +147,5 @@ def test_answers_that_are_not_finite_are_not_repaired():
 
     callback = pruning()
     with pytest.warns(UserWarning, match=r"not repaired. What enters or leaves net\S+ has NaN or infinite values"):
-        run(callback, kind=Overflows, limit_val_batches=0)
+        fitted(callback, kind=Overflows, limit_val_batches=0)
     assert callback.events[0]["repair"] == {}

@@ -6,14 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lit_prune import ArgumentError, ChannelPruning, ScaleSparsity
-from tests.toys import Classifier, loader, trainer
-
-
-def run(*callbacks, kind=Classifier, **options):
-    torch.manual_seed(0)
-    module = kind()
-    trainer(*callbacks, **options).fit(module, loader(), loader())
-    return module
+from tests.toys import Classifier, fitted
 
 
 def scales(module):
@@ -28,19 +21,19 @@ def test_it_is_as_a_term_of_the_loss_would_have_it(accumulate):
             return F.cross_entropy(self(batch[0]), batch[1]) + 0.05 * sum(norm.weight.abs().sum() for norm in norms)
 
     # Where an epoch ends within an accumulation, the term counts for less than a whole step.
-    expected = run(kind=Explicit, accumulate_grad_batches=accumulate, limit_train_batches=2)
-    found = run(ScaleSparsity(0.05), accumulate_grad_batches=accumulate, limit_train_batches=2)
+    expected = fitted(kind=Explicit, accumulate_grad_batches=accumulate, limit_train_batches=2)
+    found = fitted(ScaleSparsity(0.05), accumulate_grad_batches=accumulate, limit_train_batches=2)
     torch.testing.assert_close(dict(found.state_dict()), dict(expected.state_dict()), rtol=1e-4, atol=1e-5)
-    assert float(scales(found).abs().sum()) < float(scales(run(limit_train_batches=2)).abs().sum())
+    assert float(scales(found).abs().sum()) < float(scales(fitted(limit_train_batches=2)).abs().sum())
 
 
 def test_it_ends_when_it_is_told_and_goes_with_a_pruning():
     pruning = ChannelPruning(0.5, [2], criterion="batchnorm", selection="global", verbose=False)
-    module = run(ScaleSparsity(0.05, until=2), pruning)
+    module = fitted(ScaleSparsity(0.05, until=2), pruning)
     assert pruning.events
     assert len(scales(module)) < len(scales(Classifier()))
     torch.testing.assert_close(
-        dict(run(ScaleSparsity(0.05, until=0)).state_dict()), dict(run().state_dict()), rtol=0, atol=0
+        dict(fitted(ScaleSparsity(0.05, until=0)).state_dict()), dict(fitted().state_dict()), rtol=0, atol=0
     )
 
 
