@@ -24,7 +24,6 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -178,6 +177,16 @@ def still(network: nn.Module) -> None:
             module.eval()
 
 
+# Criteria and spreads; a cut by them can be repaired.
+OURS = [
+    ("random", "uniform"),
+    ("magnitude", "uniform"),
+    ("magnitude", "global"),
+    ("taylor", "uniform"),
+    ("taylor", "global"),
+]
+
+
 class Bench:
     """The ways of one row."""
 
@@ -185,17 +194,6 @@ class Bench:
         self.row, self.round_to = row, round_to
         self.macs = Cost.of(row.network, row.image).macs
         self.peers: dict[tuple[float, int, str, str], nn.Module] = {}
-
-    @cached_property
-    def plain_ways(self) -> dict[str, Callable[[float, int], PruningPlan]]:
-        """Those whose cut can be repaired."""
-        return {
-            "random, uniform": lambda amount, draw: self.plan(amount, draw, "random", "uniform"),
-            "magnitude, uniform": lambda amount, draw: self.plan(amount, draw, "magnitude", "uniform"),
-            "magnitude, global": lambda amount, draw: self.plan(amount, draw, "magnitude", "global"),
-            "taylor, uniform": lambda amount, draw: self.plan(amount, draw, "taylor", "uniform"),
-            "taylor, global": lambda amount, draw: self.plan(amount, draw, "taylor", "global"),
-        }
 
     def plan(self, amount: float, draw: int, criterion: str, spread: str) -> PruningPlan:
         from lit_prune.criteria import Random
@@ -376,10 +374,11 @@ def measured(
         console.print(f"{way} -{amount:.0%}: {sum(scores) / len(scores):.4f} ({spread}){trained}")
 
     for amount in amounts:
-        for way, plan in bench.plain_ways.items():
-            if not f"{way}; ".startswith(tuple(ways)) and not any(each.startswith(way) for each in ways):
+        for criterion, spread in OURS:
+            way = f"{criterion}, {spread}"
+            if not any(f"{way}; {name}".startswith(tuple(ways)) for name in REPAIRS):
                 continue
-            plans = [plan(amount, draw) for draw in range(draws)]
+            plans = [bench.plan(amount, draw, criterion, spread) for draw in range(draws)]
             for name, repair in REPAIRS.items():
                 add(f"{way}; {name}", amount, lambda draw, p=plans, r=repair: bench.cut(p[draw], r, draw))
         for importance, spread in PEERS if HAS_PEER else ():
@@ -390,12 +389,18 @@ def measured(
     return [{"way": "dense", "amount": 0.0, "scores": [dense], "step_s": step, "forward_s": plain}, *found]
 
 
-def table(measure: str, found: list[dict[str, Any]]) -> Table:
-    amounts = sorted({each["amount"] for each in found if each["amount"]})
-    result = Table("way", *(f"-{amount:.0%} MACs" for amount in amounts), title=measure)
+def grouped(found: list[dict[str, Any]]) -> dict[str, dict[float, dict[str, Any]]]:
+    """What was found, by way and by amount."""
     by_way: dict[str, dict[float, dict[str, Any]]] = {}
     for each in found:
         by_way.setdefault(each["way"], {})[each["amount"]] = each
+    return by_way
+
+
+def table(measure: str, found: list[dict[str, Any]]) -> Table:
+    amounts = sorted({each["amount"] for each in found if each["amount"]})
+    result = Table("way", *(f"-{amount:.0%} MACs" for amount in amounts), title=measure)
+    by_way = grouped(found)
     for way, cells in by_way.items():
         shown = []
         for amount in amounts:
@@ -408,9 +413,7 @@ def table(measure: str, found: list[dict[str, Any]]) -> Table:
 
 def markdown(result: dict[str, Any]) -> str:
     """A row's table, for docs/accuracy.md: means and half the spread over draws, and latency beside the dense one's."""
-    by_way: dict[str, dict[float, dict[str, Any]]] = {}
-    for each in result["ways"]:
-        by_way.setdefault(each["way"], {})[each["amount"]] = each
+    by_way = grouped(result["ways"])
     (dense,) = by_way.pop("dense").values()
     amounts = sorted({amount for cells in by_way.values() for amount in cells})
     trained = result["short"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -30,7 +31,7 @@ from lit_prune.training.checks import check_callbacks, check_launcher, check_str
 from lit_prune.training.console import print_above_progress, tell_loggers
 from lit_prune.training.inputs import CallRecorder, call_of_example, step_of
 from lit_prune.training.latecomers import Latecomers
-from lit_prune.training.lightning import LightningHost
+from lit_prune.training.lightning import LightningHost, gradient_scale
 from lit_prune.training.loading import LoadGuard, NamedReading
 from lit_prune.training.pruner import Pruner
 from lit_prune.training.recovery import Recovery
@@ -279,7 +280,7 @@ class ChannelPruning(Callback):
         """
         if pl_module.automatic_optimization and len(trainer.optimizers) == 1:
             self._see_watched(trainer, pl_module)
-        self.pruner.note_gradients(pl_module, optimizer, self._host(trainer).gradient_scale(optimizer))
+        self.pruner.note_gradients(pl_module, optimizer, partial(gradient_scale, trainer, optimizer))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

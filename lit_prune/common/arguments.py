@@ -53,6 +53,23 @@ def check_number(name: str, value: object) -> None:
         raise ArgumentTypeError(f"{name} must be a number, but got {value!r}, a {type(value).__name__}.")
 
 
+def check_positive(name: str, value: float) -> None:
+    """Raise unless ``value`` is a finite number above zero.
+
+    Raises:
+        ArgumentTypeError: If it is no number.
+        ArgumentError: If it is not finite, or not positive.
+
+    Example:
+        >>> check_positive("weight", 0.0)
+        Traceback (most recent call last):
+        lit_prune.errors.ArgumentError: weight must be positive, but is 0.0.
+    """
+    check_number(name, value)
+    if value <= 0:
+        raise ArgumentError(f"{name} must be positive, but is {value}.")
+
+
 def check_ratio(name: str, value: object) -> None:
     """Raise unless ``value`` is a number between 0 and 1, neither of them.
 

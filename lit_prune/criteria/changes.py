@@ -82,6 +82,11 @@ class Changes:
                 self._sums[name] = self._sums[name].to(squares.device) + squares
                 self._steps[name] += 1
 
+    @property
+    def has_steps(self) -> bool:
+        """Whether anything was noted."""
+        return any(self._steps.values())
+
     def values(self) -> dict[str, Tensor]:
         """Group name to ``(size,)`` root mean squares over the steps, on the CPU; of groups with gradients."""
         return {name: (self._sums[name] / steps).sqrt().double().cpu() for name, steps in self._steps.items() if steps}
@@ -111,8 +116,9 @@ class Changes:
         return [self._part(group, slot) for slot in readers or own]
 
     def _part(self, group: ChannelGroup, slot: Slot) -> _Part:
-        members = group.members[slot]
-        return _Part(*slot, torch.from_numpy(members.indices), torch.from_numpy(members.channels))
+        members, device = group.members[slot], self._parameters[slot[0]].device
+        indices, channels = (torch.from_numpy(each).to(device) for each in (members.indices, members.channels))
+        return _Part(*slot, indices, channels)
 
 
 def _by_channel(part: _Part, parameter: nn.Parameter, gradient: Tensor, size: int) -> Tensor:

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_prune.common._compat import NormBase, tree_flatten, tree_unflatten
-from lit_prune.common.arguments import check_choice, check_number
+from lit_prune.common.arguments import check_choice, check_positive
 from lit_prune.common.names import class_names
 from lit_prune.common.ranks import warn_once
 from lit_prune.errors import ArgumentError
 from lit_prune.graph.skeleton import replica
 from lit_prune.training.host import Host
+from lit_prune.training.lightning import loss_scale
 
 Kind = Literal["mse", "kl"]
 
@@ -57,9 +58,7 @@ class Distillation(Callback):
         super().__init__()
         check_choice("kind", kind, get_args(Kind))
         for name, number in (("weight", weight), ("temperature", temperature)):
-            check_number(name, number)
-            if number <= 0:
-                raise ArgumentError(f"{name} must be positive, but is {number}.")
+            check_positive(name, number)
         self.weight, self.kind, self.temperature, self.networks = weight, kind, temperature, networks
         self._trainer: Trainer | None = None
         # By the name of each module that is entered.
@@ -148,10 +147,7 @@ class Distillation(Callback):
         learning = [
             number
             for number, (own, target) in enumerate(zip(mine, theirs, strict=False))
-            if isinstance(own, Tensor)
-            and isinstance(target, Tensor)
-            and own.requires_grad
-            and own.shape == target.shape
+            if _can_learn(own) and isinstance(target, Tensor) and own.shape == target.shape
         ]
         if not learning:
             warn_once(
@@ -167,9 +163,9 @@ class Distillation(Callback):
     def _scale(self) -> float:
         """By what the training multiplies its loss before the backward pass."""
         trainer: Any = self._trainer
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        scale = 1.0 if scaler is None else float(scaler.get_scale())
-        return scale / (trainer.accumulate_grad_batches if trainer.lightning_module.automatic_optimization else 1)
+        return loss_scale(trainer) / (
+            trainer.accumulate_grad_batches if trainer.lightning_module.automatic_optimization else 1
+        )
 
 
 class _Towards(torch.autograd.Function):

@@ -86,11 +86,6 @@ class LightningHost:
         """The Trainer's precision."""
         return self.trainer.precision_plugin.forward_context()
 
-    def gradient_scale(self, optimizer: Optimizer) -> float:
-        """By what gradients are multiplied when an optimizer is about to step, which may unscale them itself."""
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        return float(scaler.get_scale()) if scaler is not None and unscales_itself(optimizer) else 1.0
-
     def metrics(self) -> Mapping[str, float]:
         """What callbacks may monitor."""
         return {name: float(value) for name, value in self.trainer.callback_metrics.items() if value.numel() == 1}
@@ -115,3 +110,14 @@ class LightningHost:
                 paths += [callback.last_model_path, callback.best_model_path, *callback.best_k_models]
         files = [os.fspath(path) for path in paths if path and os.path.exists(path)]
         return max(files, key=os.path.getmtime, default=None)
+
+
+def loss_scale(trainer: Trainer) -> float:
+    """By what a loss is multiplied before the backward pass, for half precision."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return 1.0 if scaler is None else float(scaler.get_scale())
+
+
+def gradient_scale(trainer: Trainer, optimizer: Optimizer) -> float:
+    """By what gradients are multiplied when an optimizer is about to step, which may unscale them itself."""
+    return loss_scale(trainer) if unscales_itself(optimizer) else 1.0

@@ -15,7 +15,6 @@ from lit_prune.activations import Calibration, Moments
 from lit_prune.common.arguments import check_ratio
 from lit_prune.common.names import count_parameters
 from lit_prune.common.ranks import any_rank, sent_by_rank_zero, together, warn_once
-from lit_prune.criteria import Changes
 from lit_prune.errors import ArgumentError, ArgumentTypeError, CalibrationError, HalfPrunedError, PruningError
 from lit_prune.graph import Call, ChannelGraph
 from lit_prune.graph.recording import Pairs, parted
@@ -27,6 +26,7 @@ from lit_prune.repair import Repair, Repaired, repaired
 from lit_prune.select import Selection
 from lit_prune.surgery.prepare import prepare
 from lit_prune.training.calibration_pass import calibrate, entrance
+from lit_prune.training.gradients import Gradients
 from lit_prune.training.host import Host
 from lit_prune.training.inputs import calls_from_state, calls_to_state
 from lit_prune.training.monitor import Monitor
@@ -74,13 +74,12 @@ class Pruner:
         self._known: list[Call] = []
         self.graph: ChannelGraph | None = None
         self._trial: Trial | None = None
-        self._changes: Changes | None = None
+        self._gradients = Gradients(policy.criterion.needs_gradients)
         self.monitor = Monitor(recovery.monitor)
         self.before_cut: list[Callable[[Host, list[str]], None]] = []
         self._rewarming: Rewarming | None = None
         # Of a run that is resumed: the calls of its network, and how far the learning rate had risen.
         self._inputs: list[dict[str, Any]] | None = None
-        self._changed: dict[str, Any] | None = None
         self._rewarmed: list[int] | None = None
 
     @property
@@ -91,8 +90,7 @@ class Pruner:
     @property
     def is_ready(self) -> bool:
         """Whether all is known that an event goes by, but for calibration data."""
-        has_gradients = self._changes is not None and bool(self._changes.values())
-        return self.sees and (has_gradients or not self.policy.criterion.needs_gradients)
+        return self.sees and self._gradients.are_enough
 
     @property
     def idle(self) -> tuple[str, ...]:
@@ -146,7 +144,7 @@ class Pruner:
             self.policy.check(network, graph)
             self.record.dense = Dense.of(network, graph)
         self.graph, self.calls, self._known = graph, used, [*calls, *steps]
-        self._changes_of(network)
+        self._gradients.follow(network, self.graph)
 
     def _see_late(self, network: nn.Module, averages: Pairs) -> None:
         """See the network again by the steps that have used more of it, on whatever rank."""
@@ -158,7 +156,7 @@ class Pruner:
     def look_again(self, network: nn.Module, averages: Pairs) -> None:
         """Trace the network anew in the way that it was seen, as these averages are known now."""
         self.graph = together(lambda: ChannelGraph.trace_calls(network, self.calls, averages))
-        self._changes_of(network)
+        self._gradients.follow(network, self.graph)
 
     def see_again(self, network: nn.Module, averages: Pairs = MappingProxyType({})) -> bool:
         """See the network by the calls of a resumed run, to prune when it would have; False if there is none."""
@@ -168,30 +166,18 @@ class Pruner:
             self.see(network, *parted(calls_from_state(self._inputs, device)), averages)
         return self.sees
 
-    def note_gradients(self, network: nn.Module, optimizer: Optimizer, scale: float = 1.0) -> None:
+    def note_gradients(
+        self, network: nn.Module, optimizer: Optimizer, scale: Callable[[], float] = lambda: 1.0
+    ) -> None:
         """Before an optimizer steps: look at the gradients, if the criterion goes by them.
 
         Args:
             network: The live network.
             optimizer: Which one.
-            scale: By what the gradients were multiplied.
+            scale: Tells by what the gradients were multiplied.
         """
-        changes = self._changes_of(network)
-        if changes is not None and changes.is_due():
-            own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            changes.note({parameter: parameter.grad for parameter in own}, scale)
-
-    def _changes_of(self, network: nn.Module) -> Changes | None:
-        """What gradients have told of the network as it is seen now; None where the criterion does not ask."""
-        if not self.policy.criterion.needs_gradients or self.graph is None:
-            return None
-        if self._changes is None or self._changes.graph is not self.graph:
-            # A step may have shown more of the network: what was noted of the same channels still holds.
-            before = self._changed if self._changes is None else self._changes.state_dict()
-            self._changes, self._changed = Changes(network, self.graph), None
-            if before is not None:
-                self._changes.load_state_dict(before)
-        return self._changes
+        self._gradients.follow(network, self.graph)
+        self._gradients.note(optimizer, scale)
 
     def ratio(self, part: float) -> float | None:
         """The ratio to be gone after an event, of what the selection counts; ``None`` where the selection decides.
@@ -234,7 +220,7 @@ class Pruner:
 
         within = host.averages_within()
         self._see_late(network, within)
-        changes = {} if self._changes is None else self._changes.values()
+        changes = self._gradients.values()
         decision = self.policy.decide(network, self.calls, ratio, self.record, measure, within, changes)
         warn_of_idle(network, decision)
         carry_out("check", lambda: host.check(decision.plan))
@@ -297,7 +283,8 @@ class Pruner:
     def _add_to_record(
         self, decision: PruningEvent, trial: Trial | None, event: dict[str, Any], due: Sequence[int]
     ) -> None:
-        self.graph, self._trial, self._changes = decision.after, trial, None
+        self.graph, self._trial = decision.after, trial
+        self._gradients.forget()
         self.record.plan = self.record.plan.then(decision.plan)
         self.record.pruned.extend(group.name for group in decision.groups)
         self.record.events.append(event)
@@ -335,7 +322,8 @@ class Pruner:
         within = host.averages_within()
 
         def record() -> None:
-            self.graph, self._changes = ChannelGraph.trace_calls(network, self.calls, within), None
+            self.graph = ChannelGraph.trace_calls(network, self.calls, within)
+            self._gradients.forget()
             self.record.plan = PruningPlan.from_state_dict(trial.plan)
             self.record.barred.extend(trial.groups)
             event["taken_back"] = True
@@ -360,7 +348,7 @@ class Pruner:
             "inputs": calls_to_state([*self._known, *self.late]) if self._known else self._inputs,
             "trial": None if self._trial is None else self._trial.state_dict(),
             "score": self.monitor.value,
-            "changes": self._changed if self._changes is None else self._changes.state_dict(),
+            "changes": self._gradients.state_dict(),
             "rewarmed": None if self._rewarming is None else self._rewarming.taken,
         }
 
@@ -370,18 +358,20 @@ class Pruner:
         self._inputs = state.get("inputs")
         self._trial = None if state.get("trial") is None else Trial(**state["trial"])
         self.monitor.value = state.get("score")
-        self._changed, self._changes = state.get("changes"), None
+        self._gradients.load_state_dict(state.get("changes"))
         self._rewarmed = state.get("rewarmed")
 
     def forget(self) -> None:
         """Start again with another network: forget the record."""
         self.record = Record()
-        self._trial = self.monitor.value = self._inputs = self._changed = self._changes = None
+        self._trial = self.monitor.value = self._inputs = None
+        self._gradients.forget()
 
     def close(self) -> None:
         """Detach from the run; the record stays."""
         self.monitor.validated = False
-        self._inputs = self._rewarmed = self._changed = self._changes = None
+        self._inputs = self._rewarmed = None
+        self._gradients.forget()
         if self._rewarming is not None:
             self._rewarming.close()
             self._rewarming = None

@@ -8,10 +8,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_prune.common._compat import NormBase
-from lit_prune.common.arguments import check_number
-from lit_prune.errors import ArgumentError
-from lit_prune.training.averages import Averages
-from lit_prune.training.lightning import LightningHost
+from lit_prune.common.arguments import check_positive
+from lit_prune.training.lightning import gradient_scale
 
 
 class ScaleSparsity(Callback):
@@ -40,9 +38,7 @@ class ScaleSparsity(Callback):
 
     def __init__(self, penalty: float = 1e-4, until: int | None = None) -> None:
         super().__init__()
-        check_number("penalty", penalty)
-        if penalty <= 0:
-            raise ArgumentError(f"penalty must be positive, but is {penalty}.")
+        check_positive("penalty", penalty)
         self.penalty, self.until = penalty, until
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
@@ -50,7 +46,7 @@ class ScaleSparsity(Callback):
         if self.until is not None and trainer.current_epoch >= self.until:
             return
         own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        added = self.penalty * LightningHost(trainer, Averages()).gradient_scale(optimizer)
+        added = self.penalty * gradient_scale(trainer, optimizer)
         for module in pl_module.modules():
             if isinstance(module, NormBase) and id(module.weight) in own and module.weight.grad is not None:
                 module.weight.grad.add_(torch.sign(module.weight.detach()), alpha=added)
