@@ -38,7 +38,7 @@ def test_its_numbers_are_those_of_the_files():
 
 def test_the_tables_of_accuracy_are_those_of_the_file():
     root = _README.parent
-    markdown = runpy.run_path(str(root / "benchmarks" / "accuracy.py"))["markdown"]
+    markdown = runpy.run_path(str(root / "benchmarks" / "accuracy" / "tables.py"))["markdown"]
     text = (root / "docs" / "accuracy.md").read_text(encoding="utf-8")
     results = json.loads((root / "benchmarks" / "accuracy.json").read_text(encoding="utf-8"))
     assert len(results) >= 3

@@ -1,0 +1,1 @@
+"""What accuracy is left right after a cut, and after training, beside other packages."""

@@ -1,0 +1,112 @@
+"""The ways in which a network gets smaller here."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from benchmarks.accuracy.rows.base import Row
+from lit_prune import ChannelPruning, Distillation, PruningPlan, Repair, plan_pruning, shrink_
+from lit_prune.cost import Cost
+from lit_prune.criteria import Random
+from lit_prune.repair import repaired
+from lit_prune.schedule import AtSteps
+from lit_prune.select import MacsBudget
+
+REPAIRS: dict[str, Repair | None] = {
+    "sliced": None,
+    "recalibrated": Repair(compensation=False),
+    "repaired": Repair(),
+}
+Cut = Callable[[float, int], tuple[nn.Module, float]]
+"""An amount and a draw to what is left, and the seconds that a repair took."""
+
+
+class Ours:
+    """Cuts by lit_prune, each plan made once for all its repairs.
+
+    Args:
+        row: What is cut.
+        round_to: Kept widths are multiples of it.
+    """
+
+    criteria = ("random", "magnitude", "geometric_median", "taylor")
+    spreads = ("uniform", "global")
+
+    def __init__(self, row: Row, round_to: int) -> None:
+        self.row, self.round_to = row, round_to
+        self._plans: dict[tuple[float, int, str, str], PruningPlan] = {}
+
+    def ways(self) -> Iterator[tuple[str, Cut]]:
+        for criterion in self.criteria:
+            for spread in self.spreads:
+                for name, repair in REPAIRS.items():
+                    yield f"{criterion}, {spread}; {name}", partial(self._cut, criterion, spread, repair)
+
+    def trained(self, epochs: int) -> Iterator[tuple[str, Callable[[float, int], nn.Module]]]:
+        """As users do it: the callback, in a Trainer that goes on with the whole network."""
+        for events in (1, 3):
+            for weight in (0.0, 1.0):
+                name = f"in training, {events} event{'s' * (events > 1)}{', distilled' * (weight > 0)}"
+                yield name, partial(self._in_training, epochs, events, weight)
+
+    def narrower(self, amount: float, draw: int) -> nn.Module:
+        """A network of the widths of a uniform cut, with new weights."""
+        network, _ = self._cut("magnitude", "uniform", None, amount, draw)
+        for module in network.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+        return network
+
+    def _cut(
+        self, criterion: str, spread: str, repair: Repair | None, amount: float, draw: int
+    ) -> tuple[nn.Module, float]:
+        plan = self._plan(amount, draw, criterion, spread)
+        network = shrink_(copy.deepcopy(self.row.network), plan).eval()
+        started = time.perf_counter()
+        if repair is not None:
+            batches = self.row.calibration(draw, repair)
+            repaired(self.row.network, plan, lambda: batches, len(batches), repair).apply_(network)
+        return network, time.perf_counter() - started
+
+    def _plan(self, *key: Any) -> PruningPlan:
+        if key not in self._plans:
+            amount, draw, criterion, spread = key
+            network = copy.deepcopy(self.row.network)
+            self._plans[key] = plan_pruning(
+                network,
+                self.row.image,
+                amount=amount,
+                criterion=Random(draw) if criterion == "random" else criterion,
+                selection=MacsBudget(spread),
+                losses=self._losses(network, draw) if criterion == "taylor" else None,
+                round_to=self.round_to,
+            )
+        return self._plans[key]
+
+    def _losses(self, network: nn.Module, draw: int) -> Iterator[Tensor]:
+        return (self.row.loss(network, batch) for batch in self.row.batches(draw, 16))
+
+    def _in_training(self, epochs: int, events: int, weight: float, amount: float, draw: int) -> nn.Module:
+        # Gradients are those of the sixteen steps before each event.
+        steps = AtSteps([16 * (event + 1) for event in range(events)])
+        pruning = ChannelPruning(
+            amount,
+            steps,
+            criterion="taylor",
+            selection=MacsBudget("global"),
+            round_to=self.round_to,
+            repair=True,
+            verbose=False,
+        )
+        teaching = [Distillation(weight * self.row.loss_scale)] if weight else []
+        return self.row.train(copy.deepcopy(self.row.network), epochs, draw, [pruning, *teaching])
+
+
+def macs_of(row: Row, network: nn.Module) -> float:
+    return Cost.of(network.eval(), row.image).macs
