@@ -80,14 +80,16 @@ class Moments:
     cross: Tensor
     square: float
 
-    def solve(self, ridge: float) -> Tensor:
+    def solve(self, ridge: float, usual: float = 0.0) -> Tensor:
         """``(groups, inputs, outputs)`` what to add to the weights so that the least is missing.
 
         Args:
             ridge: Penalty on what is added, relative to the mean variance of the inputs.
+            usual: The least variance that counts as theirs. Without it, weights of inputs that happen to be silent
+                would grow until they answer.
         """
         gram, cross = self.gram, self.cross
-        scale = gram.diagonal(dim1=1, dim2=2).mean(1)
+        scale = gram.diagonal(dim1=1, dim2=2).mean(1).clamp(min=usual)
         eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
         # Inputs that are nothing anywhere need some penalty, too.
         penalty = (ridge * scale).clamp(min=torch.finfo(gram.dtype).tiny ** 0.5)
@@ -103,12 +105,12 @@ class Moments:
         return max(0.0, self.square + float((added * (self.gram @ added - 2 * self.cross)).sum()))
 
 
-def best_penalty(fitted: Moments, held_out: Moments) -> tuple[float | None, float]:
+def best_penalty(fitted: Moments, held_out: Moments, usual: float = 0.0) -> tuple[float | None, float]:
     """The penalty that does best where it was not fitted, None where none helps; and how well it does.
 
     Returns:
         One of :data:`RIDGES`, and the mean square of what is missing still in the rows that were held out.
     """
-    left = {ridge: held_out.left(fitted.solve(ridge)) for ridge in RIDGES}
+    left = {ridge: held_out.left(fitted.solve(ridge, usual)) for ridge in RIDGES}
     ridge = min(RIDGES, key=left.__getitem__)
     return (ridge, left[ridge]) if left[ridge] < held_out.square else (None, held_out.square)

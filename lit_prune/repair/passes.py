@@ -21,45 +21,15 @@ from torch.overrides import TorchFunctionMode
 from lit_prune.common.names import layer_of
 from lit_prune.errors import CalibrationError
 from lit_prune.repair.fit import Evidence, best_penalty
+from lit_prune.repair.norms import Recalibration, Statistics, as_in_training, of_norm
 from lit_prune.repair.samples import PRODUCTS, Positions, Product
 
 # The part of the examples that is held out of a fit.
 _HELD_OUT = 0.25
 # Of a batch, for each input of an output: a depthwise layer has nine, and thousands of rows would tell no more.
 _ROWS_PER_INPUT = 64
-_BATCH_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 Place = tuple[str, int, int]
 """Name of a tensor, number of the batch, and of the call in it."""
-
-
-@dataclass(frozen=True, eq=False)
-class Statistics:
-    """Of what enters a BatchNorm in one call: how many values a channel, their ``(channels,)`` means and variances.
-
-    They lie on the CPU: not every device has double precision.
-    """
-
-    number: int
-    mean: Tensor
-    var: Tensor
-
-    @classmethod
-    def of(cls, values: Tensor) -> Statistics:
-        """Of ``(N, channels, ...)``."""
-        dims = [dim for dim in range(values.dim()) if dim != 1]
-        var, mean = torch.var_mean(values.detach().float(), dims, correction=0)
-        return cls(values.numel() // values.shape[1], mean.cpu().double(), var.cpu().double())
-
-    def __add__(self, other: Statistics) -> Statistics:
-        """Those of both calls."""
-        number = self.number + other.number
-        part = other.number / number
-        between = (1 - part) * part * (self.mean - other.mean).square()
-        return Statistics(
-            number,
-            (1 - part) * self.mean + part * other.mean,
-            (1 - part) * self.var + part * other.var + between,
-        )
 
 
 @dataclass
@@ -77,11 +47,6 @@ class Answers:
     leaving: dict[Place, Tensor] = field(default_factory=dict)
     statistics: dict[Place, Statistics] = field(default_factory=dict)
     normed: set[str] = field(default_factory=set)
-
-
-def _of_norm(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of ``F.batch_norm`` by name."""
-    return {**dict(zip(_BATCH_NORM, args, strict=False)), **kwargs}
 
 
 class _Mode(TorchFunctionMode):
@@ -114,13 +79,17 @@ class Listening(_Mode):
         names: The id of each tensor of the network to its name.
         kept: Name of a weight to the outputs of it that stay; of a running mean to the channels that stay.
         rows: How many rows are sampled of each batch.
+        kept_up: Names of the running means that a training keeps up; there each batch counts by its own statistics.
     """
 
-    def __init__(self, names: Mapping[int, str], kept: Mapping[str, Tensor], rows: int) -> None:
+    def __init__(
+        self, names: Mapping[int, str], kept: Mapping[str, Tensor], rows: int, kept_up: Collection[str] = ()
+    ) -> None:
         super().__init__(names)
         self.answers = Answers()
         self._kept = kept
         self._rows = rows
+        self._kept_up = kept_up
         # Held, so that ids stay theirs.
         self._outputs: dict[int, tuple[Tensor, str]] = {}
 
@@ -133,9 +102,9 @@ class Listening(_Mode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is F.batch_norm:
-            self._note_norm(_of_norm(args, kwargs))
-        output = func(*args, **kwargs)
+        output = self._normed(of_norm(args, kwargs)) if func is F.batch_norm else None
+        if output is None:
+            output = func(*args, **kwargs)
         if func in PRODUCTS:
             product = Product(func, args, kwargs)
             place = self._place(product.weight)
@@ -152,17 +121,16 @@ class Listening(_Mode):
         self.answers.leaving[place] = leaving if kept is None else leaving[:, kept.to(leaving.device)]
         self._outputs[id(output)] = output, place[0]
 
-    def _note_norm(self, given: Mapping[str, Any]) -> None:
+    def _normed(self, given: Mapping[str, Any]) -> Tensor | None:
+        """Note what enters a BatchNorm; and what leaves it, if that is not what its function gives."""
         place = self._place(given["running_mean"])
         if place is None or given.get("training"):
-            return
-        kept, values = self._kept.get(place[0]), given["input"]
+            return None
+        name, values = place[0], given["input"]
         if id(values) in self._outputs:
             self.answers.normed.add(self._outputs[id(values)][1])
-        found = Statistics.of(values)
-        if kept is not None:
-            found = Statistics(found.number, found.mean[kept], found.var[kept])
-        self.answers.statistics[place] = found
+        self.answers.statistics[place] = Statistics.of(values).of_channels(self._kept.get(name))
+        return as_in_training(given) if name in self._kept_up else None
 
 
 @dataclass(frozen=True)
@@ -184,6 +152,8 @@ class _State:
 
     Attributes:
         constant: Whether a constant is free: there is a bias, or a BatchNorm behind takes it up.
+        spread: Variance of what is wanted, of all outputs together.
+        usual: Variance that an input would have if all had the same, and nothing in common.
     """
 
     weight: Tensor
@@ -191,6 +161,7 @@ class _State:
     constant: bool
     shift: Tensor
     spread: float
+    usual: float
     fitted: Evidence | None = None
     held_out: Evidence | None = None
     batches: int = 0
@@ -205,6 +176,12 @@ class Repairing(_Mode):
         answers: Of the whole network.
         compensated: Names of the weights that may be fitted.
         recalibrates: Whether statistics are moved.
+        kept_up: Names of the running means that a training keeps up.
+
+    Attributes:
+        changed: Names of the tensors that were changed.
+        fits: Name of a weight to how well its layer answers.
+        of_whole: Name of a statistic to that of the whole network, taken in the same way.
     """
 
     def __init__(
@@ -213,15 +190,17 @@ class Repairing(_Mode):
         answers: Answers,
         compensated: Collection[str],
         recalibrates: bool,
+        kept_up: Collection[str] = (),
     ) -> None:
         super().__init__(names)
+        self.of_whole: dict[str, Tensor] = {}
         self.changed: set[str] = set()
         self.fits: dict[str, Fit] = {}
         self._answers = answers
         self._compensated = compensated
         self._recalibrates = recalibrates
         self._states: dict[str, _State] = {}
-        self._norms: dict[str, tuple[Statistics, Statistics, Tensor, Tensor]] = {}
+        self._norms = Recalibration(kept_up)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -233,7 +212,7 @@ class Repairing(_Mode):
             if place in self._answers.leaving and place is not None and place[0] in self._compensated:
                 self._compensate(product, place)
         elif func is F.batch_norm:
-            given = _of_norm(args, kwargs)
+            given = of_norm(args, kwargs)
             place = self._place(given["running_mean"])
             if self._recalibrates and place in self._answers.statistics and place is not None:
                 self._recalibrate(given, place)
@@ -274,23 +253,27 @@ class Repairing(_Mode):
         own = product.bias is not None and id(product.bias) in self._names
         taken_up = product.bias is None and self._recalibrates and name in self._answers.normed
         constant = own or taken_up
+        weight = product.weight.detach().float().clone()
+        spread = float((wanted.var(0, correction=0) if constant else wanted.square().mean(0)).sum())
+        squares = float(weight.square().sum())
         return _State(
-            product.weight.detach().float().clone(),
+            weight,
             None if product.bias is None else product.bias.detach().float().clone(),
             constant,
             entering.mean(1) if constant else entering.new_zeros(entering.shape[0], entering.shape[2]),
-            float((wanted.var(0, correction=0) if constant else wanted.square().mean(0)).sum()),
+            spread,
+            spread / squares if squares else 0.0,
         )
 
     def _choose(self, name: str, state: _State, fitted: Evidence, held_out: Evidence) -> None:
         seen = held_out.moments(state.constant)
-        state.ridge, left = best_penalty(fitted.moments(state.constant), seen)
+        state.ridge, left = best_penalty(fitted.moments(state.constant), seen, state.usual)
         spread = max(state.spread, torch.finfo(torch.float32).tiny)
         self.fits[name] = Fit(1 - seen.square / spread, 1 - left / spread)
 
     def _solve(self, product: Product, state: _State, evidence: Evidence) -> None:
         nothing = torch.zeros_like(evidence.cross)
-        added = nothing if state.ridge is None else evidence.moments(state.constant).solve(state.ridge)
+        added = nothing if state.ridge is None else evidence.moments(state.constant).solve(state.ridge, state.usual)
         product.weight.data.copy_(state.weight + product.weight_of(added))
         self.changed.add(self._names[id(product.weight)])
         if product.bias is not None and state.bias is not None and state.constant:
@@ -301,16 +284,9 @@ class Repairing(_Mode):
             self.changed.add(self._names[id(product.bias)])
 
     def _recalibrate(self, given: Mapping[str, Any], place: Place) -> None:
-        name, mean, var = place[0], given["running_mean"], given["running_var"]
-        dense, now = self._answers.statistics[place], Statistics.of(given["input"])
-        if name in self._norms:
-            before, ours, first_mean, first_var = self._norms[name]
-            dense, now = before + dense, ours + now
-        else:
-            first_mean, first_var = (tensor.detach().cpu().double().clone() for tensor in (mean, var))
-        self._norms[name] = dense, now, first_mean, first_var
-        tiny = torch.finfo(torch.float32).tiny
-        ratio = torch.where(dense.var > tiny, now.var / dense.var.clamp(min=tiny), torch.ones_like(now.var))
-        mean.copy_(first_mean + (now.mean - dense.mean))
-        var.copy_(first_var * ratio)
-        self.changed.update(each for tensor in (mean, var) if (each := self._names.get(id(tensor))) is not None)
+        mean, var = given["running_mean"], given["running_var"]
+        self._norms.move_(place[0], mean, var, self._answers.statistics[place], Statistics.of(given["input"]))
+        for tensor, whole in zip((mean, var), self._norms.of_whole(place[0]), strict=True):
+            if (name := self._names.get(id(tensor))) is not None:
+                self.changed.add(name)
+                self.of_whole[name] = whole

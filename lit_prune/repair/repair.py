@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_prune.activations import Calibration
-from lit_prune.common._compat import ConvTransposeNd
+from lit_prune.common._compat import ConvTransposeNd, NormBase
 from lit_prune.common.arguments import check_whole
 from lit_prune.common.names import layer_of, tensors_of
 from lit_prune.common.running import eagerly, evaluating, untouched
@@ -31,7 +31,8 @@ class Repair:
 
     What removed channels did can be predicted, to a large part, from those that stay. Each convolution and linear layer
     is fitted anew to answer as the whole network's did, from the first to the last, each to what really enters it then;
-    and the statistics of each BatchNorm move as much as those of its inputs did.
+    and the statistics of each BatchNorm move as much as those of its inputs did. Where they are being kept up, in train
+    mode, they are measured anew, for they lag behind the weights.
 
     Args:
         batches: Number of batches that are looked at; evenly spread over the data set.
@@ -93,10 +94,12 @@ class Repaired:
     Attributes:
         values: Name of a parameter or buffer to the value that it gets, on the CPU, in the shape that the plan leaves.
         fits: Name of a weight to how well its layer answers.
+        before: Name of a statistic to what it was in the whole network, where that is not what was kept there.
     """
 
     values: Mapping[str, Tensor] = field(default_factory=dict)
     fits: Mapping[str, Fit] = field(default_factory=dict)
+    before: Mapping[str, Tensor] = field(default_factory=dict)
 
     def apply_(
         self, network: nn.Module, copies: Iterable[nn.Module] = (), averages: Mapping[str, str] = MappingProxyType({})
@@ -112,7 +115,7 @@ class Repaired:
         beside = [dict(tensors_of(copy)) for copy in copies]
         with torch.no_grad():
             for name, value in self.values.items():
-                before = own[name].detach().clone()
+                before = self.before.get(name, own[name].detach().clone()).to(own[name])
                 own[name].copy_(value)
                 followers = [tensors.get(name) for tensors in beside]
                 for average, source in averages.items():
@@ -159,7 +162,14 @@ def repaired(
     parameters = dict(network.named_parameters())
     outputs = {name: _kept_outputs(network, name, dims) for name, dims in plan.kept.items()}
     kept = {name: indices for name, indices in outputs.items() if indices is not None}
-    listening = Listening(names, kept, max(1, repair.rows // max(1, number)))
+    kept_up = {
+        names[id(module.running_mean)]
+        for module in network.modules()
+        if isinstance(module, NormBase) and module.training and module.running_mean is not None
+    }
+    if not repair.recalibration:
+        kept_up = set()
+    listening = Listening(names, kept, max(1, repair.rows // max(1, number)), kept_up)
     with untouched(network):
         for inputs in batches():
             with precision(), listening.batch():
@@ -169,12 +179,13 @@ def repaired(
         tensors = dict(tensors_of(left))
         ids = {id(tensor): name for name, tensor in tensors.items()}
         fitted = [name for name, parameter in parameters.items() if name in plan.kept or parameter.requires_grad]
-        repairing = Repairing(ids, listening.answers, fitted if repair.compensation else (), repair.recalibration)
+        compensated = fitted if repair.compensation else ()
+        repairing = Repairing(ids, listening.answers, compensated, repair.recalibration, kept_up)
         for inputs in batches():
             with precision(), repairing.batch():
                 forward(*inputs)
         values = {name: tensors[name].detach().cpu().clone() for name in sorted(repairing.changed)}
-    return Repaired(values, repairing.fits)
+    return Repaired(values, repairing.fits, repairing.of_whole)
 
 
 def _kept_outputs(network: nn.Module, name: str, dims: Mapping[int, Tensor]) -> Tensor | None:

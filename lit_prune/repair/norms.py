@@ -1,0 +1,115 @@
+"""Statistics of BatchNorms: those of the whole network, and those of what is left of it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_ARGUMENTS = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """Of what enters a BatchNorm: how many values a channel, their ``(channels,)`` means and variances.
+
+    They lie on the CPU: not every device has double precision.
+    """
+
+    number: int
+    mean: Tensor
+    var: Tensor
+
+    @classmethod
+    def of(cls, values: Tensor) -> Statistics:
+        """Of ``(N, channels, ...)``."""
+        dims = [dim for dim in range(values.dim()) if dim != 1]
+        var, mean = torch.var_mean(values.detach().float(), dims, correction=0)
+        return cls(values.numel() // values.shape[1], mean.cpu().double(), var.cpu().double())
+
+    def __add__(self, other: Statistics) -> Statistics:
+        """Those of both."""
+        number = self.number + other.number
+        part = other.number / number
+        between = (1 - part) * part * (self.mean - other.mean).square()
+        return Statistics(
+            number,
+            (1 - part) * self.mean + part * other.mean,
+            (1 - part) * self.var + part * other.var + between,
+        )
+
+    def of_channels(self, kept: Tensor | None) -> Statistics:
+        """Of some channels; of all where it is None."""
+        return self if kept is None else Statistics(self.number, self.mean[kept], self.var[kept])
+
+    @property
+    def unbiased(self) -> Tensor:
+        """The variances that a BatchNorm keeps."""
+        return self.var * self.number / max(1, self.number - 1)
+
+
+def of_norm(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of ``F.batch_norm`` by name."""
+    return {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
+
+
+def as_in_training(given: Mapping[str, Any]) -> Tensor | None:
+    """What a BatchNorm gives in a training step; None where a batch is too small for it.
+
+    Args:
+        given: Its arguments by name.
+    """
+    values = given["input"]
+    if values.numel() <= values.shape[1]:
+        return None
+    return F.batch_norm(values, None, None, given.get("weight"), given.get("bias"), True, 0.0, given.get("eps", 1e-5))
+
+
+class Recalibration:
+    """Moves the statistics of BatchNorms, batch by batch.
+
+    Those that a training keeps up are lagging behind its weights, and are measured anew. The others may be of more and
+    better data than are at hand: they move as much as those of their inputs do.
+
+    Args:
+        kept_up: Names of the running means that a training keeps up.
+    """
+
+    def __init__(self, kept_up: Collection[str]) -> None:
+        self._kept_up = kept_up
+        self._start: dict[str, tuple[Tensor, Tensor]] = {}
+        self._dense: dict[str, Statistics] = {}
+        self._now: dict[str, Statistics] = {}
+
+    def move_(self, name: str, mean: Tensor, var: Tensor, dense: Statistics, now: Statistics) -> None:
+        """Take one call more into account.
+
+        Args:
+            name: Of the running mean.
+            mean: The running mean, changed in place.
+            var: The running variance, likewise.
+            dense: What entered in the whole network.
+            now: What enters.
+        """
+        if name in self._now:
+            dense, now = self._dense[name] + dense, self._now[name] + now
+        else:
+            self._start[name] = mean.detach().cpu().double().clone(), var.detach().cpu().double().clone()
+        self._dense[name], self._now[name] = dense, now
+        if name in self._kept_up:
+            mean.copy_(now.mean)
+            var.copy_(now.unbiased)
+            return
+        tiny = torch.finfo(torch.float32).tiny
+        ratio = torch.where(dense.var > tiny, now.var / dense.var.clamp(min=tiny), torch.ones_like(now.var))
+        mean.copy_(self._start[name][0] + (now.mean - dense.mean))
+        var.copy_(self._start[name][1] * ratio)
+
+    def of_whole(self, name: str) -> tuple[Tensor, Tensor]:
+        """Mean and variance that those moved to are to be compared with: of the whole network, in the same way."""
+        dense = self._dense[name]
+        return (dense.mean, dense.unbiased) if name in self._kept_up else self._start[name]
