@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from lit_prune import ChannelGraph, PruningPlan, mask_, plan_pruning, shrink_
+from lit_prune.repair.fit import Evidence
 from lit_prune.repair.repair import Repair, repaired
 
 IMAGES = torch.randn(96, 3, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -185,3 +186,88 @@ def test_a_plan_that_cuts_nothing_changes_nothing():
     cut = copy.deepcopy(net)
     found.apply_(cut)
     assert error(net, cut) < 1e-9
+
+
+def _lagging():
+    """A network whose statistics lie far from what its weights now lead to, as after a few steps at a high rate."""
+    net = build("BatchNorm")
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean += 0.5
+                module.running_var *= 25
+    return net
+
+
+def _entering(net):
+    """The variance of what enters each norm in a training step."""
+    found = {}
+    hooks = [
+        module.register_forward_hook(lambda m, args, out, name=name: found.__setitem__(name, args[0].var((0, 2, 3))))
+        for name, module in net.named_modules()
+        if isinstance(module, nn.BatchNorm2d)
+    ]
+    copy.deepcopy(net).train()(IMAGES)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def test_in_training_statistics_are_those_of_what_enters():
+    net = _lagging().train()
+    plan = plan_pruning(net, IMAGES[:1], amount=0.4, round_to=2)
+    found = repaired(net, plan, batches(), 1, Repair())
+    left = shrink_(copy.deepcopy(net), plan)
+    found.apply_(left)
+    for name, expected in _entering(left).items():
+        torch.testing.assert_close(left.get_submodule(name).running_var, expected, rtol=0.02, atol=0)
+    whole = copy.deepcopy(net)
+    # As a step computes it, what is left answers most of what the whole network does.
+    with torch.no_grad():
+        expected, got = whole(OTHERS), left.train()(OTHERS)
+    assert (got - expected).square().mean() < 0.5 * (expected - expected.mean()).square().mean()
+
+
+def test_kept_statistics_move_by_the_difference_alone():
+    net = _lagging()
+    plan = plan_pruning(net, IMAGES[:1], amount=0.4, round_to=2)
+    found = repaired(net, plan, batches(), 1, Repair())
+    left = shrink_(copy.deepcopy(net), plan)
+    found.apply_(left)
+    entering = _entering(left)
+    assert all(left.get_submodule(name).running_var.mean() > 3 * var.mean() for name, var in entering.items())
+
+
+def test_averages_keep_up_although_the_network_lags():
+    net = _lagging().train()
+    average = build("BatchNorm")
+    plan = plan_pruning(net, IMAGES[:1], amount=0.4, round_to=2)
+    found = repaired(net, plan, batches(), 1, Repair())
+    left, followed = (shrink_(copy.deepcopy(each), plan) for each in (net, average))
+    found.apply_(left, [followed])
+    # The statistics of the average did not lag, and what the network had to catch up on is none of theirs.
+    for name, expected in _entering(left).items():
+        ratio = followed.get_submodule(name).running_var / expected
+        assert 0.4 < ratio.min() <= ratio.max() < 2.5
+
+
+def test_inputs_that_are_silent_get_no_large_weights():
+    net = build("no norm")
+    with torch.no_grad():
+        # What leaves the first layer is next to nothing on these images, and tells all that its tiny values tell.
+        net[0][0].weight *= 1e-12
+        net[0][0].bias.zero_()
+        net[1][0].bias.normal_(0, 1)
+    before = net[1][0].weight.abs().max()
+    plan = plan_pruning(net, IMAGES[:1], amount=0.4, round_to=2)
+    noisy = copy.deepcopy(net)
+    found = repaired(noisy, plan, batches(), 1, Repair())
+    assert all(value.abs().max() < 3 * max(before, 1) for name, value in found.values.items())
+
+
+def test_an_evidence_of_next_to_nothing_adds_next_to_nothing():
+    entering = 1e-9 * torch.randn(1, 200, 4, generator=torch.Generator().manual_seed(0))
+    missing = 1e9 * entering @ torch.ones(1, 4, 2)
+    moments = Evidence.of(entering, missing).moments(centred=True)
+    assert moments.solve(1e-3).abs().max() > 1e6
+    assert moments.solve(1e-3, usual=1.0).abs().max() < 1e-3
