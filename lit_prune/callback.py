@@ -62,7 +62,7 @@ class ChannelPruning(Callback):
         blocks: Which layers: integers are children of the network's main ``nn.Sequential`` (Ultralytics:
             ``model.model[i]``), strings are :mod:`fnmatch` patterns of layer names. ``None`` is all of them.
         criterion: How important a channel is: ``"magnitude"``, ``"batchnorm"``, ``"geometric_median"``,
-            ``"random"``, ``"taylor"`` (by the gradients of the training) or a :class:`Criterion`.
+            ``"random"``, ``"taylor"`` or ``"fisher"`` (by the gradients of the training) or a :class:`Criterion`.
         selection: Which channels go: ``"uniform"``, ``"global"``, ``"macs"``, ``"clusters"`` or a :class:`Selection`.
         exclude: Patterns of layers that must stay as they are.
         round_to: Kept widths are multiples of it, at which hardware is fastest; layers that have no more channels

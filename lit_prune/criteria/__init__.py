@@ -10,7 +10,7 @@ from lit_prune.criteria.magnitude import (
     batch_norm_scales,
     power_sums,
 )
-from lit_prune.criteria.taylor import Taylor
+from lit_prune.criteria.taylor import Fisher, Taylor
 
 CRITERIA: dict[str, type[Criterion]] = {
     "magnitude": Magnitude,
@@ -18,6 +18,7 @@ CRITERIA: dict[str, type[Criterion]] = {
     "geometric_median": GeometricMedian,
     "random": Random,
     "taylor": Taylor,
+    "fisher": Fisher,
 }
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Changes",
     "Criterion",
     "Evidence",
+    "Fisher",
     "GeometricMedian",
     "Magnitude",
     "Random",

@@ -1,4 +1,4 @@
-"""The criterion that reads the gradients of training steps."""
+"""Criteria that read the gradients of training steps."""
 
 from __future__ import annotations
 
@@ -36,7 +36,36 @@ class Taylor(Criterion):
         """
         if not evidence.changes:
             raise ArgumentError(
-                "Taylor goes by gradients, and there are none here. Under a Trainer they are those of training steps; "
-                "elsewhere write plan_pruning(..., losses=(loss_of(batch) for batch in batches))."
+                f"{type(self).__name__} goes by gradients, and there are none here. Under a Trainer they are those "
+                "of training steps; elsewhere write plan_pruning(..., losses=(loss_of(batch) for batch in batches))."
             )
         return {group.name: evidence.changes[group.name] for group in evidence.groups if group.name in evidence.changes}
+
+
+class Fisher(Taylor):
+    """What the loss would change by without a channel, squared, for each multiply-add that its removal saves.
+
+    The mean square of the first-order change over training steps is the diagonal of the Fisher information of a gate
+    on the channel, over all layers that are coupled. Divided by the saving, it takes first what is cheap to lose and
+    dear to keep: best with ``Global(normalization=0)`` for removals of up to a half.
+
+    References:
+        Liu et al., "Group Fisher Pruning for Practical Network Compression", ICML 2021, sections 3.1 and 3.3.
+
+    Example:
+        >>> from lit_prune import ChannelPruning
+        >>> from lit_prune.select import Global, MacsBudget
+        >>> pruning = ChannelPruning(0.4, epochs=[6], criterion="fisher", selection=MacsBudget(Global(normalization=0)))
+    """
+
+    def __call__(self, evidence: Evidence) -> dict[str, Tensor]:
+        """Score each channel by the square of what the loss would change by, a multiply-add.
+
+        Raises:
+            ArgumentError: If there are no gradients.
+        """
+        whole = evidence.graph.macs_without({})
+        return {
+            name: score.square() / max(1, whole - evidence.graph.macs_without({name: [0]}))
+            for name, score in super().__call__(evidence).items()
+        }

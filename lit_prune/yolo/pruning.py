@@ -44,8 +44,8 @@ class UltralyticsPruning:
         amount: The ratio that is gone after the last event, in (0, 1), as for `ChannelPruning`.
         epochs: At the start of which epochs to prune, counted from 0: one, several, or a `Schedule` of epochs.
         blocks: Which layers: integers are `model.model[i]`, strings are patterns of layer names. `None` is all.
-        criterion: How important a channel is: `"magnitude"`, `"batchnorm"`, `"random"`, `"taylor"`, a `Criterion`; one
-            that needs no activations.
+        criterion: How important a channel is: `"magnitude"`, `"batchnorm"`, `"geometric_median"`, `"random"`,
+            `"taylor"`, `"fisher"`, or a `Criterion` that needs no activations.
         selection: Which channels go: `"uniform"`, `"global"`, `"macs"` or a `Selection` that needs no activations.
         exclude: Patterns of layers that must stay as they are.
         round_to: Kept widths are multiples of it; layers that have no more channels stay as they are.

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lit_prune import ArgumentError, ArgumentTypeError, ChannelGraph, plan_pruning
-from lit_prune.criteria import Changes, Evidence, Taylor
+from lit_prune.criteria import Changes, Evidence, Fisher, Taylor
 from tests.toys import network
 
 IMAGES = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -152,3 +152,17 @@ def test_without_gradients_it_says_where_to_get_them():
         plan_pruning(net, IMAGES[:1], amount=0.3, criterion="taylor", round_to=1)
     with pytest.raises(ArgumentTypeError, match="one number and a gradient"):
         plan_pruning(net, IMAGES[:1], amount=0.3, criterion="taylor", losses=[net(IMAGES)], round_to=1)
+
+
+def test_fisher_is_the_square_for_each_multiply_add_that_goes():
+    torch.manual_seed(0)
+    net = chain()
+    graph, changes = noted(net)
+    evidence = Evidence(net, graph, graph.groups, changes=changes.values())
+    first, second = Taylor()(evidence), Fisher()(evidence)
+    whole = graph.macs_without({})
+    for name in ("0", "3"):
+        saved = whole - graph.macs_without({name: [2]})
+        torch.testing.assert_close(second[name], first[name].square() / saved)
+    # Both convolutions have kernels of 3, and the first works on larger maps.
+    assert whole - graph.macs_without({"0": [0]}) != whole - graph.macs_without({"3": [0]})
