@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import torch
@@ -10,14 +11,16 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_prune.common._compat import NormBase, tree_flatten, tree_unflatten
+from lit_prune.common._compat import ConvNd, ConvTransposeNd, NormBase, tree_flatten, tree_unflatten
 from lit_prune.common.arguments import check_choice, check_positive
+from lit_prune.common.choices import nearest
 from lit_prune.common.names import class_names
 from lit_prune.common.ranks import warn_once
 from lit_prune.errors import ArgumentError
 from lit_prune.graph.skeleton import replica
 from lit_prune.training.host import Host
 from lit_prune.training.lightning import loss_scale
+from lit_prune.training.pruner import Pruner
 
 Kind = Literal["mse", "kl"]
 
@@ -38,12 +41,15 @@ class Distillation(Callback):
         temperature: Divides logits, for ``"kl"``.
         networks: Names of the modules whose outputs are meant, ``""`` being the LightningModule; by default what the
             training step enters.
+        features: Names of convolutions, linear layers and norms inside of them whose outputs are to be alike as well,
+            on the channels that are left, by mean square error.
 
     Raises:
-        ArgumentError: If a number is not positive, or the Trainer has no `ChannelPruning`.
+        ArgumentError: If a number is not positive, a feature is no such layer, or the Trainer has no `ChannelPruning`.
 
     References:
-        Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, section 2.
+        Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, section 2; Romero et al., "FitNets: Hints
+        for Thin Deep Nets", ICLR 2015, section 2.2, for features.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -53,14 +59,25 @@ class Distillation(Callback):
     """
 
     def __init__(
-        self, weight: float = 1.0, kind: Kind = "mse", temperature: float = 1.0, networks: list[str] | None = None
+        self,
+        weight: float = 1.0,
+        kind: Kind = "mse",
+        temperature: float = 1.0,
+        networks: list[str] | None = None,
+        features: list[str] | None = None,
     ) -> None:
         super().__init__()
         check_choice("kind", kind, get_args(Kind))
         for name, number in (("weight", weight), ("temperature", temperature)):
             check_positive(name, number)
         self.weight, self.kind, self.temperature, self.networks = weight, kind, temperature, networks
+        self.features = features or []
         self._trainer: Trainer | None = None
+        self._pruner: Pruner | None = None
+        # By its name: the channels of a feature that its teacher has, of those of the run's first network.
+        self._taken: dict[str, Tensor] = {}
+        # What the teacher of a module answers in the forward that is running, and its features.
+        self._wanted: dict[str, tuple[Any, dict[str, Tensor]]] = {}
         # By the name of each module that is entered.
         self._teachers: dict[str, nn.Module] = {}
         # As it was built, until a checkpoint is read: a Trainer does not say earlier whether there is one.
@@ -77,7 +94,9 @@ class Distillation(Callback):
             raise ArgumentError(
                 "Distillation needs a ChannelPruning in the same Trainer: without a cut nothing is lost."
             )
-        self._trainer, self._teachers = trainer, {}
+        for name in self.features:
+            _channels_of(pl_module, name)
+        self._trainer, self._teachers, self._pruner = trainer, {}, found[0].pruner
         if self._keep not in found[0].pruner.before_cut:
             found[0].pruner.before_cut.append(self._keep)
         self._whole = replica(pl_module)
@@ -93,7 +112,8 @@ class Distillation(Callback):
             "teachers": {
                 name: {key: value.cpu() for key, value in teacher.state_dict().items()}
                 for name, teacher in self._teachers.items()
-            }
+            },
+            "taken": dict(self._taken),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -105,6 +125,7 @@ class Distillation(Callback):
                 teacher = self._whole.get_submodule(name)
                 teacher.load_state_dict(weights)
                 self._teachers[name] = _as_teacher(teacher)
+            self._taken = dict(state_dict.get("taken", {}))
         except (AttributeError, RuntimeError) as error:
             warn_once(
                 "Distillation can't take up its teacher, the network before the first cut, so the network before the "
@@ -127,22 +148,54 @@ class Distillation(Callback):
             whole = replica(host.network)
             for name in entered if self.networks is None else self.networks:
                 self._teachers[name] = _as_teacher(whole.get_submodule(name))
+            left = {name: self._left(host.network, name) for name in self.features}
+            self._taken = {name: kept for name, kept in left.items() if kept is not None}
             self._follow(host.network)
+
+    def _left(self, network: nn.Module, feature: str) -> Tensor | None:
+        """The channels of a feature that are left of those of the run's first network; None for all."""
+        if self._pruner is None:
+            return None
+        dim, _ = _channels_of(network, feature)
+        return self._pruner.record.plan.kept.get(f"{feature}.weight", {}).get(dim)
 
     def _follow(self, network: nn.Module) -> None:
         device = next(network.parameters()).device
         for name, teacher in self._teachers.items():
             teacher.to(device)
+            prefix = name + "." * bool(name)
+            inner = [feature for feature in self.features if feature.startswith(prefix)]
+            module = network.get_submodule(name)
 
-            def taught(module: nn.Module, args: Any, kwargs: Any, output: Any, teacher: nn.Module = teacher) -> Any:
+            def ask(
+                module: nn.Module,
+                args: Any,
+                kwargs: Any,
+                name: str = name,
+                teacher: nn.Module = teacher,
+                inner: Mapping[str, str] = MappingProxyType({each: each.removeprefix(prefix) for each in inner}),
+            ) -> None:
                 # Neither validations nor traces learn.
-                return self._taught(teacher, args, kwargs, output) if module.training and _learns(output) else None
+                if module.training and _has_values((args, kwargs)):
+                    self._wanted[name] = _answers(teacher, args, kwargs, inner)
 
-            self._hooks.append(network.get_submodule(name).register_forward_hook(taught, with_kwargs=True))
+            def taught(module: nn.Module, args: Any, output: Any, name: str = name) -> Any:
+                wanted, _ = self._wanted.pop(name, (None, None))
+                return None if wanted is None or not _learns(output) else self._taught(type(module), output, wanted)
 
-    def _taught(self, teacher: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
-        with torch.no_grad():
-            wanted = teacher(*args, **kwargs)
+            self._hooks.append(module.register_forward_pre_hook(ask, with_kwargs=True))
+            self._hooks.append(module.register_forward_hook(taught))
+            for feature in inner:
+
+                def alike(layer: nn.Module, args: Any, output: Any, name: str = name, feature: str = feature) -> Any:
+                    wanted = self._wanted.get(name, (None, {}))[1].get(feature)
+                    return (
+                        None if wanted is None or not _learns(output) else self._alike(network, feature, output, wanted)
+                    )
+
+                self._hooks.append(network.get_submodule(feature).register_forward_hook(alike))
+
+    def _taught(self, kind: type[nn.Module], output: Any, wanted: Any) -> Any:
         (mine, spec), (theirs, _) = tree_flatten(output), tree_flatten(wanted)
         learning = [
             number
@@ -151,7 +204,7 @@ class Distillation(Callback):
         ]
         if not learning:
             warn_once(
-                f"Distillation found no output of {type(teacher).__name__} that is like one of the whole network's: "
+                f"Distillation found no output of {kind.__name__} that is like one of the whole network's: "
                 "nothing is learnt from it. Name by `networks` the module whose output is a tensor, or some in a tuple "
                 "or dict."
             )
@@ -159,6 +212,17 @@ class Distillation(Callback):
         for number in learning:
             mine[number] = _Towards.apply(mine[number], theirs[number], self.kind, self.temperature, strength)
         return tree_unflatten(mine, spec)
+
+    def _alike(self, network: nn.Module, feature: str, output: Tensor, wanted: Tensor) -> Tensor:
+        _, dim = _channels_of(network, feature)
+        left, taken = self._left(network, feature), self._taken.get(feature)
+        if left is not None:
+            # Of the channels that the teacher has, which itself may have lost some before.
+            place = left if taken is None else torch.searchsorted(taken, left)
+            wanted = wanted.index_select(dim, place.to(wanted.device))
+        strength = self.weight * self._scale() / len(self.features)
+        towards: Tensor = _Towards.apply(output, wanted, "mse", 1.0, strength)
+        return towards
 
     def _scale(self) -> float:
         """By what the training multiplies its loss before the backward pass."""
@@ -187,6 +251,47 @@ class _Towards(torch.autograd.Function):
             variance = target.var(correction=0).clamp(min=torch.finfo(torch.float32).tiny ** 0.5)
             added = 2 * (own - target) / (own.numel() * variance)
         return gradient + (ctx.strength * added).to(gradient), None, None, None, None
+
+
+def _channels_of(network: nn.Module, feature: str) -> tuple[int, int]:
+    """The dimension of its weight that a layer's outputs lie in, and that of its output.
+
+    Raises:
+        ArgumentError: If it is no layer whose outputs are known.
+    """
+    layer = dict(network.named_modules()).get(feature)
+    if isinstance(layer, (ConvNd, NormBase, nn.GroupNorm, nn.Linear)) and layer.weight is not None:
+        transposed = isinstance(layer, ConvTransposeNd) and layer.groups == 1
+        return int(transposed), -1 if isinstance(layer, nn.Linear) else 1
+    known = [name for name, each in network.named_modules() if isinstance(each, (ConvNd, nn.Linear))]
+    raise ArgumentError(
+        f"features names convolutions, linear layers and norms with a weight, but {feature!r} is "
+        f"{'none of the network' if layer is None else f'a {type(layer).__name__}'}; {nearest(feature, known)}"
+    )
+
+
+def _answers(
+    teacher: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], inner: Mapping[str, str]
+) -> tuple[Any, dict[str, Tensor]]:
+    """What a teacher answers, and its features, by their names in the whole network."""
+    found: dict[str, Tensor] = {}
+    hooks = [
+        teacher.get_submodule(own).register_forward_hook(
+            lambda layer, args, output, name=name: found.__setitem__(name, output.clone())
+        )
+        for name, own in inner.items()
+    ]
+    try:
+        with torch.no_grad():
+            return teacher(*args, **kwargs), found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _has_values(inputs: Any) -> bool:
+    tensors = [leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor)]
+    return torch.is_grad_enabled() and not any(tensor.is_meta for tensor in tensors)
 
 
 def _learns(output: Any) -> bool:

@@ -127,6 +127,65 @@ def test_outputs_in_a_dict_and_a_network_by_name():
     assert not torch.equal(with_it.inner.net[3][2].weight, without.inner.net[3][2].weight)
 
 
+class ExplicitFeatures(Explicit):
+    """The same for the outputs of the last convolution, on the channels that are left."""
+
+    def training_step(self, batch, batch_idx):
+        kept = self.trainer.callbacks[1].pruner.record.plan.kept
+        if not kept:
+            return super().training_step(batch, batch_idx)
+        whole = self.whole[0]
+        mine, theirs = self.features_of(self.net, batch[0]), self.features_of(whole, batch[0])
+        answers, wanted = self.rest_of(self.net, mine), self.rest_of(whole, theirs)
+        loss = F.cross_entropy(answers, batch[1]) + 0.1 * F.mse_loss(answers, wanted) / wanted.var(correction=0)
+        theirs = theirs[:, kept["net.2.0.weight"][0]]
+        return loss + 0.1 * F.mse_loss(mine, theirs) / theirs.var(correction=0)
+
+    @staticmethod
+    def features_of(net, images):
+        return net[2][0](net[1](net[0](images)))
+
+    @staticmethod
+    def rest_of(net, features):
+        return net[3](net[2][2](net[2][1](features)))
+
+
+def test_features_are_as_a_term_on_the_channels_that_are_left():
+    expected = fitted(Keep(), pruning(), kind=ExplicitFeatures)
+    found = fitted(pruning(), Distillation(0.1, features=["net.2.0"]))
+    for name, value in expected.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+    without = fitted(pruning(), Distillation(0.1))
+    assert not torch.allclose(without.net[2][0].weight, found.net[2][0].weight, rtol=1e-3, atol=1e-4)
+
+
+def test_a_resumed_run_with_features_equals_an_uninterrupted_one(tmp_path):
+    options = {"weight": 0.1, "features": ["net.2.0", "net.2.1"]}
+    module = fitted(
+        pruning((1, 2)), Distillation(**options), ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    )
+    for epoch in (0, 1, 2):
+        resumed = fitted(pruning((1, 2)), Distillation(**options), ckpt_path=tmp_path / f"epoch={epoch}.ckpt")
+        torch.testing.assert_close(dict(resumed.state_dict()), dict(module.state_dict()), rtol=0, atol=0)
+
+
+def test_a_teacher_that_was_cut_before_teaches_what_it_has(tmp_path):
+    """The run went on without a teacher up to its first event: the next one's network teaches, with fewer channels."""
+    fitted(pruning((1, 2)), ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1))
+    distillation = Distillation(0.1, features=["net.2.0"])
+    module = fitted(pruning((1, 2)), distillation, ckpt_path=tmp_path / "epoch=1.ckpt")
+    (teacher,) = distillation.state_dict()["teachers"].values()
+    taken = distillation.state_dict()["taken"]["net.2.0"]
+    width = next(value for name, value in teacher.items() if name.endswith("2.0.weight")).shape[0]
+    assert len(taken) == width > module.net[2][0].weight.shape[0]
+
+
+def test_a_feature_that_is_no_layer_is_refused():
+    for name, message in (("net.2", "is a Sequential"), ("net.99", "is none of the network")):
+        with pytest.raises(ArgumentError, match=message):
+            fitted(pruning(), Distillation(features=[name]))
+
+
 def test_wrong_arguments():
     with pytest.raises(ArgumentError, match="needs a ChannelPruning"):
         fitted(Distillation())
