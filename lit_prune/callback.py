@@ -55,7 +55,8 @@ class ChannelPruning(Callback):
     Args:
         amount: The ratio that is gone after the last event, in (0, 1): of each layer's channels (``"uniform"``,
             ``"clusters"``), of all channels (``"global"``) or of the dense network's multiply-adds (``"macs"``).
-            ``None`` leaves it to a selection that can decide by itself (``"clusters"``).
+            ``None`` leaves it to a selection that can decide by itself (``"clusters"``, or a budget such as
+            ``SizeBudget(at_most="2 MB")``).
         epochs: At the start of which epochs to prune, counted from 0: one, several, or a :class:`Schedule` (``AtSteps``
             counts optimizer steps). ``"before_wrap"`` prunes once, before the strategy wraps the model, and so works
             under any strategy, FSDP and DeepSpeed included; it needs an ``example_input_array``.

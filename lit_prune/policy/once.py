@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from lit_prune.common._compat import tree_flatten
-from lit_prune.common.arguments import check_ratio
 from lit_prune.common.choices import resolve
 from lit_prune.criteria import CRITERIA, Changes, Criterion
 from lit_prune.errors import ArgumentError, ArgumentTypeError
@@ -24,7 +23,7 @@ from lit_prune.select import SELECTIONS, Selection
 def plan_pruning(
     network: nn.Module,
     *inputs: Any,
-    amount: float,
+    amount: float | None = None,
     selection: Selection | str = "macs",
     criterion: Criterion | str = "magnitude",
     blocks: Sequence[int | str] | None = None,
@@ -40,7 +39,8 @@ def plan_pruning(
     Args:
         network: The network, on any device.
         *inputs: Example inputs of its forward; a batch of any size.
-        amount: The ratio that goes, in (0, 1), of what the selection counts: by default multiply-adds.
+        amount: The ratio that goes, in (0, 1), of what the selection counts: by default multiply-adds. Left out for a
+            selection that says by itself how far it goes, such as ``MacsBudget(at_most="45 MMACs")``.
         selection: As for :class:`lit_prune.ChannelPruning`; one that needs no activations.
         criterion: Likewise.
         blocks: As for :class:`lit_prune.ChannelPruning`.
@@ -62,7 +62,6 @@ def plan_pruning(
         >>> {name: {dim: len(kept) for dim, kept in dims.items()} for name, dims in plan.kept.items()}
         {'0.bias': {0: 16}, '0.weight': {0: 16}, '2.weight': {1: 16}}
     """
-    check_ratio("amount", amount)
     if not any(isinstance(leaf, Tensor) for leaf in tree_flatten(inputs)[0]):
         raise ArgumentTypeError(f"plan_pruning takes example inputs of the network, with a tensor, but got {inputs!r}.")
     policy = PruningPolicy(
@@ -72,6 +71,7 @@ def plan_pruning(
         round_to,
         min_channels,
     )
+    ratio = policy.checked_amount(amount)
     if policy.calibration is not None:
         raise ArgumentError(
             f"{type(policy.selection).__name__} by {type(policy.criterion).__name__} goes by activations, and there is "
@@ -82,7 +82,7 @@ def plan_pruning(
     graph = ChannelGraph.trace_calls(network, calls)
     policy.check(network, graph)
     changes = _changes(network, graph, losses) if policy.criterion.needs_gradients and losses is not None else {}
-    return policy.decide(network, calls, amount, Record(), changes=changes).plan
+    return policy.decide(network, calls, ratio, Record(), changes=changes).plan
 
 
 def _changes(network: nn.Module, graph: ChannelGraph, losses: Iterable[Tensor]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lit_prune.activations import Calibration, Moments
-from lit_prune.common.arguments import check_whole
+from lit_prune.common.arguments import check_ratio, check_whole
 from lit_prune.common.names import layer_of
 from lit_prune.common.ranks import any_rank, check_same, from_rank_zero, gather, warn_once
 from lit_prune.criteria import Criterion, Evidence
@@ -22,7 +22,7 @@ from lit_prune.policy.contract import checked_removal, checked_scores
 from lit_prune.policy.history import Dense, Record
 from lit_prune.policy.scope import Scope, largest_independent
 from lit_prune.policy.steps import carry_out
-from lit_prune.select import MacsBudget, Selection, Target
+from lit_prune.select import Budget, Budgets, Selection, Target
 
 Measure = Callable[[list[str], Calibration], Mapping[str, Moments]]
 
@@ -83,10 +83,8 @@ class PruningPolicy:
         for name in ("round_to", "min_channels", "layers_per_event"):
             if (count := getattr(self, name)) is not None:
                 check_whole(name, count)
-        if self.layers_per_event is not None and isinstance(self.selection, MacsBudget):
-            raise ArgumentError(
-                "layers_per_event prunes each layer to the full amount, so it can't meet a MACs budget."
-            )
+        if self.layers_per_event is not None and isinstance(self.selection, (Budget, Budgets)):
+            raise ArgumentError("layers_per_event prunes each layer to the full amount, so it can't meet a budget.")
 
     @property
     def calibration(self) -> Calibration | None:
@@ -100,6 +98,27 @@ class PruningPolicy:
             f"with this amount, round_to={self.round_to} and min_channels={self.min_channels} every layer keeps the "
             "channels that it has. Raise `amount`, or lower the others."
         )
+
+    def checked_amount(self, amount: float | None) -> float | None:
+        """The ratio that the selection is to be told after the last event; 1 where it says itself how far it goes.
+
+        Raises:
+            ArgumentError: If the amount is out of range, missing, or given where nothing asks for it.
+        """
+        kind = type(self.selection).__name__
+        if self.selection.has_limit:
+            if amount is not None:
+                raise ArgumentError(f"{kind} says by at_most how far it goes: give amount=None, but not {amount!r}.")
+            return 1.0
+        if amount is None:
+            if self.selection.needs_amount:
+                raise ArgumentError(
+                    "amount=None needs a selection that decides it by itself ('clusters', or a budget with at_most), "
+                    f"but got {kind}. Give a ratio in (0, 1)."
+                )
+            return None
+        check_ratio("amount", amount)
+        return float(amount)
 
     def check(self, network: nn.Module, graph: ChannelGraph) -> None:
         """Raise unless something of this network can be pruned in this way.
@@ -204,7 +223,15 @@ class PruningPolicy:
     def target(self, network: nn.Module, graph: ChannelGraph, ratio: float | None, record: Record) -> Target:
         """How far an event goes, counted against the dense network: the record's, or this one before any event."""
         dense = record.dense or Dense.of(network, graph)
-        return Target(ratio, dense.widths, dense.macs, self.round_to, self.min_channels, self.criterion.comparable)
+        return Target(
+            ratio,
+            dense.widths,
+            dense.macs,
+            self.round_to,
+            self.min_channels,
+            self.criterion.comparable,
+            dense.params,
+        )
 
     def _narrow(self, groups: Sequence[ChannelGroup], record: Record) -> dict[str, str]:
         """Groups that were too narrow to lose a channel from the beginning, and why."""
@@ -234,8 +261,11 @@ class PruningPolicy:
         for group in evidence.groups:
             if group.name not in scores:
                 skipped[group.name] = f"{type(self.criterion).__name__} can't judge it"
-        removal = self.selection(evidence, scores, target)
-        return evidence.graph.plan(checked_removal(self.selection, removal, evidence.groups))
+        removal = checked_removal(self.selection, self.selection(evidence, scores, target), evidence.groups)
+        for name in removal:
+            # A selection need not round, and then no layer is too narrow.
+            skipped.pop(name, None)
+        return evidence.graph.plan(removal)
 
 
 def apart_from(groups: Sequence[ChannelGroup], reasons: Mapping[str, str]) -> tuple[ChannelGroup, ...]:

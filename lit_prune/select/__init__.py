@@ -2,25 +2,33 @@
 
 from lit_prune.errors import SelectionError
 from lit_prune.select.base import Bundle, Selection, Target, bundled, lowest, units
+from lit_prune.select.budgets import Budget, Budgets, MacsBudget, ParamsBudget, SizeBudget
 from lit_prune.select.clustering.selection import ClusterSelection
-from lit_prune.select.spread import Global, MacsBudget, Spread, Uniform
+from lit_prune.select.named import NamedWidths
+from lit_prune.select.spread import Global, Spread, Uniform
 from lit_prune.select.weighted import Weighted
 
 SELECTIONS: dict[str, type[Selection]] = {
     "uniform": Uniform,
     "global": Global,
     "macs": MacsBudget,
+    "params": ParamsBudget,
     "clusters": ClusterSelection,
 }
 
 __all__ = [
     "SELECTIONS",
+    "Budget",
+    "Budgets",
     "Bundle",
     "ClusterSelection",
     "Global",
     "MacsBudget",
+    "NamedWidths",
+    "ParamsBudget",
     "Selection",
     "SelectionError",
+    "SizeBudget",
     "Spread",
     "Target",
     "Uniform",

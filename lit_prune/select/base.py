@@ -31,6 +31,7 @@ class Target:
         ratio: What is to be gone after this event, in (0, 1); ``None`` where the selection decides it by itself.
         widths: Group name to its channels in the dense network.
         macs: Multiply-adds of the dense network, for one example.
+        params: Its parameters.
         round_to: Kept widths are multiples of it; narrower layers stay whole.
         min_channels: The fewest channels that a group keeps.
         comparable: Whether scores of different layers have one unit.
@@ -42,6 +43,13 @@ class Target:
     round_to: int = 8
     min_channels: int = 1
     comparable: bool = False
+    params: int = 0
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """What the dense network costs, by the units of budgets."""
+        known = {"MACs": float(self.macs), "params": float(self.params)}
+        return {unit: cost for unit, cost in known.items() if cost}
 
     @property
     def share(self) -> float | None:
@@ -77,6 +85,8 @@ class Selection(ABC):
     """How much data to look at, for :attr:`Evidence.moments`; ``None`` where activations are ignored."""
     needs_amount: bool = True
     """Whether it needs to be told an amount."""
+    has_limit: bool = False
+    """Whether it says by itself how far it goes; an event's ratio is then the part of the way."""
 
     @abstractmethod
     def __call__(self, evidence: Evidence, scores: Scores, target: Target) -> dict[str, Tensor]:

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from lit_prune.common.arguments import check_number
-from lit_prune.common.choices import resolve
 from lit_prune.criteria import Evidence
 from lit_prune.errors import ArgumentError, SelectionError
 from lit_prune.select.base import Bundle, Scores, Selection, Target, Widths, bundled, flat, lowest
 
 _TINY = torch.finfo(torch.float64).tiny
+Cost = Callable[[Widths], float]
+"""What a network costs at some widths."""
 
 
 class Spread(Selection):
@@ -102,37 +103,12 @@ class Global(Spread):
         return torch.stack(curves).mean(0)
 
 
-class MacsBudget(Selection):
-    """As many channels as it takes to leave a ratio of the dense network's multiply-adds.
-
-    Args:
-        spread: How the removal is shared out among layers: ``"uniform"``, ``"global"``, or a :class:`Spread`.
-    """
-
-    def __init__(self, spread: Spread | str = "uniform") -> None:
-        self.spread = resolve("spread", spread, Spread, {"uniform": Uniform, "global": Global})
-
-    def __call__(self, evidence: Evidence, scores: Scores, target: Target) -> dict[str, Tensor]:
-        """Remove channels until at most ``1 - target.ratio`` of the dense MACs are left."""
-        ratio = ratio_of(target, self)
-        bundles = bundled(evidence.groups, scores)
-        groups = flat(bundles)
-
-        def macs(kept: Widths) -> float:
-            # Every channel of a group costs the same, so any of them will do.
-            return evidence.graph.macs_without({group.name: range(kept[group.name], group.size) for group in groups})
-
-        budget = (1 - ratio) * target.macs
-        widths = fit(self.spread, bundles, scores, target, macs, budget, counted="MACs")
-        return lowest(groups, scores, widths)
-
-
 def fit(
     spread: Spread,
     bundles: Sequence[Bundle],
     scores: Scores,
     target: Target,
-    cost: Callable[[Widths], float],
+    cost: Cost,
     budget: float,
     counted: str = "channels",
 ) -> Widths:
@@ -146,10 +122,7 @@ def fit(
     if cost(wide) <= budget:
         return wide
     if cost(narrow) > budget:
-        raise SelectionError(
-            f"The wanted {budget:,.0f} {counted} are out of reach: with each of the {len(narrow)} groups at its least "
-            f"width, {cost(narrow):,.0f} are left. Lower `amount`, `round_to` or `min_channels`, or widen `blocks`."
-        )
+        raise out_of_reach(budget, cost(narrow), len(narrow), counted)
     for _ in range(24):
         level = (low + high) / 2
         widths = spread.widths(level, bundles, scores, target)
@@ -171,6 +144,14 @@ def fit(
         if cost(trial) <= budget:
             narrow = trial
     return narrow
+
+
+def out_of_reach(wanted: float, least: float, groups: int, counted: str) -> SelectionError:
+    """What is said where a budget can't be met."""
+    return SelectionError(
+        f"The wanted {wanted:,.0f} {counted} are out of reach: with each of the {groups} groups at its least "
+        f"width, {least:,.0f} are left. Lower `amount`, `round_to` or `min_channels`, or widen `blocks`."
+    )
 
 
 def ratio_of(target: Target, selection: Selection) -> float:

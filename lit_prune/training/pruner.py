@@ -12,10 +12,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lit_prune.activations import Calibration, Moments
-from lit_prune.common.arguments import check_ratio
 from lit_prune.common.names import count_parameters
 from lit_prune.common.ranks import any_rank, sent_by_rank_zero, together, warn_once
-from lit_prune.errors import ArgumentError, ArgumentTypeError, CalibrationError, HalfPrunedError, PruningError
+from lit_prune.errors import ArgumentTypeError, CalibrationError, HalfPrunedError, PruningError
 from lit_prune.graph import Call, ChannelGraph
 from lit_prune.graph.recording import Pairs, parted
 from lit_prune.plan import PruningPlan
@@ -23,7 +22,6 @@ from lit_prune.policy.history import Dense, Record
 from lit_prune.policy.policy import PruningEvent, PruningPolicy
 from lit_prune.policy.steps import carry_out
 from lit_prune.repair import Repair, Repaired, repaired
-from lit_prune.select import Selection
 from lit_prune.surgery.prepare import prepare
 from lit_prune.training.calibration_pass import calibrate, entrance
 from lit_prune.training.gradients import Gradients
@@ -66,7 +64,7 @@ class Pruner:
                 f"recovery must be a Recovery, such as Recovery(rewarm_steps=100), but got {recovery!r}."
             )
         self.recovery = recovery
-        self.amount = _checked_amount(amount, policy.selection)
+        self.amount = policy.checked_amount(amount)
         self.record = Record()
         self.calls: Sequence[Call] = ()
         self.late: list[Call] = []
@@ -410,15 +408,3 @@ def _from_the_first_cut(host: Host, what: str) -> Iterator[None]:
 
 def _shown(score: float | None) -> str:
     return "unknown" if score is None else f"{score:g}"
-
-
-def _checked_amount(amount: float | None, selection: Selection) -> float | None:
-    if amount is None:
-        if selection.needs_amount:
-            raise ArgumentError(
-                f"amount=None needs a selection that decides it by itself ('clusters'), but got "
-                f"{type(selection).__name__}. Give a ratio in (0, 1)."
-            )
-        return None
-    check_ratio("amount", amount)
-    return float(amount)

@@ -73,7 +73,7 @@ class UltralyticsPruning:
 
     def __init__(
         self,
-        amount: float,
+        amount: float | None,
         epochs: Schedule | list[int] | int,
         *,
         blocks: list[int | str] | None = None,

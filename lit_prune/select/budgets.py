@@ -1,0 +1,251 @@
+"""Selections that remove as much as it takes to meet a budget: multiply-adds, parameters, the size of a file."""
+
+from __future__ import annotations
+
+import math
+import re
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+from torch import Tensor
+
+from lit_prune.common.arguments import check_choice, check_positive
+from lit_prune.common.choices import resolve
+from lit_prune.common.names import count_parameters
+from lit_prune.criteria import Evidence
+from lit_prune.errors import ArgumentError, SelectionError
+from lit_prune.select.base import Scores, Selection, Target, Widths, bundled, flat, lowest
+from lit_prune.select.spread import Cost, Global, Spread, Uniform, fit, out_of_reach, ratio_of
+
+Precision = Literal["float32", "float16", "int8"]
+_BYTES: dict[str, int] = {"float32": 4, "float16": 2, "int8": 1}
+_PREFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30}
+
+
+class Budget(Selection):
+    """As many channels as it takes to meet a budget; a budget of your own is a subclass with :meth:`cost` and a unit.
+
+    Args:
+        spread: How the removal is shared out among layers: ``"uniform"``, ``"global"``, or a :class:`Spread`.
+        at_most: What is to be left, as a number or with a unit; then ``ChannelPruning`` is given ``amount=None``, and
+            earlier events of a schedule go a part of the way. By default the amount says which ratio goes.
+
+    Raises:
+        ArgumentError: If ``at_most`` is not positive, or has another unit.
+    """
+
+    unit: str = ""
+    """What ``at_most`` may be given in, with a prefix such as k or M; and how messages count."""
+
+    def __init__(self, spread: Spread | str = "uniform", at_most: float | str | None = None) -> None:
+        self.spread = resolve("spread", spread, Spread, {"uniform": Uniform, "global": Global})
+        self.at_most = None if at_most is None else quantity("at_most", at_most, self.unit)
+        self.has_limit = at_most is not None
+
+    @abstractmethod
+    def cost(self, evidence: Evidence) -> Cost:
+        """What the network costs at some widths, as a function of them; groups that are not named keep theirs."""
+
+    def dense(self, evidence: Evidence, target: Target) -> float:
+        """What the network costs before anything is removed; by default that of the dense network, where it is known.
+
+        Raises:
+            SelectionError: If the target does not tell it.
+        """
+        known = target.costs.get(self.unit)
+        if known is None:
+            raise SelectionError(f"The target does not say how many {self.unit} the dense network has.")
+        return known
+
+    def limit(self, evidence: Evidence, target: Target) -> float:
+        """What may be left after the event."""
+        dense, ratio = self.dense(evidence, target), ratio_of(target, self)
+        return dense * (1 - ratio) if self.at_most is None else dense - ratio * (dense - min(dense, self.at_most))
+
+    def __call__(self, evidence: Evidence, scores: Scores, target: Target) -> dict[str, Tensor]:
+        """Remove channels until the budget is met.
+
+        Raises:
+            SelectionError: If it is out of reach; the message has what can be reached.
+        """
+        bundles = bundled(evidence.groups, scores)
+        limit, cost = self.limit(evidence, target), self.cost(evidence)
+        widths = fit(self.spread, bundles, scores, target, cost, limit, counted=self.unit)
+        return lowest(flat(bundles), scores, widths)
+
+
+class MacsBudget(Budget):
+    """As many channels as it takes to leave a ratio, or a number, of multiply-adds of one example.
+
+    Args:
+        spread: As for :class:`Budget`.
+        at_most: As for :class:`Budget`: ``"45 MMACs"``, or a number.
+
+    Example:
+        >>> MacsBudget("global", at_most="45 MMACs").at_most
+        45000000.0
+    """
+
+    unit = "MACs"
+
+    def cost(self, evidence: Evidence) -> Cost:
+        """Multiply-adds, by the graph."""
+        # Every channel of a group costs the same, so any of them will do.
+        return lambda widths: evidence.graph.macs_without(_removal(evidence, widths))
+
+
+class ParamsBudget(Budget):
+    """As many channels as it takes to leave a ratio, or a number, of parameters.
+
+    Args:
+        spread: As for :class:`Budget`.
+        at_most: As for :class:`Budget`: ``"1.5 Mparams"``, or a number.
+
+    Example:
+        >>> ParamsBudget(at_most="250 kparams").at_most
+        250000.0
+    """
+
+    unit = "params"
+
+    def cost(self, evidence: Evidence) -> Cost:
+        """Parameters, each once, whatever names it has."""
+        return _sizes(evidence, buffers=False)
+
+
+class SizeBudget(Budget):
+    """As many channels as it takes for the weights to fit into a file, or flash memory, of some size.
+
+    Counted are parameters, and the buffers that a checkpoint of the weights holds, in the precision that they are
+    stored in; the format's own few bytes are not. Vectors (norms, biases) stay in four bytes where weights are in one.
+
+    Args:
+        spread: As for :class:`Budget`.
+        at_most: As for :class:`Budget`: ``"2 MB"``, ``"512 KiB"``, or a number of bytes.
+        precision: ``"float32"``, ``"float16"`` or ``"int8"``.
+
+    Raises:
+        ArgumentError: As for :class:`Budget`, or if the precision is unknown.
+
+    Example:
+        >>> SizeBudget("global", at_most="2 MB", precision="int8").at_most
+        2000000.0
+        >>> SizeBudget(at_most="8 ms")
+        Traceback (most recent call last):
+        lit_prune.errors.ArgumentError: at_most must be in B, such as '2 MB', or a number, but is '8 ms'.
+    """
+
+    unit = "B"
+
+    def __init__(
+        self,
+        spread: Spread | str = "uniform",
+        at_most: float | str | None = None,
+        precision: Precision = "float32",
+    ) -> None:
+        super().__init__(spread, at_most)
+        check_choice("precision", precision, get_args(Precision))
+        self.precision = precision
+
+    def cost(self, evidence: Evidence) -> Cost:
+        """Bytes."""
+        each = _BYTES[self.precision]
+        return _sizes(evidence, buffers=True, matrices=each, vectors=max(each, 4 if each == 1 else each))
+
+    def dense(self, evidence: Evidence, target: Target) -> float:
+        """Bytes of the dense network; after an event, by its parameters."""
+        now = self.cost(evidence)({})
+        return now * target.costs.get("params", 0.0) / count_parameters(evidence.network) if target.costs else now
+
+
+class Budgets(Selection):
+    """Several budgets, all of them met: as many channels as the strictest takes.
+
+    Args:
+        budgets: Each with its own ``at_most``, or all without, for one amount.
+        spread: How the removal is shared out; that of each budget by itself is not looked at.
+
+    Raises:
+        ArgumentError: If there is none, or only some have a limit.
+
+    Example:
+        >>> both = Budgets([MacsBudget(at_most="40 MMACs"), SizeBudget(at_most="2 MB")], spread="global")
+        >>> both.has_limit
+        True
+    """
+
+    def __init__(self, budgets: Sequence[Budget], spread: Spread | str = "uniform") -> None:
+        self.budgets = [*budgets]
+        self.spread = resolve("spread", spread, Spread, {"uniform": Uniform, "global": Global})
+        if not self.budgets or len({budget.has_limit for budget in self.budgets}) > 1:
+            raise ArgumentError(
+                "Budgets takes at least one budget, and either each has its at_most or none has: then the amount is "
+                "the same ratio of each."
+            )
+        self.has_limit = self.budgets[0].has_limit
+
+    def __call__(self, evidence: Evidence, scores: Scores, target: Target) -> dict[str, Tensor]:
+        """Remove channels until each budget is met.
+
+        Raises:
+            SelectionError: If one is out of reach; the message has what can be reached of that one.
+        """
+        bundles = bundled(evidence.groups, scores)
+        parts = [(budget.limit(evidence, target), budget.cost(evidence)) for budget in self.budgets]
+        narrow = self.spread.widths(1.0, bundles, scores, target)
+        for budget, (limit, cost) in zip(self.budgets, parts, strict=True):
+            if cost(narrow) > limit:
+                raise out_of_reach(limit, cost(narrow), len(narrow), budget.unit)
+
+        def most(widths: Widths) -> float:
+            return max(cost(widths) / limit for limit, cost in parts)
+
+        return lowest(flat(bundles), scores, fit(self.spread, bundles, scores, target, most, 1.0, counted="budgets"))
+
+
+def quantity(name: str, given: float | str, unit: str) -> float:
+    """A number that may be written with a unit and a prefix.
+
+    Raises:
+        ArgumentError: If it is not positive, or in another unit.
+
+    Example:
+        >>> quantity("at_most", "1.5 kB", "B"), quantity("at_most", "2 KiB", "B"), quantity("at_most", 3, "B")
+        (1500.0, 2048.0, 3.0)
+    """
+    value: Any = given
+    if isinstance(given, str):
+        match = re.fullmatch(rf"\s*([\d.]+(?:e[+-]?\d+)?)\s*([kKMG]?i?)\s*(?:{re.escape(unit)})?\s*", given)
+        prefix = match[2].replace("K", "k") if match and match[2] == "K" else match[2] if match else ""
+        if match is None or prefix not in _PREFIXES:
+            raise ArgumentError(f"{name} must be in {unit}, such as '2 M{unit}', or a number, but is {given!r}.")
+        value = float(match[1]) * _PREFIXES[prefix]
+    check_positive(name, value)
+    return float(value)
+
+
+def _removal(evidence: Evidence, widths: Widths) -> dict[str, range]:
+    sizes = {group.name: group.size for group in evidence.groups}
+    return {name: range(width, sizes[name]) for name, width in widths.items()}
+
+
+def _sizes(evidence: Evidence, buffers: bool, matrices: int = 1, vectors: int = 1) -> Cost:
+    """Numbers of all parameters, each times what it counts; of buffers too, if asked for."""
+    named = dict(evidence.network.named_parameters())
+    if buffers:
+        kept = evidence.network.state_dict(keep_vars=True)
+        named |= {name: buffer for name, buffer in evidence.network.named_buffers() if name in kept}  # type: ignore
+    weights = {
+        name: (tensor.shape, tensor.numel() * (matrices if tensor.dim() > 1 else vectors))
+        for name, tensor in named.items()
+    }
+
+    def cost(widths: Widths) -> float:
+        cut = evidence.graph.plan(_removal(evidence, widths)).kept
+        return sum(
+            whole * math.prod(len(kept) / shape[dim] for dim, kept in cut.get(name, {}).items())
+            for name, (shape, whole) in weights.items()
+        )
+
+    return cost

@@ -1,0 +1,179 @@
+"""Budgets of multiply-adds, parameters and bytes are met, and not by more than rounding takes."""
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import nn
+
+from lit_prune import ArgumentError, ChannelPruning, plan_pruning, shrink_
+from lit_prune.common.names import count_parameters
+from lit_prune.cost import Cost
+from lit_prune.errors import SelectionError
+from lit_prune.select import Budget, Budgets, Global, MacsBudget, ParamsBudget, SizeBudget
+from tests.select.test_spread import NETS
+from tests.toys import fitted, network
+
+IMAGES = torch.zeros(1, 3, 16, 16)
+
+
+def left(net, selection, **options):
+    plan = plan_pruning(net, IMAGES, selection=selection, round_to=1, **options)
+    return shrink_(copy.deepcopy(net), plan)
+
+
+def macs(net):
+    return Cost.of(net, IMAGES).macs
+
+
+def stored(net):
+    file = io.BytesIO()
+    torch.save({name: tensor.numpy().tobytes() for name, tensor in net.state_dict().items()}, file)
+    return sum(tensor.numel() * tensor.element_size() for tensor in net.state_dict().values())
+
+
+MEASURES = {MacsBudget: macs, ParamsBudget: count_parameters, SizeBudget: stored}
+
+
+@pytest.mark.parametrize("net", [*NETS.values(), network], ids=[*NETS, "residual"])
+@pytest.mark.parametrize("spread", ["uniform", "global"])
+@pytest.mark.parametrize("kind", MEASURES)
+def test_a_limit_is_met_and_almost_used_up(net, spread, kind):
+    torch.manual_seed(0)
+    net, measure = net().eval(), MEASURES[kind]
+    whole = measure(net)
+    cut = left(net, kind(spread, at_most=0.6 * whole))
+    assert 0.5 * whole < measure(cut) <= 0.6 * whole
+
+
+@pytest.mark.parametrize("kind", MEASURES)
+def test_a_ratio_is_that_of_what_is_counted(kind):
+    torch.manual_seed(0)
+    net, measure = network().eval(), MEASURES[kind]
+    assert 0.5 * measure(net) < measure(left(net, kind(), amount=0.4)) <= 0.6 * measure(net)
+
+
+def test_a_width_more_would_be_too_much():
+    torch.manual_seed(0)
+    net = NETS["chain"]().eval()
+    limit = int(0.6 * count_parameters(net))
+    cut = left(net, ParamsBudget("global", at_most=limit))
+    # The dearest channel of the chain costs a convolution's input and output.
+    assert limit - count_parameters(cut) < 9 * (64 + 32) + 9 * (16 + 32)
+
+
+def test_shared_parameters_count_once():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Conv2d(3, 16, 1)
+            self.middle = nn.Conv2d(16, 16, 1)
+            self.again = self.middle
+            self.last = nn.Conv2d(16, 4, 1)
+
+        def forward(self, x):
+            return self.last(self.again(self.middle(self.first(x))))
+
+    net = Shared().eval()
+    whole = count_parameters(net)
+    cut = left(net, ParamsBudget(at_most=0.7 * whole))
+    assert 0.5 * whole < count_parameters(cut) <= 0.7 * whole
+
+
+def test_precision_counts_bytes():
+    torch.manual_seed(0)
+    net = network().eval()
+    weights = sum(p.numel() for p in net.parameters() if p.dim() > 1)
+    tensors = dict(net.named_parameters()) | dict(net.named_buffers())
+    vectors = sum(t.numel() for t in tensors.values() if t.dim() <= 1)
+    from lit_prune import ChannelGraph
+    from lit_prune.criteria import Evidence
+
+    graph = ChannelGraph.trace(net, IMAGES)
+    evidence = Evidence(net, graph, graph.groups)
+    for precision, expected in (
+        ("float32", 4 * (weights + vectors)),
+        ("float16", 2 * (weights + vectors)),
+        ("int8", weights + 4 * vectors),
+    ):
+        assert SizeBudget(precision=precision).cost(evidence)({}) == expected
+
+
+def test_several_are_all_met():
+    torch.manual_seed(0)
+    net = network().eval()
+    for parts in ((0.5, 0.9), (0.9, 0.5), (0.5, 0.5)):
+        limits = [part * whole for part, whole in zip(parts, (macs(net), count_parameters(net)), strict=True)]
+        both = Budgets([MacsBudget(at_most=limits[0]), ParamsBudget(at_most=limits[1])], spread="global")
+        cut = left(net, both)
+        assert macs(cut) <= limits[0]
+        assert count_parameters(cut) <= limits[1]
+        assert macs(cut) > 0.85 * limits[0] or count_parameters(cut) > 0.85 * limits[1]
+
+
+def test_what_is_met_already_removes_nothing():
+    net = network().eval()
+    assert not plan_pruning(net, IMAGES, selection=MacsBudget(at_most="1 GMACs"), round_to=1)
+
+
+def test_out_of_reach_says_what_can_be_reached():
+    net = network().eval()
+    with pytest.raises(SelectionError, match=r"wanted 10 B are out of reach: .* least width, [\d,]+ are left"):
+        plan_pruning(net, IMAGES, selection=SizeBudget(at_most=10), round_to=1)
+    with pytest.raises(SelectionError, match=r"wanted 5 params are out of reach"):
+        plan_pruning(
+            net, IMAGES, selection=Budgets([MacsBudget(at_most="1 GMACs"), ParamsBudget(at_most=5)]), round_to=1
+        )
+
+
+@pytest.mark.parametrize("given", ["8 ms", "2 XB", "B", "-1 B", 0, "0 MB", "1 2 MB"])
+def test_a_limit_in_another_unit_is_refused(given):
+    with pytest.raises((ArgumentError, TypeError), match="at_most must be"):
+        SizeBudget(at_most=given)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [("2 MB", 2e6), ("2MB", 2e6), ("2 M", 2e6), ("1.5 KiB", 1536), ("1e6 B", 1e6), (12, 12.0)]
+)
+def test_limits_are_read(given, expected):
+    assert SizeBudget(at_most=given).at_most == expected
+
+
+def test_events_of_a_schedule_go_a_part_of_the_way_each():
+    pruning = ChannelPruning(None, [1, 2], selection=ParamsBudget("global", at_most=2500), round_to=1, verbose=False)
+    module = fitted(pruning)
+    (whole, half), (again, end) = (event["params"] for event in pruning.events)
+    assert again == half
+    assert end == count_parameters(module) <= 2500
+    assert 2500 < half <= (whole + 2500) / 2
+
+
+def test_an_amount_beside_a_limit_is_refused_and_none_without_a_limit():
+    with pytest.raises(ArgumentError, match=r"give amount=None, but not 0\.5"):
+        ChannelPruning(0.5, [1], selection=SizeBudget(at_most="2 MB"))
+    with pytest.raises(ArgumentError, match="Give a ratio"):
+        ChannelPruning(None, [1], selection=SizeBudget())
+    with pytest.raises(ArgumentError, match="at least one budget"):
+        Budgets([MacsBudget(at_most=5), SizeBudget()])
+    with pytest.raises(ArgumentError, match="layers_per_event"):
+        ChannelPruning(None, [1], selection=SizeBudget(at_most="2 MB"), layers_per_event=2)
+
+
+def test_a_budget_of_ones_own():
+    """The number of channels that is left, in whatever layers."""
+
+    class Channels(Budget):
+        unit = "channels"
+
+        def cost(self, evidence):
+            sizes = {group.name: group.size for group in evidence.groups}
+            return lambda widths: float(sum((sizes | widths).values()))
+
+        def dense(self, evidence, target):
+            return float(sum(target.widths.values()))
+
+    torch.manual_seed(0)
+    net = NETS["chain"]().eval()
+    cut = left(net, Channels(Global(), at_most=60))
+    assert sum(layer.out_channels for layer in (cut[0], cut[2], cut[4])) in (59, 60)
