@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from lit_prune.common.names import layer_of
 from lit_prune.errors import CalibrationError
 from lit_prune.repair.fit import Evidence, best_penalty
-from lit_prune.repair.norms import Recalibration, Statistics, as_in_training, of_norm
+from lit_prune.repair.recalibration import Recalibration, Statistics, as_in_training, of_norm
 from lit_prune.repair.samples import PRODUCTS, Positions, Product
 
 # The part of the examples that is held out of a fit.
