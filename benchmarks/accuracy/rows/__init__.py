@@ -6,8 +6,12 @@ from importlib import import_module
 from typing import Any
 
 KINDS = {
+    "cells": "benchmarks.accuracy.rows.cells:Cells",
     "digits": "benchmarks.accuracy.rows.digits:Digits",
+    "fashion": "benchmarks.accuracy.rows.fashion:Fashion",
     "photos": "benchmarks.accuracy.rows.photos:Photos",
+    "trees": "benchmarks.accuracy.rows.trees:Trees",
+    "words": "benchmarks.accuracy.rows.words:Words",
 }
 
 

