@@ -2,7 +2,6 @@ import io
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +9,8 @@ from rich.console import Console
 
 from lit_prune.common.names import count_parameters
 from lit_prune.demo import Recipe, run_demo
-from lit_prune.demo.runs import train
-from lit_prune.demo.settings import PLAIN
+from lit_prune.demo.outcome import cuts_table
+from lit_prune.demo.runs import Cut, Run, cuts, fine_tune, train
 from lit_prune.yolo import LitYOLO
 from lit_prune.yolo.comparison import comparison_table
 
@@ -50,27 +49,61 @@ def test_the_table_compares():
         assert part in text
 
 
-def test_a_recipe_moves_its_events_with_its_length():
-    recipe = Recipe(epochs=24, prune_at=(6, 9, 12))
-
-    assert recipe.scaled_to(24) == recipe
-    assert recipe.scaled_to(8).prune_at == (2, 3, 4)
-    assert recipe.scaled_to(48).prune_at == (12, 18, 24)
-    assert recipe.scaled_to(4).prune_at == (1, 2, 3)
-    with pytest.raises(ValueError, match=r"prunes 3 times, .* needs at least 4 epochs, but got 3"):
-        recipe.scaled_to(3)
+_SMALL = Recipe(epochs=3, fine_tuning=1, scenes=64, batch_size=16, image_size=64)
 
 
-_SMALL = Recipe(epochs=4, prune_at=(1, 2), scenes=64, batch_size=16, image_size=64)
+def test_a_recipe_has_steps_before_its_events_and_after():
+    assert Recipe().events == [16, 32]
+    for recipe in (_SMALL, Recipe(fine_tuning=1, scenes=32), Recipe(fine_tuning=2, scenes=200, batch_size=8)):
+        steps = recipe.fine_tuning * -(-recipe.scenes // recipe.batch_size)
+        assert 0 < min(recipe.events) <= max(recipe.events) <= max(1, steps // 2)
 
 
-def test_the_plain_recipe_prunes_as_the_readme_does():
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    line = f'ChannelPruning(amount={PLAIN.amount}, epochs={list(PLAIN.prune_at)}, selection="macs")'
-    assert line in readme
-    assert f"max_epochs={PLAIN.epochs}" in readme
-    assert not PLAIN.factors
-    assert PLAIN.round_to is None
+def test_a_recipe_that_makes_no_sense_is_refused():
+    for wrong in ({"epochs": 0}, {"fine_tuning": 0}, {"cut": 30}, {"amount": 1.0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            Recipe(**wrong)
+
+
+def test_the_table_of_cuts_shows_what_repair_gives_back():
+    left = [
+        Cut("magnitude", "uniform", repaired, score, 63_700_000) for repaired, score in ((False, 0.1), (True, 0.75))
+    ]
+    dense = Run(None, [{"epoch": 23, "map": 0.807, "map_50": 0.96, "macs": 91_000_000, "params": 3_000_000}])
+    console = Console(width=100, file=io.StringIO())
+    console.print(cuts_table(left, dense))
+    text = console.file.getvalue()
+    for part in ("magnitude, uniform", "0.100", "0.750", "0.807", "63.7 M", "91.0 M"):
+        assert part in text
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """A dense run of the small recipe."""
+    return train(_SMALL)
+
+
+@pytest.mark.slow
+def test_cuts_leave_the_network_as_it_is(whole):
+    before = {name: value.clone() for name, value in whole.detector.state_dict().items()}
+    left = cuts(_SMALL, whole)
+    after = whole.detector.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert [(cut.criterion, cut.repaired) for cut in left] == [
+        ("magnitude", False),
+        ("magnitude", True),
+        ("taylor", False),
+        ("taylor", True),
+    ]
+    assert all(cut.macs <= 0.7 * whole.epochs[-1]["macs"] for cut in left)
+
+
+@pytest.mark.slow
+def test_fine_tuning_without_a_pruning_is_that_of_the_same_network(whole):
+    run = fine_tune(_SMALL, whole, prune=False)
+    assert [epoch["epoch"] for epoch in run.epochs] == [3]
+    assert run.epochs[-1]["macs"] == whole.epochs[-1]["macs"]
+    assert not run.events
 
 
 @pytest.mark.slow
@@ -80,34 +113,22 @@ def test_a_small_demo_from_end_to_end(tmp_path):
     text = console.file.getvalue()
 
     assert json.loads((tmp_path / "report.json").read_text())["events"] == json.loads(json.dumps(report["events"]))
-    for name in ("dense", "pruned"):
+    for name, epochs in (("dense", 3), ("pruned", 4)):
         assert {"params", "macs", "map", "map_50", "latency_ms"} <= set(report[name])
-        assert report[name]["epochs"] == 4
+        assert report[name]["epochs"] == epochs
         assert report[name]["map"] == report["history"][name][-1]["map"]
-    assert [event["epoch"] for event in report["events"]] == [1, 2]
-    assert report["pruned"]["macs"] == report["events"][-1]["macs"][1] < 0.6 * report["dense"]["macs"]
-    dense, pruned = report["history"]["dense"], report["history"]["pruned"]
-    assert [epoch["epoch"] for epoch in dense] == [epoch["epoch"] for epoch in pruned] == [0, 1, 2, 3]
-    assert dense[0] == pruned[0]
-    assert {epoch["macs"] for epoch in dense} == {report["dense"]["macs"]} == {report["events"][0]["macs"][0]}
+    assert report["pruned"]["macs"] == report["events"][-1]["macs"][1] <= 0.5 * report["dense"]["macs"]
+    assert [epoch["epoch"] for epoch in report["history"]["dense"]] == [0, 1, 2]
+    assert [epoch["epoch"] for epoch in report["history"]["pruned"]] == [3]
+    assert len(report["cuts"]) == 4
     for name in ("detections.png", "channels.png", "history.png"):
         assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
     for name in ("dense", "pruned"):
         assert count_parameters(LitYOLO(str(tmp_path / f"{name}.pt")).model) == report[name]["params"]
 
+    assert "Right after the cut" in text
     assert "Before and after" in text
     line = next(line for line in text.splitlines() if "python -c" in line)
     code = line.partition('"')[2].rpartition('"')[0]
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert "boxes" in done.stdout
-
-
-@pytest.mark.slow
-def test_the_dense_run_is_that_of_a_training_from_the_start(tmp_path):
-    train(_SMALL, prune=True, snapshot=tmp_path / "before.ckpt")
-    rest = train(_SMALL, prune=False, start=tmp_path / "before.ckpt")
-    whole = train(_SMALL, prune=False)
-
-    assert rest.epochs == whole.epochs[1:]
-    weights, expected = rest.detector.model.state_dict(), whole.detector.model.state_dict()
-    assert all(torch.equal(weights[name], expected[name]) for name in expected)

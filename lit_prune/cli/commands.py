@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -67,11 +66,8 @@ def run_demo(options: argparse.Namespace) -> None:
     """Run the demo."""
     from lit_prune.demo import Recipe, run_demo
 
-    recipe = Recipe(model=options.model, scenes=options.scenes, amount=options.amount, seed=options.seed)
-    if recipe.model != Recipe.model:
-        # The factors are for layers by number, which another network has in another order.
-        recipe = replace(recipe, factors={})
-    run_demo(options.out, recipe.scaled_to(options.epochs))
+    names = ("model", "epochs", "scenes", "cut", "amount", "fine_tuning", "seed")
+    run_demo(options.out, Recipe(**{name: getattr(options, name) for name in names}))
 
 
 def run_inspect(options: argparse.Namespace) -> None:
@@ -144,12 +140,18 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _add_demo(commands: Any) -> None:
-    demo = _add(commands, "demo", run_demo, "train, prune and compare on data that comes with the package; minutes")
+    demo = _add(
+        commands, "demo", run_demo, "train, cut, fine-tune and compare on data that comes with the package; minutes"
+    )
     demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="where report and figures go")
     demo.add_argument("--model", default="yolov8n.yaml", help="configuration of an Ultralytics detection network")
-    demo.add_argument("--epochs", type=int, default=18, help="length of the pruned run, and of the dense one")
+    demo.add_argument("--epochs", type=int, default=24, help="how long the dense network is trained")
     demo.add_argument("--scenes", type=int, default=2000, help="number of training scenes")
-    demo.add_argument("--amount", type=float, default=0.455, help="ratio of the dense network's MACs that goes")
+    demo.add_argument(
+        "--cut", type=float, default=0.3, help="ratio of its MACs that one cut removes, to see what is left"
+    )
+    demo.add_argument("--amount", type=float, default=0.5, help="ratio of its MACs that is gone after fine-tuning")
+    demo.add_argument("--fine-tuning", type=int, default=3, metavar="EPOCHS", help="how long what is left is trained")
     demo.add_argument("--seed", type=int, default=0, help="of weights, order and scenes")
 
 

@@ -1,4 +1,4 @@
-"""Train a detector that is pruned meanwhile, and compare it with a dense one that is trained as long."""
+"""Train a detector, see what is left of it right after a cut, and fine-tune it while it loses half of its work."""
 
 from lit_prune.demo.run import run_demo
 from lit_prune.demo.settings import Recipe

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from lit_prune.demo.outcome import compare, save_figures
-from lit_prune.demo.runs import train
+from lit_prune.demo.outcome import compare, cuts_table, save_figures
+from lit_prune.demo.runs import cuts, fine_tune, train
 from lit_prune.demo.settings import Recipe
 from lit_prune.report.tables import save_json
 from lit_prune.yolo.comparison import comparison_table
@@ -19,9 +17,7 @@ from lit_prune.yolo.package import require_ultralytics
 
 
 def run_demo(out: str | Path, recipe: Recipe | None = None, console: Console | None = None) -> dict[str, Any]:
-    """Train a network that is pruned meanwhile, and a dense one as long; compare them, and write what came out.
-
-    Both are one network up to the first pruning, so these epochs are trained once.
+    """Train a network to its end, cut it and see what is left at once, fine-tune it to half, and write what came out.
 
     Written are ``report.json``, the figures ``detections.png``, ``channels.png`` and ``history.png``, ``pruned.ckpt``
     (for Lightning), and ``dense.pt`` and ``pruned.pt`` (for Ultralytics, without lit_prune).
@@ -43,26 +39,26 @@ def run_demo(out: str | Path, recipe: Recipe | None = None, console: Console | N
     console = console or Console()
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    first = recipe.prune_at[0]
     console.rule("[bold]lit_prune demo")
     console.print(
         f"{recipe.model} learns from scratch to find handwritten digits: {recipe.scenes:,} scenes of "
-        f"{recipe.image_size}×{recipe.image_size}, {recipe.epochs} epochs. Meanwhile it loses channels, "
-        f"{len(recipe.prune_at)} times. Then a dense network is trained as long, to compare with.\n"
+        f"{recipe.image_size}×{recipe.image_size}, {recipe.epochs} epochs. Then it is cut, and what is left is looked "
+        f"at before anything is trained. Then it is fine-tuned for {recipe.fine_tuning} epochs while it is pruned.\n"
     )
-    with tempfile.TemporaryDirectory() as folder:
-        before = Path(folder) / "before.ckpt"
-        console.rule("a run with ChannelPruning", style="dim")
-        pruned = train(recipe, prune=True, snapshot=before, console=console)
-        console.rule(f"the dense network; its first {first} epochs are those above", style="dim")
-        rest = train(recipe, prune=False, start=before, console=console)
-    dense = replace(rest, epochs=pruned.epochs[:first] + rest.epochs)
+    console.rule("a dense network", style="dim")
+    dense = train(recipe, console)
+    console.rule(f"one cut of {recipe.cut:.0%} of its multiply-adds, nothing trained after it", style="dim")
+    left = cuts(recipe, dense)
+    console.print(cuts_table(left, dense))
+    console.rule(f"fine-tuning with ChannelPruning, down by {recipe.amount:.0%}", style="dim")
+    pruned = fine_tune(recipe, dense, console)
     console.rule("what it costs now", style="dim")
-    report = compare(recipe, {"dense": dense, "pruned": pruned})
+    runs = {"dense": dense, "pruned": pruned}
+    report = compare(recipe, runs, left)
     save_json(report, out / "report.json")
-    save_figures(out, recipe, {"dense": dense, "pruned": pruned})
+    save_figures(out, recipe, runs)
     pruned.detector.trainer.save_checkpoint(out / "pruned.ckpt")
-    for name, run in (("dense", dense), ("pruned", pruned)):
+    for name, run in runs.items():
         export_detector(run.detector.model, out / f"{name}.pt")
     console.print(comparison_table(report))
     console.print(_closing(out, recipe), highlight=False, soft_wrap=True)
