@@ -69,7 +69,9 @@ gpu-check: install
 	$(BIN)/pytest -m gpu
 
 bench: install
-	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python -m benchmarks.$$(basename $$script .py) || exit 1; done
+	for script in benchmarks/*.py benchmarks/*/__main__.py; do \
+		name=$$(echo $$script | sed 's|/__main__||; s|\.py$$||; s|/|.|g'); \
+		echo "== $$name"; $(BIN)/python -m $$name || exit 1; done
 
 clean:
 	rm -rf $(VENV) $(OLDEST) demo .pytest_cache .mypy_cache .ruff_cache

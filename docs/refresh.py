@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from lit_prune.demo.settings import PLAIN, Recipe
+from lit_prune.demo.settings import Recipe
 from lit_prune.report.tables import human
 
 HERE = Path(__file__).parent
@@ -40,12 +40,23 @@ def shrink_figure(source: Path, target: Path, width: int) -> None:
     raise SystemExit(f"{target} stays above {LIMIT} bytes; lower its width.")
 
 
-def headline(report: dict[str, Any], baseline: dict[str, Any], plain: dict[str, Any]) -> str:
-    """What the demo shows: its run in a table, its recipe, and both that and the plain one over seeds."""
+def headline(report: dict[str, Any], baseline: dict[str, Any]) -> str:
+    """What the demo shows: what a cut leaves, what fine-tuning ends at, the callback, and all that over seeds."""
     dense, pruned, recipe = report["dense"], report["pruned"], report["recipe"]
-    _check_recipe("The demo", recipe, Recipe())
-    _check_recipe("The benchmark", baseline["recipe"], Recipe())
-    _check_recipe("The benchmark of the plain recipe", plain["recipe"], PLAIN)
+    _check_recipe("The demo", recipe)
+    _check_recipe("The benchmark", baseline["recipe"])
+    size = recipe["image_size"]
+    what = (
+        f"One run of the demo: {recipe['model'].removesuffix('.yaml')} learns from scratch to find handwritten digits, "
+        f"{recipe['epochs']} epochs of {recipe['scenes']:,} scenes at {size}×{size}, to an mAP50-95 of "
+        f"{dense['map']:.3f}. Then it is cut by {recipe['cut']:.0%} of its multiply-adds. What is left at once, with "
+        f"nothing trained:"
+    )
+    left = [f"| {_by(sliced)} | {sliced['map']:.3f} | {repaired['map']:.3f} |" for sliced, repaired in _pairs(report)]
+    then = (
+        f"Then {recipe['fine_tuning']} epochs of fine-tuning, in which the callback takes half of the multiply-adds, "
+        f"beside the dense network at the end of its training:"
+    )
     rows = []
     for name, key in (("multiply-adds", "macs"), ("parameters", "params")):
         rows.append((name, human(dense[key]), human(pruned[key]), f"−{1 - pruned[key] / dense[key]:.0%}"))
@@ -56,55 +67,47 @@ def headline(report: dict[str, Any], baseline: dict[str, Any], plain: dict[str, 
         threads = f", {before['threads']} thread{'s' * (before['threads'] != 1)}" if before["device"] == "cpu" else ""
         name = f"latency, batch {before['batch_size']} ({before['device']}{threads})"
         rows.append((name, f"{old:.1f} ms", f"{new:.1f} ms", f"{old / new:.2f}× faster"))
-    events, size = _listed(recipe["prune_at"]), recipe["image_size"]
-    what = (
-        f"One run of the demo: {recipe['model'].removesuffix('.yaml')}, {recipe['epochs']} epochs from scratch on "
-        f"{recipe['scenes']:,} scenes of handwritten digits at {size}×{size}, pruned at the start of epochs {events}. "
-        f"The dense network is the same up to the first of them, and is trained as long, by the same schedule:"
-    )
-    alike = {side: _spread([run[side]["map"] for run in baseline["runs"]]) for side in ("dense", "pruned")}
-    change = _spread([run["pruned"]["map"] - run["dense"]["map"] for run in baseline["runs"]])
-    cut = 1 - pruned["macs"] / dense["macs"]
+    runs = baseline["runs"]
+    alike = {side: _spread([run[side]["map"] for run in runs]) for side in ("dense", "fine_tuned", "pruned")}
+    change = _spread([run["pruned"]["map"] - run["fine_tuned"]["map"] for run in runs])
     spread = (
-        f"Single runs scatter. With {baseline['recipe']['epochs']} epochs, over {len(baseline['runs'])} seeds, "
-        f"mAP50-95 is {alike['dense']} dense and {alike['pruned']} pruned (mean ± standard deviation); the change of "
-        f"a seed is {change} ([JSON](benchmarks/demo_baseline.json))."
-    )
-    made = (
-        "This recipe was made for YOLOv8n on these scenes, by trials: exact boxes need what the early layers and the "
-        "box branch know, so these lose less than others:"
-    )
-    ends = [run["pruned"] for run in plain["runs"]]
-    seeds = "1 seed" if len(ends) == 1 else f"{len(ends)} seeds"
-    saved = 1 - ends[0]["macs"] / dense["macs"]
-    simple = (
-        f"The ten lines below use none of that: every layer loses the same ratio, in multiples of 8, at epochs "
-        f"{_listed(plain['recipe']['prune_at'])} of {plain['recipe']['epochs']}. Trained by the demo's schedule this "
-        f"saves {saved:.0%} of the multiply-adds where the demo's recipe saves {cut:.0%}, and ends at an mAP50-95 of "
-        f"{_spread([end['map'] for end in ends])} ({seeds}; [JSON](benchmarks/demo_baseline_plain.json))."
+        f"Single runs scatter. Over {len(runs)} seeds, mAP50-95 is {alike['dense']} dense and {alike['pruned']} pruned "
+        f"(mean ± standard deviation). A dense network that is fine-tuned for as long comes to {alike['fine_tuned']}, "
+        f"so that the pruning costs {change} ([JSON](benchmarks/demo_baseline.json))."
     )
     lines = [
         textwrap.fill(what, 120),
+        "",
+        "| channels go by | mAP50-95, sliced alone | repaired |",
+        "|---|---:|---:|",
+        *left,
+        "",
+        textwrap.fill(then, 120),
         "",
         "| | dense | pruned | |",
         "|---|---:|---:|---:|",
         *(f"| {' | '.join(row)} |" for row in rows),
         "",
-        *(textwrap.fill(spread, 120), "", textwrap.fill(made, 120), "", _code(recipe), "", textwrap.fill(simple, 120)),
+        *(_code(recipe), "", textwrap.fill(spread, 120)),
     ]
     return re.sub(r" -(?=\d)", " −", "\n".join(lines))
 
 
-def _check_recipe(what: str, given: dict[str, Any], recipe: Recipe) -> None:
-    """Raise SystemExit unless what was run is the recipe, in whatever length and with whatever seed."""
-    expected = asdict(replace(recipe.scaled_to(given["epochs"]), seed=given["seed"]))
-    # JSON has lists where a recipe has tuples.
-    if given != json.loads(json.dumps(expected)):
+def _pairs(report: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    return list(zip(report["cuts"][::2], report["cuts"][1::2], strict=True))
+
+
+def _by(cut: dict[str, Any]) -> str:
+    return {
+        ("magnitude", "uniform"): "magnitude, the same ratio of every layer",
+        ("taylor", "global"): "what the loss would lose, over all layers",
+    }[cut["criterion"], cut["spread"]]
+
+
+def _check_recipe(what: str, given: dict[str, Any]) -> None:
+    """Raise SystemExit unless what was run is the package's recipe, with whatever seed."""
+    if given != asdict(replace(Recipe(), seed=given["seed"])):
         raise SystemExit(f"{what} was made by another recipe than that of the package; run it again.")
-
-
-def _listed(numbers: list[int]) -> str:
-    return f"{', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
 
 
 def _spread(values: list[float]) -> str:
@@ -115,16 +118,19 @@ def _spread(values: list[float]) -> str:
 
 def _code(recipe: dict[str, Any]) -> str:
     """The callback of a recipe, as a reader would write it."""
-    factors = "\n".join(f'    "{pattern}": {factor},' for pattern, factor in recipe["factors"].items())
     return f"""```python
 from lit_prune import ChannelPruning
-from lit_prune.select import MacsBudget, Weighted
+from lit_prune.schedule import AtSteps
+from lit_prune.select import MacsBudget
 
-factors = {{
-{factors}
-}}
-selection = MacsBudget(spread=Weighted(factors))
-ChannelPruning({recipe["amount"]}, {recipe["prune_at"]}, selection=selection, round_to={recipe["round_to"]})
+ChannelPruning(
+    {recipe["amount"]},
+    AtSteps({Recipe(**recipe).events}),
+    criterion="taylor",
+    selection=MacsBudget("global"),
+    repair=True,
+    round_to={recipe["round_to"]},
+)
 ```"""
 
 
@@ -138,8 +144,7 @@ def main() -> None:
         shrink_figure(folder / name, HERE / name, width)
     (HERE / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     text = README.read_text(encoding="utf-8")
-    seeds = (BENCHMARKS / name for name in ("demo_baseline.json", "demo_baseline_plain.json"))
-    text_of_demo = headline(report, *(json.loads(path.read_text(encoding="utf-8")) for path in seeds))
+    text_of_demo = headline(report, json.loads((BENCHMARKS / "demo_baseline.json").read_text(encoding="utf-8")))
     block = f"<!-- demo: written by docs/refresh.py -->\n{text_of_demo}\n<!-- end of demo -->"
     changed, count = re.subn(r"<!-- demo: .*?<!-- end of demo -->", lambda _: block, text, flags=re.S)
     if count != 1:
