@@ -55,14 +55,6 @@ class Ours:
                 name = f"in training, {events} event{'s' * (events > 1)}{', distilled' * (weight > 0)}"
                 yield name, partial(self._in_training, epochs, events, weight)
 
-    def narrower(self, amount: float, draw: int) -> nn.Module:
-        """A network of the widths of a uniform cut, with new weights."""
-        network, _ = self._cut("magnitude", "uniform", None, amount, draw)
-        for module in network.modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
-        return network
-
     def _cut(
         self, criterion: str, spread: str, repair: Repair | None, amount: float, draw: int
     ) -> tuple[nn.Module, float]:

@@ -26,7 +26,7 @@ class Digits(Detecting):
             module = LitYOLO(network, num_classes=DigitScenes.num_classes, lr=recipe.lr)
             module.model.load_state_dict(torch.load(weights))
         else:
-            module = train(recipe, prune=False).detector
+            module = train(recipe).detector
             if weights is not None:
                 torch.save(module.model.state_dict(), weights)
         super().__init__(module, scenes, recipe.image_size, 32, "val/map")
