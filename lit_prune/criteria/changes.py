@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,12 +55,16 @@ class Changes:
         self._parts = {group.name: self._parts_of(group) for group in graph.groups}
         self._sums = {group.name: torch.zeros(group.size) for group in graph.groups}
         self._steps = dict.fromkeys(self._groups, 0)
-        self._seen = 0
+        self._seen: Counter[str] = Counter()
 
-    def is_due(self) -> bool:
-        """Whether the coming step of a training is to be noted; asked once before each."""
-        self._seen += 1
-        return self._seen <= _ALL_OF_THE_FIRST or self._seen % _THEN_ONE_IN == 0
+    def is_due(self, of: str = "") -> bool:
+        """Whether the coming step of a training is to be noted; asked once before each.
+
+        Args:
+            of: Whose step: each optimizer is counted by itself.
+        """
+        self._seen[of] += 1
+        return self._seen[of] <= _ALL_OF_THE_FIRST or self._seen[of] % _THEN_ONE_IN == 0
 
     def note(self, gradients: Mapping[nn.Parameter, Tensor | None], scale: float = 1.0) -> None:
         """Add what one step tells.
@@ -82,6 +87,11 @@ class Changes:
                 self._sums[name] = self._sums[name].to(squares.device) + squares
                 self._steps[name] += 1
 
+    def name_of(self, parameters: Iterable[nn.Parameter]) -> str:
+        """A name that an optimizer over these keeps in a resumed run: that of the first of them."""
+        names = {id(parameter): name for name, parameter in reversed([*self._parameters.items()])}
+        return next((names[id(parameter)] for parameter in parameters if id(parameter) in names), "")
+
     @property
     def has_steps(self) -> bool:
         """Whether anything was noted."""
@@ -94,11 +104,12 @@ class Changes:
     def state_dict(self) -> dict[str, Any]:
         """What was summed up, as plain data."""
         sums = {name: self._sums[name].tolist() for name, steps in self._steps.items() if steps}
-        return {"seen": self._seen, "steps": {name: self._steps[name] for name in sums}, "sums": sums}
+        return {"seen": dict(self._seen), "steps": {name: self._steps[name] for name in sums}, "sums": sums}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what :meth:`state_dict` wrote, of the groups that are still as they were."""
-        self._seen = state["seen"]
+        seen = state["seen"]
+        self._seen = Counter(seen if isinstance(seen, Mapping) else {"": seen})
         for name, sums in state["sums"].items():
             if name in self._groups and len(sums) == self._groups[name].size:
                 self._sums[name], self._steps[name] = torch.tensor(sums), state["steps"][name]

@@ -94,6 +94,8 @@ class PruningPolicy:
     @property
     def why_nothing(self) -> str:
         """Why an event may remove nothing, and what to do, for messages."""
+        if self.selection.has_limit:
+            return "the network is within the limit already, as far as its widths can be rounded."
         return (
             f"with this amount, round_to={self.round_to} and min_channels={self.min_channels} every layer keeps the "
             "channels that it has. Raise `amount`, or lower the others."
@@ -108,7 +110,7 @@ class PruningPolicy:
         kind = type(self.selection).__name__
         if self.selection.has_limit:
             if amount is not None:
-                raise ArgumentError(f"{kind} says by at_most how far it goes: give amount=None, but not {amount!r}.")
+                raise ArgumentError(f"{kind} says by itself how far it goes: give amount=None, but not {amount!r}.")
             return 1.0
         if amount is None:
             if self.selection.needs_amount:

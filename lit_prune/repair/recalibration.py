@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_prune.common._compat import NormBase
+from lit_prune.common.names import layer_of
+from lit_prune.errors import CalibrationError
+
+# How many steps statistics take to settle, and how far those of training and calibration may lie apart.
+_SETTLED = 30
+_MOST_SHIFT = 3.0
+_MOST_RATIO = 16.0
 _ARGUMENTS = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 
 
@@ -50,6 +59,41 @@ class Statistics:
     def unbiased(self) -> Tensor:
         """The variances that a BatchNorm keeps."""
         return self.var * self.number / max(1, self.number - 1)
+
+
+def check_alike(
+    network: nn.Module,
+    kept_up: Collection[str],
+    kept: Mapping[str, Tensor],
+    statistics: Mapping[tuple[str, int, int], Statistics],
+) -> None:
+    """Raise if what enters the first BatchNorm that a training keeps up is nothing like what entered in training.
+
+    A step may prepare its inputs before the network gets them, which a calibration batch does not go through.
+
+    Raises:
+        CalibrationError: With both means.
+    """
+    place = next((place for place in statistics if place[0] in kept_up), None)
+    if place is None:
+        return
+    norm = network.get_submodule(layer_of(place[0]))
+    seen = getattr(norm, "num_batches_tracked", None)
+    if not isinstance(norm, NormBase) or norm.running_mean is None or seen is None or int(seen) < _SETTLED:
+        return
+    chosen = kept.get(place[0], torch.arange(norm.num_features))
+    buffers = dict(norm.named_buffers())
+    mean, var = (buffers[name].detach().cpu().double()[chosen] for name in ("running_mean", "running_var"))
+    found, tiny = statistics[place], torch.finfo(torch.float32).tiny
+    shift = float(((found.mean - mean).abs() / (var + found.var).clamp(min=tiny).sqrt()).median())
+    ratio = float((found.var.clamp(min=tiny) / var.clamp(min=tiny)).log().median())
+    if shift > _MOST_SHIFT or abs(ratio) > math.log(_MOST_RATIO):
+        raise CalibrationError(
+            f"What enters {layer_of(place[0])} on the calibration batches is nothing like what enters it in training: "
+            f"deviations are {math.exp(ratio / 2):.3g} times as large, and means lie {shift:.2g} deviations away. The "
+            "training step may prepare its inputs, or they are augmented strongly: prepare them in `forward`, in the "
+            "data set or in `on_after_batch_transfer`, or let `calibration_batch(batch)` return what the network gets."
+        )
 
 
 def of_norm(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

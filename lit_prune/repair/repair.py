@@ -20,6 +20,7 @@ from lit_prune.errors import ArgumentError, ArgumentTypeError
 from lit_prune.graph.subject import InPlace
 from lit_prune.plan import PruningPlan, belongs
 from lit_prune.repair.passes import Fit, Listening, Repairing
+from lit_prune.repair.recalibration import check_alike
 
 Batches = Callable[[], Iterable[Sequence[Any]]]
 """Makes the inputs of some forwards, the same each time."""
@@ -156,6 +157,9 @@ def repaired(
         repair: What is done.
         forward: Takes the inputs; by default the network.
         precision: Makes a context in which the forward runs.
+
+    Raises:
+        CalibrationError: If the inputs are nothing like those of the training, or not finite.
     """
     forward = network if forward is None else forward
     names = {id(tensor): name for name, tensor in tensors_of(network)}
@@ -174,6 +178,7 @@ def repaired(
         for inputs in batches():
             with precision(), listening.batch():
                 forward(*inputs)
+        check_alike(network, kept_up, kept, listening.answers.statistics)
     subject = InPlace.of(network, [], {}, values=True)
     with subject.running(plan) as left, evaluating(left), torch.no_grad(), eagerly():
         tensors = dict(tensors_of(left))

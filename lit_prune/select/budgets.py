@@ -14,7 +14,8 @@ from lit_prune.common.arguments import check_choice, check_positive
 from lit_prune.common.choices import resolve
 from lit_prune.common.names import count_parameters
 from lit_prune.criteria import Evidence
-from lit_prune.errors import ArgumentError, SelectionError
+from lit_prune.errors import ArgumentError, ArgumentTypeError, SelectionError
+from lit_prune.plan import belongs_to_any
 from lit_prune.select.base import Scores, Selection, Target, Widths, bundled, flat, lowest
 from lit_prune.select.spread import Cost, Global, Spread, Uniform, fit, out_of_reach, ratio_of
 
@@ -92,7 +93,7 @@ class MacsBudget(Budget):
     def cost(self, evidence: Evidence) -> Cost:
         """Multiply-adds, by the graph."""
         # Every channel of a group costs the same, so any of them will do.
-        return lambda widths: evidence.graph.macs_without(_removal(evidence, widths))
+        return lambda widths: evidence.graph.macs_without(removal_of(evidence, widths))
 
 
 class ParamsBudget(Budget):
@@ -110,8 +111,12 @@ class ParamsBudget(Budget):
     unit = "params"
 
     def cost(self, evidence: Evidence) -> Cost:
-        """Parameters, each once, whatever names it has."""
+        """Parameters, each once, whatever names it has; averages inside of the network are no part of it."""
         return _sizes(evidence, buffers=False)
+
+    def dense(self, evidence: Evidence, target: Target) -> float:
+        """Parameters of the dense network; after an event, in proportion to all that it has now."""
+        return self.cost(evidence)({}) * _of_now(evidence, target)
 
 
 class SizeBudget(Budget):
@@ -154,9 +159,8 @@ class SizeBudget(Budget):
         return _sizes(evidence, buffers=True, matrices=each, vectors=max(each, 4 if each == 1 else each))
 
     def dense(self, evidence: Evidence, target: Target) -> float:
-        """Bytes of the dense network; after an event, by its parameters."""
-        now = self.cost(evidence)({})
-        return now * target.costs.get("params", 0.0) / count_parameters(evidence.network) if target.costs else now
+        """Bytes of the dense network; after an event, in proportion to the parameters that it has now."""
+        return self.cost(evidence)({}) * _of_now(evidence, target)
 
 
 class Budgets(Selection):
@@ -176,6 +180,11 @@ class Budgets(Selection):
     """
 
     def __init__(self, budgets: Sequence[Budget], spread: Spread | str = "uniform") -> None:
+        if not isinstance(budgets, Sequence) or not all(isinstance(budget, Budget) for budget in budgets):
+            raise ArgumentTypeError(
+                "Budgets takes a list of budgets, such as [MacsBudget(at_most='40 MMACs'), SizeBudget(at_most='2 MB')],"
+                f" but got {budgets!r}."
+            )
         self.budgets = [*budgets]
         self.spread = resolve("spread", spread, Spread, {"uniform": Uniform, "global": Global})
         if not self.budgets or len({budget.has_limit for budget in self.budgets}) > 1:
@@ -216,33 +225,43 @@ def quantity(name: str, given: float | str, unit: str) -> float:
     """
     value: Any = given
     if isinstance(given, str):
-        match = re.fullmatch(rf"\s*([\d.]+(?:e[+-]?\d+)?)\s*([kKMG]?i?)\s*(?:{re.escape(unit)})?\s*", given)
+        number = r"\d+(?:\.\d*)?(?:[eE][+-]?\d+)?"
+        match = re.fullmatch(rf"\s*({number})\s*([kKMG]?i?)\s*(?:{re.escape(unit)})?\s*", given)
         prefix = match[2].replace("K", "k") if match and match[2] == "K" else match[2] if match else ""
         if match is None or prefix not in _PREFIXES:
             raise ArgumentError(f"{name} must be in {unit}, such as '2 M{unit}', or a number, but is {given!r}.")
         value = float(match[1]) * _PREFIXES[prefix]
+    if isinstance(value, bool):
+        raise ArgumentTypeError(f"{name} must be in {unit}, such as '2 M{unit}', or a number, but is {given!r}.")
     check_positive(name, value)
     return float(value)
 
 
-def _removal(evidence: Evidence, widths: Widths) -> dict[str, range]:
+def _of_now(evidence: Evidence, target: Target) -> float:
+    """How many times as many parameters the dense network has as there are now."""
+    return target.params / count_parameters(evidence.network) if target.params else 1.0
+
+
+def removal_of(evidence: Evidence, widths: Widths) -> dict[str, range]:
+    """So many channels of each group that its widths are left; which ones does not count."""
     sizes = {group.name: group.size for group in evidence.groups}
     return {name: range(width, sizes[name]) for name, width in widths.items()}
 
 
 def _sizes(evidence: Evidence, buffers: bool, matrices: int = 1, vectors: int = 1) -> Cost:
-    """Numbers of all parameters, each times what it counts; of buffers too, if asked for."""
-    named = dict(evidence.network.named_parameters())
+    """Numbers of all parameters, each times what it counts; of buffers too, if asked for; not of averages."""
+    named: dict[str, Tensor] = dict(evidence.network.named_parameters())
     if buffers:
         kept = evidence.network.state_dict(keep_vars=True)
-        named |= {name: buffer for name, buffer in evidence.network.named_buffers() if name in kept}  # type: ignore
+        named |= {name: buffer for name, buffer in evidence.network.named_buffers() if name in kept}
     weights = {
         name: (tensor.shape, tensor.numel() * (matrices if tensor.dim() > 1 else vectors))
         for name, tensor in named.items()
+        if not belongs_to_any(name, evidence.graph.averages)
     }
 
     def cost(widths: Widths) -> float:
-        cut = evidence.graph.plan(_removal(evidence, widths)).kept
+        cut = evidence.graph.plan(removal_of(evidence, widths)).kept
         return sum(
             whole * math.prod(len(kept) / shape[dim] for dim, kept in cut.get(name, {}).items())
             for name, (shape, whole) in weights.items()

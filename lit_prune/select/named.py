@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from lit_prune.common.arguments import check_number
 from lit_prune.common.ranks import warn_once
+from lit_prune.common.reading import read_checkpoint
 from lit_prune.criteria import Evidence
-from lit_prune.errors import ArgumentError, SelectionError
+from lit_prune.errors import ArgumentError, ArgumentTypeError, SelectionError
 from lit_prune.graph import ChannelGroup
-from lit_prune.plan import Slot
 from lit_prune.select.base import Scores, Selection, Target, bundled, flat, lowest
 
 
@@ -44,6 +44,8 @@ class NamedWidths(Selection):
     has_limit = True
 
     def __init__(self, widths: Mapping[str, int | float]) -> None:
+        if not isinstance(widths, Mapping):
+            raise ArgumentTypeError(f"NamedWidths takes a dict from patterns to widths, but got {widths!r}.")
         for pattern, width in widths.items():
             check_number(f"the width of {pattern!r}", width)
             if not (0 < width < 1 or (width >= 1 and int(width) == width)):
@@ -56,14 +58,16 @@ class NamedWidths(Selection):
         self._tensors: dict[str, torch.Size] | None = None
 
     @classmethod
-    def like(cls, other: nn.Module | Mapping[str, Tensor] | str | Path) -> NamedWidths:
+    def like(cls, other: nn.Module | Mapping[str, Tensor] | str | Path, weights_only: bool = True) -> NamedWidths:
         """Each layer as wide as in another network of the same names.
 
         Args:
             other: The network, its state dict, or a checkpoint that holds one.
+            weights_only: As for :func:`torch.load`: ``False`` lets the file run code, so it takes a trusted one.
 
         Raises:
             ArgumentError: If it holds no weights.
+            CheckpointError: If a file can't be read so.
 
         Example:
             >>> NamedWidths.like(nn.Sequential(nn.Conv2d(3, 8, 1)))
@@ -71,11 +75,15 @@ class NamedWidths(Selection):
         """
         tensors: Any = other
         if isinstance(other, (str, Path)):
-            tensors = torch.load(other, map_location="cpu", weights_only=True)
+            tensors = read_checkpoint(other, weights_only=weights_only, remedy="give weights_only=False")
             tensors = tensors.get("state_dict", tensors)
         elif isinstance(other, nn.Module):
             tensors = other.state_dict()
-        shapes = {name: tensor.shape for name, tensor in dict(tensors).items() if isinstance(tensor, Tensor)}
+        if not isinstance(tensors, Mapping):
+            raise ArgumentTypeError(
+                f"NamedWidths.like takes a network, its state dict, or a file that holds one, but got {other!r}."
+            )
+        shapes = {name: tensor.shape for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
         if not shapes:
             raise ArgumentError(
                 f"NamedWidths.like takes a network, its state dict or a checkpoint, but {other!r} has none."
@@ -100,7 +108,10 @@ class NamedWidths(Selection):
                 stay equally wide are to be of different widths.
         """
         groups = flat(bundled(evidence.groups, scores))
-        self._check_patterns(evidence)
+        if self._tensors is None:
+            self._check_patterns(evidence)
+        else:
+            self._check_names(evidence, self._tensors)
         part = 1.0 if target.ratio is None else target.ratio
         wanted = {group.name: self._of(group, target) for group in groups}
         widths = {}
@@ -121,7 +132,7 @@ class NamedWidths(Selection):
     def _of_tensors(self, group: ChannelGroup, tensors: Mapping[str, torch.Size]) -> int:
         """By the tensors in which each channel has one index; the network's own names may have a prefix more."""
         for slot in group.slots:
-            shape = tensors.get(slot[0]) or _ending_alike(slot, tensors)
+            shape = tensors.get(slot[0]) or _ending_alike(slot[0], tensors)
             members = group.members[slot]
             if shape is not None and len(members.indices) == group.size:
                 return shape[slot[1]]
@@ -147,6 +158,16 @@ class NamedWidths(Selection):
                 "are not trained."
             )
 
+    @staticmethod
+    def _check_names(evidence: Evidence, tensors: Mapping[str, torch.Size]) -> None:
+        names = [slot[0] for group in evidence.graph.groups for slot in group.slots]
+        found = sum(name in tensors or _ending_alike(name, tensors) is not None for name in names)
+        if 2 * found < len(names):
+            raise SelectionError(
+                f"NamedWidths.like was given other names than those of this network: it has {next(iter(tensors))!r}, "
+                f"where {names[0]!r} is looked for, and {found} of {len(names)} are alike."
+            )
+
     def _check_patterns(self, evidence: Evidence) -> None:
         names = [group.name for group in evidence.graph.groups]
         for pattern in self.widths:
@@ -157,7 +178,11 @@ class NamedWidths(Selection):
                 )
 
 
-def _ending_alike(slot: Slot, tensors: Mapping[str, torch.Size]) -> torch.Size | None:
-    """The shape of the one tensor whose name ends as the slot's does, or the other way round."""
-    found = {shape for name, shape in tensors.items() if name.endswith(f".{slot[0]}") or slot[0].endswith(f".{name}")}
+def _ending_alike(own: str, tensors: Mapping[str, torch.Size]) -> torch.Size | None:
+    """The shape of the one tensor whose name has a prefix more or less; no tensor that is called ``weight`` alone."""
+    found = {
+        shape
+        for name, shape in tensors.items()
+        if name.endswith(f".{own}") or ("." in name and own.endswith(f".{name}"))
+    }
     return found.pop() if len(found) == 1 else None

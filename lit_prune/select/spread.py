@@ -150,7 +150,7 @@ def out_of_reach(wanted: float, least: float, groups: int, counted: str) -> Sele
     """What is said where a budget can't be met."""
     return SelectionError(
         f"The wanted {wanted:,.0f} {counted} are out of reach: with each of the {groups} groups at its least "
-        f"width, {least:,.0f} are left. Lower `amount`, `round_to` or `min_channels`, or widen `blocks`."
+        f"width, {least:,.0f} are left. Ask for less, lower `round_to` or `min_channels`, or widen `blocks`."
     )
 
 

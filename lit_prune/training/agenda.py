@@ -111,6 +111,8 @@ class Agenda:
         if not due or not self.pruner.is_ready:
             return None
         recovery = self.pruner.recovery
+        if recovery.floor is not None and self._had_an_event(host):
+            return None
         if self.pruner.end_trial(host):
             done.extend(point for point in self.events if point not in done)
             return None
@@ -132,6 +134,11 @@ class Agenda:
         if event["channels"] and event["params"][0] == event["params"][1]:
             warn_once(f"The pruning at epoch {host.epoch} removed nothing: {self.pruner.policy.why_nothing}")
         return event
+
+    def _had_an_event(self, host: Host) -> bool:
+        """Whether one was carried out at this very point: a run that is resumed within an epoch has no second one."""
+        last = self.pruner.record.events[-1] if self.pruner.record.events else {}
+        return last.get("step") == host.step or (self.schedule.unit == "epochs" and last.get("epoch") == host.epoch)
 
     def end(self, host: Host, cut_short: bool = False) -> None:
         """Judge the last event, and warn of events that never came, unless the run was ``cut_short`` on purpose."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,9 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lit_prune.activations.calibration import Calibration
 from lit_prune.activations.objects import CalibrationBatch, read_batch
+from lit_prune.common._compat import tree_flatten
 from lit_prune.errors import ArgumentTypeError, CalibrationError
+from lit_prune.graph import Call
 from lit_prune.training._compat import add_task, before_transfer
 
 if TYPE_CHECKING:
@@ -27,7 +29,11 @@ _CONTENT = 1000
 
 
 def calibration_batches(
-    trainer: Trainer, pl_module: LightningModule, calibration: Calibration, of_all_ranks: bool = False
+    trainer: Trainer,
+    pl_module: LightningModule,
+    calibration: Calibration,
+    of_all_ranks: bool = False,
+    calls: Sequence[Call] = (),
 ) -> Iterator[CalibrationBatch]:
     """This rank's part of the calibration data of a running Trainer.
 
@@ -45,6 +51,8 @@ def calibration_batches(
         pl_module: Its LightningModule.
         calibration: How much data.
         of_all_ranks: All of it, on each rank.
+        calls: How a step enters the network. With it, batches that are not known will do if they hold what is entered;
+            there are no objects in them.
 
     Raises:
         CalibrationError: If there is no single DataLoader to take data from.
@@ -53,19 +61,37 @@ def calibration_batches(
     rank, ranks = (0, 1) if of_all_ranks else (trainer.global_rank, trainer.world_size)
     with _progress(trainer, _part_of(calibration.batches, ranks)) as advance:
         for batch in _own_batches(_source(trainer, pl_module), calibration, rank, ranks):
-            yield _read(pl_module, _to_device(trainer, pl_module, batch))
+            yield _read(pl_module, _to_device(trainer, pl_module, batch), calls)
             advance()
 
 
-def _read(pl_module: LightningModule, batch: Any) -> CalibrationBatch:
+def _read(pl_module: LightningModule, batch: Any, calls: Sequence[Call]) -> CalibrationBatch:
     own = getattr(pl_module, "calibration_batch", None)
-    read = (own or read_batch)(batch)
+    try:
+        read = (own or read_batch)(batch)
+    except ArgumentTypeError:
+        inputs = None if own else _like_a_call(batch, calls)
+        if inputs is None:
+            raise
+        nothing = torch.zeros(0, dtype=torch.int64)
+        return CalibrationBatch(inputs, nothing, nothing)
     if not isinstance(read, CalibrationBatch):
         raise ArgumentTypeError(
             f"{type(pl_module).__name__}.calibration_batch must return a lit_prune.activations.CalibrationBatch, but "
             f"returned a {type(read).__name__}."
         )
     return read
+
+
+def _like_a_call(batch: Any, calls: Sequence[Call]) -> tuple[Tensor] | None:
+    """What of a batch is like the one tensor that a step enters the network with: by its place, shape and type."""
+    if len(calls) != 1 or len(calls[0].args) != 1 or calls[0].kwargs or not isinstance(calls[0].args[0], Tensor):
+        return None
+    (entered,) = calls[0].args
+    for leaf in tree_flatten(batch)[0]:
+        if isinstance(leaf, Tensor) and leaf.shape[1:] == entered.shape[1:] and leaf.dtype == entered.dtype:
+            return (leaf,)
+    return None
 
 
 def _source(trainer: Trainer, pl_module: LightningModule) -> DataLoader[Any]:

@@ -11,18 +11,20 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_prune.common._compat import ConvNd, ConvTransposeNd, NormBase, tree_flatten, tree_unflatten
+from lit_prune.common._compat import ConvNd, ConvTransposeNd, NormBase, tree_flatten, tree_map_only, tree_unflatten
 from lit_prune.common.arguments import check_choice, check_positive
 from lit_prune.common.choices import nearest
 from lit_prune.common.names import class_names
 from lit_prune.common.ranks import warn_once
-from lit_prune.errors import ArgumentError
+from lit_prune.errors import ArgumentError, ArgumentTypeError
 from lit_prune.graph.skeleton import replica
 from lit_prune.training.host import Host
 from lit_prune.training.lightning import loss_scale
 from lit_prune.training.pruner import Pruner
 
 Kind = Literal["mse", "kl"]
+# How many times the variance of what is wanted a mean square error may be and still pull with all its force.
+_FARTHEST = 4.0
 
 
 class Distillation(Callback):
@@ -36,7 +38,8 @@ class Distillation(Callback):
     Args:
         weight: Of the distance to the teacher, beside the loss. Ultralytics' loss is a sum over images: there the batch
             size is to it what 1 is to a mean.
-        kind: ``"mse"``: mean square error, relative to the variance of the teacher's output, of all outputs alike.
+        kind: ``"mse"``: mean square error, relative to the variance of the output of the teacher, of all alike; where
+            it is more than four times that, relative to a quarter of itself.
             ``"kl"``: divergence of the classes' probabilities along dimension 1, for logits.
         temperature: Divides logits, for ``"kl"``.
         networks: Names of the modules whose outputs are meant, ``""`` being the LightningModule; by default what the
@@ -76,8 +79,8 @@ class Distillation(Callback):
         self._pruner: Pruner | None = None
         # By its name: the channels of a feature that its teacher has, of those of the run's first network.
         self._taken: dict[str, Tensor] = {}
-        # What the teacher of a module answers in the forward that is running, and its features.
-        self._wanted: dict[str, tuple[Any, dict[str, Tensor]]] = {}
+        # What the teacher of a module answers in the forward that is running, and its features, call by call.
+        self._wanted: dict[str, tuple[Any, dict[str, list[Tensor]]]] = {}
         # By the name of each module that is entered.
         self._teachers: dict[str, nn.Module] = {}
         # As it was built, until a checkpoint is read: a Trainer does not say earlier whether there is one.
@@ -94,9 +97,23 @@ class Distillation(Callback):
             raise ArgumentError(
                 "Distillation needs a ChannelPruning in the same Trainer: without a cut nothing is lost."
             )
+        for argument, names in (("networks", self.networks), ("features", self.features)):
+            if isinstance(names, str):
+                raise ArgumentTypeError(f"{argument} is a list of names, but got {names!r}: write [{names!r}].")
+        known = dict(pl_module.named_modules())
+        for name in self.networks or ():
+            if name not in known:
+                raise ArgumentError(f"networks names modules, but there is no {name!r}. {nearest(name, known)}")
         for name in self.features:
             _channels_of(pl_module, name)
-        self._trainer, self._teachers, self._pruner = trainer, {}, found[0].pruner
+        if found[0].before_wrap:
+            raise ArgumentError(
+                "Distillation copies the network right before an event of a training, but epochs='before_wrap' prunes "
+                "before there is one. Name epochs, or leave Distillation out."
+            )
+        self._trainer, self._pruner = trainer, found[0].pruner
+        if not self._pruner.record.events:
+            self._teachers = {}
         if self._keep not in found[0].pruner.before_cut:
             found[0].pruner.before_cut.append(self._keep)
         self._whole = replica(pl_module)
@@ -148,6 +165,13 @@ class Distillation(Callback):
             whole = replica(host.network)
             for name in entered if self.networks is None else self.networks:
                 self._teachers[name] = _as_teacher(whole.get_submodule(name))
+            taught = [name + "." * bool(name) for name in self._teachers]
+            for feature in self.features:
+                if not feature.startswith(tuple(taught)):
+                    raise ArgumentError(
+                        f"features names layers inside of what the teacher answers for, but {feature!r} is in none of "
+                        f"{', '.join(map(repr, self._teachers))}. Name a module around it by `networks`."
+                    )
             left = {name: self._left(host.network, name) for name in self.features}
             self._taken = {name: kept for name, kept in left.items() if kept is not None}
             self._follow(host.network)
@@ -176,19 +200,28 @@ class Distillation(Callback):
                 inner: Mapping[str, str] = MappingProxyType({each: each.removeprefix(prefix) for each in inner}),
             ) -> None:
                 # Neither validations nor traces learn.
-                if module.training and _has_values((args, kwargs)):
-                    self._wanted[name] = _answers(teacher, args, kwargs, inner)
+                if module.training and name in self._teachers and _has_values((args, kwargs)):
+                    try:
+                        self._wanted[name] = _answers(teacher, args, kwargs, inner)
+                    except Exception as error:
+                        del self._teachers[name]
+                        warn_once(
+                            f"The whole network's {name or type(module).__name__} can't answer what enters it now, so "
+                            "nothing is learnt from it: another part may be narrower by now. Name by `networks` a "
+                            f"module that holds both. {type(error).__name__}: {error}"
+                        )
 
             def taught(module: nn.Module, args: Any, output: Any, name: str = name) -> Any:
                 wanted, _ = self._wanted.pop(name, (None, None))
-                return None if wanted is None or not _learns(output) else self._taught(type(module), output, wanted)
+                return None if wanted is None else self._taught(type(module), output, wanted)
 
             self._hooks.append(module.register_forward_pre_hook(ask, with_kwargs=True))
             self._hooks.append(module.register_forward_hook(taught))
             for feature in inner:
 
                 def alike(layer: nn.Module, args: Any, output: Any, name: str = name, feature: str = feature) -> Any:
-                    wanted = self._wanted.get(name, (None, {}))[1].get(feature)
+                    answers = self._wanted.get(name, (None, {}))[1].get(feature)
+                    wanted = answers.pop(0) if answers else None
                     return (
                         None if wanted is None or not _learns(output) else self._alike(network, feature, output, wanted)
                     )
@@ -200,7 +233,11 @@ class Distillation(Callback):
         learning = [
             number
             for number, (own, target) in enumerate(zip(mine, theirs, strict=False))
-            if _can_learn(own) and isinstance(target, Tensor) and own.shape == target.shape
+            if _can_learn(own)
+            and isinstance(target, Tensor)
+            and own.shape == target.shape
+            # A number is a loss, and a row of them no probabilities.
+            and own.dim() > (1 if self.kind == "kl" else 0)
         ]
         if not learning:
             warn_once(
@@ -239,7 +276,8 @@ class _Towards(torch.autograd.Function):
     def forward(ctx: Any, own: Tensor, target: Tensor, kind: Kind, temperature: float, strength: float) -> Tensor:
         ctx.save_for_backward(own, target)
         ctx.kind, ctx.temperature, ctx.strength = kind, temperature, strength
-        return own.view_as(own)
+        # No view: what follows may work in place.
+        return own.clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
@@ -248,8 +286,10 @@ class _Towards(torch.autograd.Function):
             parts = [F.softmax(logits / ctx.temperature, 1) for logits in (own, target)]
             added = ctx.temperature * (parts[0] - parts[1]) * (own.shape[1] / own.numel())
         else:
-            variance = target.var(correction=0).clamp(min=torch.finfo(torch.float32).tiny ** 0.5)
-            added = 2 * (own - target) / (own.numel() * variance)
+            distance = own - target
+            # Far from answers that hardly differ, the distance itself is the measure.
+            variance = torch.maximum(target.var(correction=0), distance.square().mean() / _FARTHEST)
+            added = 2 * distance / (own.numel() * variance.clamp(min=torch.finfo(torch.float32).tiny ** 0.5))
         return gradient + (ctx.strength * added).to(gradient), None, None, None, None
 
 
@@ -272,16 +312,18 @@ def _channels_of(network: nn.Module, feature: str) -> tuple[int, int]:
 
 def _answers(
     teacher: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], inner: Mapping[str, str]
-) -> tuple[Any, dict[str, Tensor]]:
+) -> tuple[Any, dict[str, list[Tensor]]]:
     """What a teacher answers, and its features, by their names in the whole network."""
-    found: dict[str, Tensor] = {}
+    found: dict[str, list[Tensor]] = {name: [] for name in inner}
     hooks = [
         teacher.get_submodule(own).register_forward_hook(
-            lambda layer, args, output, name=name: found.__setitem__(name, output.clone())
+            lambda layer, args, output, name=name: found[name].append(output.clone())
         )
         for name, own in inner.items()
     ]
     try:
+        # A forward may change what it is given.
+        args, kwargs = tree_map_only(Tensor, torch.clone, (args, dict(kwargs)))
         with torch.no_grad():
             return teacher(*args, **kwargs), found
     finally:

@@ -46,8 +46,10 @@ class Gradients:
             optimizer: Which one.
             scale: Tells by what the gradients were multiplied; to ask may take a wait for the device.
         """
-        if self._changes is not None and self._changes.is_due():
-            own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if self._changes is None:
+            return
+        own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if self._changes.is_due(self._changes.name_of(own)):
             self._changes.note({parameter: parameter.grad for parameter in own}, scale())
 
     def values(self) -> dict[str, Tensor]:

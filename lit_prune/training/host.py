@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lit_prune.activations import Calibration, CalibrationBatch
+from lit_prune.graph import Call
 from lit_prune.plan import PruningPlan
 
 
@@ -52,10 +53,12 @@ class Host(Protocol):
     def averages_within(self, warn: bool = True) -> Mapping[str, str]:
         """Prefix of each average inside of the network to that of what it is an average of; ``warn`` of unsure ones."""
 
-    def batches(self, calibration: Calibration, of_all_ranks: bool = False) -> Iterator[CalibrationBatch]:
+    def batches(
+        self, calibration: Calibration, of_all_ranks: bool = False, calls: Sequence[Call] = ()
+    ) -> Iterator[CalibrationBatch]:
         """This rank's part of the calibration data, or all of it, on the network's device; training is not affected.
 
-        Asked for again, they are the same.
+        Asked for again, they are the same. With calls, how a step enters the network, batches without labels do.
         """
 
     def precision(self) -> AbstractContextManager[None]:

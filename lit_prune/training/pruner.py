@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from lit_prune.activations import Calibration, Moments
 from lit_prune.common.names import count_parameters
 from lit_prune.common.ranks import any_rank, sent_by_rank_zero, together, warn_once
-from lit_prune.errors import ArgumentTypeError, CalibrationError, HalfPrunedError, PruningError
+from lit_prune.errors import ArgumentTypeError, HalfPrunedError, LitPruneError, PruningError
 from lit_prune.graph import Call, ChannelGraph
 from lit_prune.graph.recording import Pairs, parted
 from lit_prune.plan import PruningPlan
@@ -263,14 +263,16 @@ class Pruner:
             return repaired(
                 host.network,
                 plan,
-                lambda: (batch.inputs for batch in host.batches(calibration, of_all_ranks=True)),
+                lambda: (batch.inputs for batch in host.batches(calibration, True, self.forwards)),
                 repair.batches,
                 repair,
                 entrance(host.network, self.forwards),
                 host.precision,
             )
-        except (CalibrationError, ArgumentTypeError) as error:
-            warn_once(f"What is left after the pruning is not repaired. {error}")
+        except Exception as error:
+            # The user's own forward may raise anything, and the cut can do without.
+            about = "" if isinstance(error, LitPruneError) else f"{type(error).__name__} on a calibration batch: "
+            warn_once(f"What is left after the pruning is not repaired. {about}{error}")
             return Repaired()
 
     def _tell(self, host: Host) -> None:

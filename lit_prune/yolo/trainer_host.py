@@ -68,7 +68,9 @@ class UltralyticsHost:
         """None: the network is Ultralytics' own."""
         return {}
 
-    def batches(self, calibration: Calibration, of_all_ranks: bool = False) -> Iterator[CalibrationBatch]:
+    def batches(
+        self, calibration: Calibration, of_all_ranks: bool = False, calls: Sequence[Call] = ()
+    ) -> Iterator[CalibrationBatch]:
         """Images of the train split, evenly spread, letterboxed and not augmented; without their objects.
 
         Raises:

@@ -166,3 +166,15 @@ def test_fisher_is_the_square_for_each_multiply_add_that_goes():
         torch.testing.assert_close(second[name], first[name].square() / saved)
     # Both convolutions have kernels of 3, and the first works on larger maps.
     assert whole - graph.macs_without({"0": [0]}) != whole - graph.macs_without({"3": [0]})
+
+
+def test_each_optimizer_is_counted_by_itself():
+    changes = noted(chain())[1]
+    due = {"a": [], "b": []}
+    for _ in range(160):
+        for name, seen in due.items():
+            seen.append(changes.is_due(name))
+    assert sum(due["a"]) == sum(due["b"]) == 16 + 18
+    again = noted(chain())[1]
+    again.load_state_dict(json.loads(json.dumps(changes.state_dict())))
+    assert not again.is_due("a")

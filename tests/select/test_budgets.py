@@ -13,7 +13,7 @@ from lit_prune.cost import Cost
 from lit_prune.errors import SelectionError
 from lit_prune.select import Budget, Budgets, Global, MacsBudget, ParamsBudget, SizeBudget
 from tests.select.test_spread import NETS
-from tests.toys import fitted, network
+from tests.toys import Classifier, fitted, network, widths
 
 IMAGES = torch.zeros(1, 3, 16, 16)
 
@@ -177,3 +177,32 @@ def test_a_budget_of_ones_own():
     net = NETS["chain"]().eval()
     cut = left(net, Channels(Global(), at_most=60))
     assert sum(layer.out_channels for layer in (cut[0], cut[2], cut[4])) in (59, 60)
+
+
+def test_averages_inside_of_the_network_are_no_part_of_it():
+    class WithAverage(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.ema = torch.optim.swa_utils.AveragedModel(self.net)
+
+        def on_train_batch_end(self, *_):
+            self.ema.update_parameters(self.net)
+
+    found = []
+    for kind in (Classifier, WithAverage):
+        pruning = ChannelPruning(0.5, [1, 2], selection=ParamsBudget("global"), round_to=1, verbose=False)
+        found.append((widths(fitted(pruning, kind=kind).net), len(pruning.events)))
+    assert found[0] == found[1]
+    limited = ChannelPruning(None, [1], selection=SizeBudget(at_most="12 kB"), round_to=1, verbose=False)
+    module = fitted(limited, kind=WithAverage)
+    assert 10_000 < stored(module.net) <= 12_000
+
+
+def test_mistakes_in_a_list_of_budgets():
+    for wrong in (SizeBudget(at_most=5), ["macs"]):
+        with pytest.raises(TypeError, match="takes a list of budgets"):
+            Budgets(wrong)
+    with pytest.raises((ArgumentError, TypeError), match="at_most must be"):
+        SizeBudget(at_most=True)
+    with pytest.raises(ArgumentError, match="at_most must be"):
+        SizeBudget(at_most="1..5 kB")

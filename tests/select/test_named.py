@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lit_prune import ArgumentError, ChannelPruning, plan_pruning, shrink_
-from lit_prune.errors import SelectionError
+from lit_prune.errors import CheckpointError, SelectionError
 from lit_prune.select import NamedWidths
 from tests.select.test_spread import Halves, chain
 from tests.toys import fitted, network, widths
@@ -85,3 +85,15 @@ def test_mistakes_are_told():
         NamedWidths.like(nn.ReLU())
     with pytest.raises(ArgumentError, match="give amount=None"):
         ChannelPruning(0.5, [1], selection=NamedWidths({"a": 5}))
+
+
+def test_other_names_are_refused(tmp_path):
+    net = chain().eval()
+    for other in (nn.Linear(3, 3), {f"model.{name}": value for name, value in network().state_dict().items()}):
+        with pytest.raises(SelectionError, match="was given other names than those of this network"):
+            left(net, NamedWidths.like(other))
+    with pytest.raises(TypeError, match="takes a network, its state dict"):
+        NamedWidths.like(None)
+    (tmp_path / "text.pt").write_text("no weights")
+    with pytest.raises(CheckpointError):
+        NamedWidths.like(tmp_path / "text.pt")

@@ -7,12 +7,17 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.nn import functional as F
 
-from lit_prune import ArgumentError, ChannelPruning, Distillation
-from tests.toys import Classifier, fitted
+from lit_prune import ArgumentError, ChannelPruning, Distillation, PruningError
+from tests.toys import Classifier, fitted, loader, trainer
 
 
 def pruning(epochs=(1,), **options):
     return ChannelPruning(0.5, list(epochs), verbose=False, **options)
+
+
+def relative(mine, theirs):
+    distance = F.mse_loss(mine, theirs)
+    return distance / torch.maximum(theirs.var(correction=0), distance.detach() / 4)
 
 
 class Explicit(Classifier):
@@ -28,7 +33,7 @@ class Explicit(Classifier):
             with torch.no_grad():
                 wanted = self.whole[0](batch[0])
             if self.kind == "mse":
-                loss = loss + 0.7 * F.mse_loss(answers, wanted) / wanted.var(correction=0)
+                loss = loss + 0.7 * relative(answers, wanted)
             else:
                 temperature = 2.0
                 divergence = F.kl_div(
@@ -137,9 +142,9 @@ class ExplicitFeatures(Explicit):
         whole = self.whole[0]
         mine, theirs = self.features_of(self.net, batch[0]), self.features_of(whole, batch[0])
         answers, wanted = self.rest_of(self.net, mine), self.rest_of(whole, theirs)
-        loss = F.cross_entropy(answers, batch[1]) + 0.1 * F.mse_loss(answers, wanted) / wanted.var(correction=0)
+        loss = F.cross_entropy(answers, batch[1]) + 0.1 * relative(answers, wanted)
         theirs = theirs[:, kept["net.2.0.weight"][0]]
-        return loss + 0.1 * F.mse_loss(mine, theirs) / theirs.var(correction=0)
+        return loss + 0.1 * relative(mine, theirs)
 
     @staticmethod
     def features_of(net, images):
@@ -193,3 +198,121 @@ def test_wrong_arguments():
         Distillation(0.0)
     with pytest.raises(ArgumentError, match="kind"):
         Distillation(kind="mae")
+
+
+def test_losses_among_the_outputs_are_no_answers():
+    class WithLoss(Classifier):
+        def forward(self, images):
+            answers = self.net(images)
+            return answers, 1e-3 * answers.square().mean()
+
+        def training_step(self, batch, batch_idx):
+            answers, loss = self(batch[0])
+            return F.cross_entropy(answers, batch[1]) + loss
+
+        def validation_step(self, batch, batch_idx):
+            pass
+
+    for kind in ("mse", "kl"):
+        module = fitted(pruning(), Distillation(0.1, kind), kind=WithLoss)
+        assert all(value.isfinite().all() for value in module.state_dict().values())
+
+
+def test_a_teacher_whose_answers_hardly_differ_pulls_no_network_apart():
+    class Constant(Classifier):
+        def __init__(self):
+            super().__init__()
+            nn.init.zeros_(self.net[3][2].weight)
+
+    module = fitted(pruning(), Distillation(), kind=Constant)
+    assert max(value.abs().max() for value in module.state_dict().values() if value.is_floating_point()) < 50
+
+
+def test_what_follows_may_work_in_place():
+    class InPlace(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.net[2][2] = nn.ReLU(inplace=True)
+
+        def training_step(self, batch, batch_idx):
+            answers = self(batch[0])
+            answers /= 2.0
+            return F.cross_entropy(answers, batch[1])
+
+    module = fitted(pruning(), Distillation(0.1, features=["net.2.1"]), kind=InPlace)
+    assert module.net[2][0].weight.shape[0] < 32
+
+
+def test_a_forward_that_changes_its_input_gives_both_networks_the_same():
+    class Changes(Classifier):
+        def forward(self, x):
+            return self.net(x.sub_(0.5).div_(2))
+
+    class Leaves(Classifier):
+        def forward(self, x):
+            return self.net((x - 0.5) / 2)
+
+    found, expected = (fitted(pruning(), Distillation(0.1), kind=kind) for kind in (Changes, Leaves))
+    for name, value in expected.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_a_layer_that_runs_twice_learns_from_each_of_its_runs():
+    class Twice(Classifier):
+        def forward(self, images):
+            return self.net(images) + self.net(images.flip(3))
+
+    torch.manual_seed(0)
+    distillation = Distillation(0.1, features=["net.2.0"])
+    targets = []
+    taught = distillation._alike
+    distillation._alike = lambda network, name, output, wanted: (
+        targets.append(wanted) or taught(network, name, output, wanted)
+    )
+    fitted(pruning(), distillation, kind=Twice)
+    assert not torch.equal(targets[0], targets[1])
+    assert len(targets) == 2 * 9
+
+
+def test_parts_that_are_called_one_by_one_are_left_alone_once_they_are_narrower():
+    class Parts(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.head = self.net[:3], self.net[3]
+            del self.net
+
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(self.head(self.encoder(batch[0])), batch[1])
+
+        def validation_step(self, batch, batch_idx):
+            pass
+
+    with pytest.warns(UserWarning, match="whole network's head can't answer what enters it now"):
+        module = fitted(pruning(), Distillation(0.1), kind=Parts)
+    assert module.head[2].weight.shape[1] < 32
+
+
+def test_mistakes_are_told_before_training():
+    for options, message in (
+        ({"networks": ["nett"]}, "there is no 'nett'. Did you mean 'net'"),
+        ({"networks": "net"}, r"networks is a list of names, but got 'net': write \['net'\]"),
+        ({"features": "net.2.0"}, "features is a list of names"),
+    ):
+        with pytest.raises((ArgumentError, TypeError), match=message):
+            fitted(pruning(), Distillation(**options))
+    with pytest.raises(ArgumentError, match="before_wrap"):
+        fitted(ChannelPruning(0.5, "before_wrap", verbose=False), Distillation())
+
+
+def test_features_outside_of_what_is_taught_are_refused_before_the_cut():
+    with pytest.raises(PruningError, match=r"'net.0.0' is in none of 'net.2'"):
+        fitted(pruning(), Distillation(networks=["net.2"], features=["net.0.0"]))
+
+
+def test_a_second_fit_goes_on_with_the_teacher():
+    callbacks = pruning(), Distillation(0.1)
+    torch.manual_seed(0)
+    module = Classifier()
+    for epochs in (2, 4):
+        trainer(*callbacks, max_epochs=epochs).fit(module, loader())
+    assert callbacks[1].state_dict()["teachers"]

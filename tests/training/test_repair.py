@@ -30,19 +30,20 @@ class Around(pl.Callback):
 
 def test_right_after_an_event_more_of_the_answers_is_left():
     images = next(iter(loader()))[0]
-    left = []
-    for repair in (False, Repair(recalibration=False), True):
-        before, after = Around(), Around()
-        callback = pruning(repair=repair)
-        fitted(before, callback, after)
-        with torch.no_grad():
-            expected, got = before.networks[0](images), after.networks[0](images)
-        left.append(float((got - expected).square().mean()))
-        assert bool(callback.events[0]["repair"]) == bool(repair)
-    assert left[2] < left[0]
-    assert left[1] < left[0]
-    shares = callback.events[0]["repair"]["net.2.0"]
-    assert shares[0] < shares[1] <= 1
+    # As a step computes them where statistics were measured anew, and as a validation does where they were kept.
+    for repair, steps in ((Repair(recalibration=False), False), (True, True)):
+        left = []
+        for each in (False, repair):
+            before, after = Around(), Around()
+            callback = pruning(repair=each)
+            fitted(before, callback, after)
+            with torch.no_grad():
+                expected, got = (around.networks[0].train(steps)(images) for around in (before, after))
+            left.append(float((got - expected).square().mean()))
+            assert bool(callback.events[0]["repair"]) == bool(each)
+        assert left[1] < left[0]
+        shares = callback.events[0]["repair"]["net.2.0"]
+        assert shares[0] < shares[1] <= 1
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
@@ -67,15 +68,22 @@ def test_averages_are_repaired_as_the_network_is():
     class Check(pl.Callback):
         def on_train_epoch_start(self, trainer, pl_module):
             if trainer.current_epoch == 2:
-                self.values = [
-                    (ours.clone(), theirs.clone())
-                    for ours, theirs in zip(pl_module.net.buffers(), average.ema.module.buffers(), strict=True)
+                pairs = zip(pl_module.net.parameters(), average.ema.module.parameters(), strict=True)
+                self.weights = [(ours.detach().clone(), theirs.detach().clone()) for ours, theirs in pairs]
+                self.norms = [
+                    average.ema.module[0][1].running_var.clone(),
+                    average.ema.module[2][1].running_var.clone(),
                 ]
 
-    average, check = Average(), Check()
+    average, check, unrepaired = Average(), Check(), Check()
     fitted(average, pruning(), check)
-    for ours, theirs in check.values:
+    for ours, theirs in check.weights:
         torch.testing.assert_close(ours, theirs)
+    average = Average()
+    fitted(average, pruning(repair=False), unrepaired)
+    # The first norm gets what it got before, so that its statistics stay; those of the last move with what enters.
+    torch.testing.assert_close(check.norms[0], unrepaired.norms[0])
+    assert not torch.allclose(check.norms[1], unrepaired.norms[1])
 
 
 def test_what_is_taken_back_is_as_it_was_before_the_repair():
@@ -95,13 +103,14 @@ def test_what_is_taken_back_is_as_it_was_before_the_repair():
 
 def test_without_data_nothing_is_repaired_and_that_is_said():
     class Described(Classifier):
-        """Its batches are of a kind of its own."""
+        """Its batches are of a kind of its own, and hold nothing that is like what enters the network."""
 
         def training_step(self, batch, batch_idx):
-            return super().training_step((batch["x"], batch["y"]), batch_idx)
+            return super().training_step((batch["x"].float() / 255, batch["y"]), batch_idx)
 
     images, labels = loader().dataset.tensors
-    data = DataLoader([{"x": x, "y": y} for x, y in zip(images, labels, strict=True)], batch_size=8)
+    bytes_of = (255 * images.sigmoid()).byte()
+    data = DataLoader([{"x": x, "y": y} for x, y in zip(bytes_of, labels, strict=True)], batch_size=8)
     callback = pruning()
     with pytest.warns(UserWarning, match="not repaired"):
         trainer(callback).fit(Described(), data)
@@ -149,3 +158,66 @@ def test_answers_that_are_not_finite_are_not_repaired():
     with pytest.warns(UserWarning, match=r"not repaired. What enters or leaves net\S+ has NaN or infinite values"):
         fitted(callback, kind=Overflows, limit_val_batches=0)
     assert callback.events[0]["repair"] == {}
+
+
+class Prepares(Classifier):
+    """Its step brings the images of the data set to what the network is made for."""
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step([40 * batch[0] + 128, batch[1]], batch_idx)
+
+
+def test_images_that_a_step_prepares_are_not_taken_for_what_the_network_gets():
+    callback = pruning(epochs=(10,))
+    with pytest.warns(
+        UserWarning, match=r"not repaired. What enters net.0.1 on the calibration batches is nothing like"
+    ):
+        module = fitted(callback, kind=Prepares, max_epochs=12)
+    assert not callback.events[0]["repair"]
+    # What enters the first norm is far from what the data set holds, and its statistics have stayed so.
+    assert module.net[0][1].running_mean.abs().max() > 20
+    seen = pruning(epochs=(10,))
+    fitted(seen, max_epochs=12)
+    assert seen.events[0]["repair"]
+
+
+@pytest.mark.parametrize("form", ["alone", "in a tuple", "with soft labels", "in a dict", "with more"])
+def test_labels_are_not_needed(form):
+    forms = {
+        "alone": lambda x, y: x,
+        "in a tuple": lambda x, y: (x,),
+        "with soft labels": lambda x, y: (x, torch.nn.functional.one_hot(y, 4).float()),
+        "in a dict": lambda x, y: {"label": y, "picture": x},
+        "with more": lambda x, y: (y, x, y),
+    }
+
+    class Other(Classifier):
+        def training_step(self, batch, batch_idx):
+            leaves = [batch] if isinstance(batch, torch.Tensor) else [*getattr(batch, "values", lambda: batch)()]
+            images = next(leaf for leaf in leaves if leaf.dim() == 4)
+            return self(images).square().mean()
+
+    images, labels = loader().dataset.tensors
+    data = [forms[form](image, label) for image, label in zip(images, labels, strict=True)]
+    callback = pruning()
+    torch.manual_seed(0)
+    trainer(callback).fit(Other(), DataLoader(data, batch_size=8))
+    assert callback.events[0]["repair"]
+
+
+def test_a_forward_that_fails_on_a_calibration_batch_costs_the_repair_alone():
+    class Stubborn(Classifier):
+        def forward(self, images):
+            raise NotImplementedError("no forward")
+
+        def training_step(self, batch, batch_idx):
+            return torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+        def validation_step(self, batch, batch_idx):
+            pass
+
+    callback = pruning()
+    with pytest.warns(UserWarning, match=r"not repaired. NotImplementedError on a calibration batch: no forward"):
+        module = fitted(callback, kind=Stubborn)
+    assert not callback.events[0]["repair"]
+    assert module.net[2][0].weight.shape[0] < 32
