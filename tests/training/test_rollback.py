@@ -205,6 +205,21 @@ def test_a_floor_holds_in_a_resumed_run_too(tmp_path):
         torch.testing.assert_close(dict(resumed.state_dict()), dict(module.state_dict()), rtol=0, atol=0)
 
 
+def test_a_run_that_is_resumed_within_an_epoch_has_one_event_in_it_all_the_same(tmp_path):
+    """Events that waited for the floor are overdue: each epoch has one of them, resumed or not."""
+    torch.manual_seed(0)
+    module, callback = Sinking(), small_events()
+    saving = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, every_n_train_steps=1)
+    with pytest.warns(UserWarning, match="was taken back"):
+        trainer(callback, saving, max_epochs=7, enable_checkpointing=True).fit(module, loader(), loader())
+    for step in (7, 8, 10, 11):
+        resumed, again = Sinking(), small_events()
+        with pytest.warns(UserWarning, match="was taken back|callbacks used to create the checkpoint"):
+            trainer(again, max_epochs=7).fit(resumed, loader(), loader(), ckpt_path=tmp_path / f"step={step}.ckpt")
+        assert [event["epoch"] for event in again.events] == [event["epoch"] for event in callback.events]
+        torch.testing.assert_close(dict(resumed.state_dict()), dict(module.state_dict()), rtol=1e-4, atol=1e-5)
+
+
 def test_where_a_lower_metric_is_better_the_floor_is_a_ceiling():
     class Rising(Scored):
         scores = (0.1, 0.1, 0.3, 0.3, 0.3, 0.3, 0.3)
