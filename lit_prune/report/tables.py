@@ -148,7 +148,10 @@ def _aim(event: Event) -> str:
     """How far the event was to go; files of earlier versions call it share."""
     ratio = event.get("ratio", event.get("share"))
     if ratio is not None:
-        return f"target so far {float(ratio):.0%}"
+        unit = event.get("unit")
+        return f"target so far {float(ratio):.0%}{f' of {unit}' if unit else ''}"
+    if "part" in event:
+        return "to the limit" if event["part"] == 1 else f"{float(event['part']):.0%} of the way to the limit"
     before, after = (sum(widths[side] for widths in event["channels"].values()) for side in (0, 1))
     return f"{before - after:,} of {before:,} channels by the selection's decision"
 
@@ -159,7 +162,12 @@ def _outcome(event: Event) -> list[str]:
     if gone is None:
         return []
     told = f"gone so far: {gone['channels']:.0%} of these channels, {gone['macs']:.0%} of the multiply-adds"
-    if ratio is not None and all(abs(part - ratio) > _NEAR for part in gone.values()):
+    # Of other units than these it is not known how much is gone.
+    if (
+        event.get("unit", "MACs") == "MACs"
+        and ratio is not None
+        and all(abs(part - ratio) > _NEAR for part in gone.values())
+    ):
         told += "\nnot the target: kept widths are multiples of `round_to`, and at least `min_channels`"
     return [told]
 

@@ -234,7 +234,7 @@ class Pruner:
                 self.record.dense or Dense.of(network, decision.before),
                 epoch=host.epoch,
                 step=host.step,
-                ratio=ratio,
+                **self._aim(ratio),
                 params=[params, count_parameters(network)],
                 seconds=time.perf_counter() - started,
                 repair=fits.summary(),
@@ -253,6 +253,14 @@ class Pruner:
             event = carry_out("record", record)
             carry_out("recover", lambda: self._recover(host))
         return event
+
+    def _aim(self, ratio: float | None) -> dict[str, Any]:
+        """How far an event was to go, as the record has it: a ratio, or a part of the way to a limit, and of what."""
+        selection = self.policy.selection
+        if selection.has_limit:
+            return {"ratio": None, "part": ratio}
+        unit = getattr(selection, "unit", "")
+        return {"ratio": ratio, "unit": unit} if unit else {"ratio": ratio}
 
     def _repaired(self, host: Host, plan: PruningPlan) -> Repaired:
         """What is to be changed in what a plan leaves; nothing where there is no data to go by."""

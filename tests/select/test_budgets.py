@@ -5,12 +5,14 @@ import io
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 from lit_prune import ArgumentError, ChannelPruning, plan_pruning, shrink_
 from lit_prune.common.names import count_parameters
 from lit_prune.cost import Cost
 from lit_prune.errors import SelectionError
+from lit_prune.report.tables import event_table
 from lit_prune.select import Budget, Budgets, Global, MacsBudget, ParamsBudget, SizeBudget
 from tests.select.test_spread import NETS
 from tests.toys import Classifier, fitted, network, widths
@@ -206,3 +208,28 @@ def test_mistakes_in_a_list_of_budgets():
         SizeBudget(at_most=True)
     with pytest.raises(ArgumentError, match="at_most must be"):
         SizeBudget(at_most="1..5 kB")
+
+
+@pytest.mark.parametrize(
+    ("selection", "amount", "told"),
+    [
+        (MacsBudget(), 0.5, "target so far 50% of MACs"),
+        (ParamsBudget(), 0.5, "target so far 50% of params"),
+        (ParamsBudget(at_most=2500), None, "to the limit"),
+    ],
+)
+def test_the_table_of_an_event_says_what_was_aimed_at(selection, amount, told):
+    pruning = ChannelPruning(amount, [1], selection=selection, round_to=1, verbose=False)
+    fitted(pruning)
+    console = Console(width=120, file=io.StringIO())
+    console.print(event_table(pruning.events[0]))
+    assert told in console.file.getvalue()
+    assert "not the target" not in console.file.getvalue()
+
+
+def test_an_event_half_way_says_so():
+    pruning = ChannelPruning(None, [1, 2], selection=ParamsBudget(at_most=2500), round_to=1, verbose=False)
+    fitted(pruning)
+    console = Console(width=120, file=io.StringIO())
+    console.print(event_table(pruning.events[0]))
+    assert "50% of the way to the limit" in console.file.getvalue()
