@@ -70,8 +70,9 @@ def headline(report: dict[str, Any], baseline: dict[str, Any]) -> str:
     runs = baseline["runs"]
     alike = {side: _spread([run[side]["map"] for run in runs]) for side in ("dense", "fine_tuned", "pruned")}
     change = _spread([run["pruned"]["map"] - run["fine_tuned"]["map"] for run in runs])
+    seeds = f"{len(runs)} seed{'s' * (len(runs) != 1)}"
     spread = (
-        f"Single runs scatter. Over {len(runs)} seeds, mAP50-95 is {alike['dense']} dense and {alike['pruned']} pruned "
+        f"Single runs scatter. Over {seeds}, mAP50-95 is {alike['dense']} dense and {alike['pruned']} pruned "
         f"(mean ± standard deviation). A dense network that is fine-tuned for as long comes to {alike['fine_tuned']}, "
         f"so that the pruning costs {change} ([JSON](benchmarks/demo_baseline.json))."
     )

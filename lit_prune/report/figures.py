@@ -88,16 +88,24 @@ def history_figure(history: History, events: Sequence[Event]) -> Figure:
         macs = [epoch["macs"] / 1e6 for epoch in epochs]
         lower.step([x[0] - 1, *x], [macs[0], *macs], where="pre", color=colour, lw=2)
         final = epochs[-1]["map"]
+        # A run that ends before another has its figure above its end, where that one goes on below.
+        goes_on = any(other[-1]["epoch"] > epochs[-1]["epoch"] for other in history.values() if other)
+        is_best = final == max(other[-1]["map"] for other in history.values() if other)
         upper.annotate(
             f"{final:.3f}",
             (x[-1], final),
-            xytext=(4, 3 if final == max(other[-1]["map"] for other in history.values() if other) else -9),
+            xytext=(-4, 5) if goes_on else (4, 3 if is_best else -9),
+            ha="right" if goes_on else "left",
             textcoords="offset points",
             color=colour,
             fontsize=8,
             annotation_clip=False,
         )
+    last = max(epoch["epoch"] + 1 for epochs in history.values() for epoch in epochs)
+    before = -float(last)
     for event in events:
+        # Two that are close together stand on either side of their lines.
+        is_close, before = event["epoch"] - before < 0.04 * last, event["epoch"]
         for one in axes:
             # Above the grid, which would hide a line on one of its own, and below the curves.
             one.axvline(event["epoch"], color=_EVENT, lw=1, ls=(0, (4, 3)), zorder=1)
@@ -105,15 +113,14 @@ def history_figure(history: History, events: Sequence[Event]) -> Figure:
             f"−{1 - event['macs'][1] / event['macs'][0]:.0%} MACs",
             (event["epoch"], 0.02),
             xycoords=("data", "axes fraction"),
-            xytext=(-3, 0),
+            xytext=(3 if is_close else -3, 0),
             textcoords="offset points",
             rotation=90,
-            ha="right",
+            ha="left" if is_close else "right",
             va="bottom",
             fontsize=7.5,
             color=_EVENT,
         )
-    last = max(epoch["epoch"] + 1 for epochs in history.values() for epoch in epochs)
     for one in axes:
         one.set_xlim(0, last)
         one.xaxis.get_major_locator().set_params(integer=True)
