@@ -268,7 +268,7 @@ def test_a_lightning_module_whose_networks_are_called_one_by_one():
         ({"round_to": 0}, ValueError, "round_to must be at least 1"),
         ({"min_channels": 0}, ValueError, "min_channels must be at least 1"),
         ({"layers_per_event": 0}, ValueError, "layers_per_event must be at least 1"),
-        ({"layers_per_event": 1, "selection": "macs"}, ValueError, "can't meet a MACs budget"),
+        ({"layers_per_event": 1, "selection": "macs"}, ValueError, "can't meet a budget"),
         ({"on_error": "ignore"}, ValueError, "'raise', 'continue'"),
     ],
 )

@@ -85,7 +85,7 @@ def test_inspect_prints_groups_and_totals(capsys, monkeypatch):
         (["inspect", "missing.ckpt"], "There is no file 'missing.ckpt'"),
         (["inspect", "yolov8n.yaml", "--image-size", "100"], "must be a multiple of 32, the network's stride, but got"),
         (["digits", "digits", "--task", "boxes"], "task must be one of 'detect', 'segment'"),
-        (["demo", "--epochs", "3"], "needs at least"),
+        (["demo", "--cut", "30"], "cut must be a ratio"),
         (["demo", "--amount", "1.5", "--epochs", "8"], "amount must be a ratio in (0, 1)"),
     ],
 )
