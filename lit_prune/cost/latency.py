@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -107,36 +107,6 @@ def measure_latency(
         )
         for name, taken in seconds.items()
     }
-
-
-_FEWEST, _MOST, _SECONDS = 15, 200, 0.3
-
-
-def fastest_ms(networks: Sequence[nn.Module], images: Tensor) -> list[float]:
-    """The milliseconds of the fastest of many forwards of each network, which take turns.
-
-    Other work on the machine makes a forward slower, never faster, and slows all of them alike.
-
-    Args:
-        networks: What to time, in the mode that they are in.
-        images: The example input, on their device.
-
-    Example:
-        >>> len(fastest_ms([nn.Linear(8, 8), nn.Linear(8, 2)], torch.zeros(1, 8)))
-        2
-    """
-    taken: list[list[float]] = [[] for _ in networks]
-    for network in [*networks] * 3:
-        network(images)
-    end = time.perf_counter() + _SECONDS * len(networks)
-    while len(taken[0]) < _FEWEST or (time.perf_counter() < end and len(taken[0]) < _MOST):
-        for network, times in zip(networks, taken, strict=True):
-            _synchronize(images.device)
-            start = time.perf_counter()
-            network(images)
-            _synchronize(images.device)
-            times.append(time.perf_counter() - start)
-    return [1e3 * min(times) for times in taken]
 
 
 def _synchronize(device: torch.device) -> None:

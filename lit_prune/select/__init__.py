@@ -3,7 +3,6 @@
 from lit_prune.errors import SelectionError
 from lit_prune.select.base import Bundle, Selection, Target, bundled, lowest, units
 from lit_prune.select.budgets import Budget, Budgets, MacsBudget, ParamsBudget, SizeBudget
-from lit_prune.select.by_clock import LatencyBudget
 from lit_prune.select.clustering.selection import ClusterSelection
 from lit_prune.select.named import NamedWidths
 from lit_prune.select.spread import Global, Spread, Uniform
@@ -24,7 +23,6 @@ __all__ = [
     "Bundle",
     "ClusterSelection",
     "Global",
-    "LatencyBudget",
     "MacsBudget",
     "NamedWidths",
     "ParamsBudget",
