@@ -51,6 +51,8 @@ class Changes:
     def __init__(self, network: nn.Module, graph: ChannelGraph) -> None:
         self.graph = graph
         self._parameters = dict(network.named_parameters(remove_duplicate=False))
+        # Of a parameter under several names the first.
+        self._names = {id(parameter): name for name, parameter in reversed([*self._parameters.items()])}
         self._groups = {group.name: group for group in graph.groups}
         self._parts = {group.name: self._parts_of(group) for group in graph.groups}
         self._sums = {group.name: torch.zeros(group.size) for group in graph.groups}
@@ -89,8 +91,7 @@ class Changes:
 
     def name_of(self, parameters: Iterable[nn.Parameter]) -> str:
         """A name that an optimizer over these keeps in a resumed run: that of the first of them."""
-        names = {id(parameter): name for name, parameter in reversed([*self._parameters.items()])}
-        return next((names[id(parameter)] for parameter in parameters if id(parameter) in names), "")
+        return next((self._names[id(parameter)] for parameter in parameters if id(parameter) in self._names), "")
 
     @property
     def has_steps(self) -> bool:

@@ -169,10 +169,8 @@ def repaired(
     kept_up = {
         names[id(module.running_mean)]
         for module in network.modules()
-        if isinstance(module, NormBase) and module.training and module.running_mean is not None
+        if repair.recalibration and isinstance(module, NormBase) and module.training and module.running_mean is not None
     }
-    if not repair.recalibration:
-        kept_up = set()
     listening = Listening(names, kept, max(1, repair.rows // max(1, number)), kept_up)
     with untouched(network):
         for inputs in batches():

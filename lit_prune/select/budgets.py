@@ -40,7 +40,7 @@ class Budget(Selection):
     """What ``at_most`` may be given in, with a prefix such as k or M; and how messages count."""
 
     def __init__(self, spread: Spread | str = "uniform", at_most: float | str | None = None) -> None:
-        self.spread = resolve("spread", spread, Spread, {"uniform": Uniform, "global": Global})
+        self.spread = _as_spread(spread)
         self.at_most = None if at_most is None else quantity("at_most", at_most, self.unit)
         self.has_limit = at_most is not None
 
@@ -156,7 +156,7 @@ class SizeBudget(Budget):
     def cost(self, evidence: Evidence) -> Cost:
         """Bytes."""
         each = _BYTES[self.precision]
-        return _sizes(evidence, buffers=True, matrices=each, vectors=max(each, 4 if each == 1 else each))
+        return _sizes(evidence, buffers=True, matrices=each, vectors=4 if each == 1 else each)
 
     def dense(self, evidence: Evidence, target: Target) -> float:
         """Bytes of the dense network; after an event, in proportion to the parameters that it has now."""
@@ -186,7 +186,7 @@ class Budgets(Selection):
                 f" but got {budgets!r}."
             )
         self.budgets = [*budgets]
-        self.spread = resolve("spread", spread, Spread, {"uniform": Uniform, "global": Global})
+        self.spread = _as_spread(spread)
         if not self.budgets or len({budget.has_limit for budget in self.budgets}) > 1:
             raise ArgumentError(
                 "Budgets takes at least one budget, and either each has its at_most or none has: then the amount is "
@@ -211,6 +211,10 @@ class Budgets(Selection):
             return max(cost(widths) / limit for limit, cost in parts)
 
         return lowest(flat(bundles), scores, fit(self.spread, bundles, scores, target, most, 1.0, counted="budgets"))
+
+
+def _as_spread(given: Spread | str) -> Spread:
+    return resolve("spread", given, Spread, {"uniform": Uniform, "global": Global})
 
 
 def quantity(name: str, given: float | str, unit: str) -> float:

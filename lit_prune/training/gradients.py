@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -48,9 +48,9 @@ class Gradients:
         """
         if self._changes is None:
             return
-        own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        if self._changes.is_due(self._changes.name_of(own)):
-            self._changes.note({parameter: parameter.grad for parameter in own}, scale())
+        name = self._changes.name_of(_parameters_of(optimizer))
+        if self._changes.is_due(name):
+            self._changes.note({parameter: parameter.grad for parameter in _parameters_of(optimizer)}, scale())
 
     def values(self) -> dict[str, Tensor]:
         """As :meth:`Changes.values`; empty where nothing was noted."""
@@ -67,3 +67,7 @@ class Gradients:
     def forget(self) -> None:
         """Start again: the channels are others."""
         self.load_state_dict(None)
+
+
+def _parameters_of(optimizer: Optimizer) -> Iterator[nn.Parameter]:
+    return (parameter for group in optimizer.param_groups for parameter in group["params"])

@@ -191,16 +191,23 @@ def test_events_go_on_until_one_would_take_the_metric_below_the_floor():
     assert callback.events[1]["channels"]["net.2.0"][1] == module.net[2][0].out_channels
 
 
+def sunk(*callbacks, **options):
+    """A run in which an event is taken back, to its end."""
+    module, pruning = Sinking(), small_events()
+    saves = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
+    told = "was taken back|callbacks used to create the checkpoint" if options else "was taken back"
+    with pytest.warns(UserWarning, match=told):
+        trainer(pruning, *callbacks, max_epochs=7, enable_checkpointing=saves).fit(
+            module, loader(), loader(), **options
+        )
+    return module, pruning
+
+
 def test_a_floor_holds_in_a_resumed_run_too(tmp_path):
     torch.manual_seed(0)
-    module, callback = Sinking(), small_events()
-    saving = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
-    with pytest.warns(UserWarning, match="was taken back"):
-        trainer(callback, saving, max_epochs=7, enable_checkpointing=True).fit(module, loader(), loader())
+    module, _ = sunk(ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1))
     for epoch in (1, 3, 4, 5):
-        resumed, again = Sinking(), small_events()
-        with pytest.warns(UserWarning, match="was taken back|callbacks used to create the checkpoint"):
-            trainer(again, max_epochs=7).fit(resumed, loader(), loader(), ckpt_path=tmp_path / f"epoch={epoch}.ckpt")
+        resumed, _ = sunk(ckpt_path=tmp_path / f"epoch={epoch}.ckpt")
         assert widths(resumed) == widths(module)
         torch.testing.assert_close(dict(resumed.state_dict()), dict(module.state_dict()), rtol=0, atol=0)
 
@@ -208,14 +215,9 @@ def test_a_floor_holds_in_a_resumed_run_too(tmp_path):
 def test_a_run_that_is_resumed_within_an_epoch_has_one_event_in_it_all_the_same(tmp_path):
     """Events that waited for the floor are overdue: each epoch has one of them, resumed or not."""
     torch.manual_seed(0)
-    module, callback = Sinking(), small_events()
-    saving = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, every_n_train_steps=1)
-    with pytest.warns(UserWarning, match="was taken back"):
-        trainer(callback, saving, max_epochs=7, enable_checkpointing=True).fit(module, loader(), loader())
+    module, callback = sunk(ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, every_n_train_steps=1))
     for step in (7, 8, 10, 11):
-        resumed, again = Sinking(), small_events()
-        with pytest.warns(UserWarning, match="was taken back|callbacks used to create the checkpoint"):
-            trainer(again, max_epochs=7).fit(resumed, loader(), loader(), ckpt_path=tmp_path / f"step={step}.ckpt")
+        resumed, again = sunk(ckpt_path=tmp_path / f"step={step}.ckpt")
         assert [event["epoch"] for event in again.events] == [event["epoch"] for event in callback.events]
         assert widths(resumed) == widths(module)
 
