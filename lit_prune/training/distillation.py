@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import torch
@@ -77,6 +76,8 @@ class Distillation(Callback):
         self.features = features or []
         self._trainer: Trainer | None = None
         self._pruner: Pruner | None = None
+        # By its name: in which dimensions of its weight and of its output the channels of a feature lie.
+        self._dims: dict[str, tuple[int, int]] = {}
         # By its name: the channels of a feature that its teacher has, of those of the run's first network.
         self._taken: dict[str, Tensor] = {}
         # What the teacher of a module answers in the forward that is running, and its features, call by call.
@@ -104,8 +105,7 @@ class Distillation(Callback):
         for name in self.networks or ():
             if name not in known:
                 raise ArgumentError(f"networks names modules, but there is no {name!r}. {nearest(name, known)}")
-        for name in self.features:
-            _channels_of(pl_module, name)
+        self._dims = {name: _channels_of(pl_module, name) for name in self.features}
         if found[0].before_wrap:
             raise ArgumentError(
                 "Distillation copies the network right before an event of a training, but epochs='before_wrap' prunes "
@@ -172,15 +172,15 @@ class Distillation(Callback):
                         f"features names layers inside of what the teacher answers for, but {feature!r} is in none of "
                         f"{', '.join(map(repr, self._teachers))}. Name a module around it by `networks`."
                     )
-            left = {name: self._left(host.network, name) for name in self.features}
+            left = {name: self._left(name) for name in self.features}
             self._taken = {name: kept for name, kept in left.items() if kept is not None}
             self._follow(host.network)
 
-    def _left(self, network: nn.Module, feature: str) -> Tensor | None:
+    def _left(self, feature: str) -> Tensor | None:
         """The channels of a feature that are left of those of the run's first network; None for all."""
         if self._pruner is None:
             return None
-        dim, _ = _channels_of(network, feature)
+        dim, _ = self._dims[feature]
         return self._pruner.record.plan.kept.get(f"{feature}.weight", {}).get(dim)
 
     def _follow(self, network: nn.Module) -> None:
@@ -188,7 +188,7 @@ class Distillation(Callback):
         for name, teacher in self._teachers.items():
             teacher.to(device)
             prefix = name + "." * bool(name)
-            inner = [feature for feature in self.features if feature.startswith(prefix)]
+            inner = {each: each.removeprefix(prefix) for each in self.features if each.startswith(prefix)}
             module = network.get_submodule(name)
 
             def ask(
@@ -197,7 +197,7 @@ class Distillation(Callback):
                 kwargs: Any,
                 name: str = name,
                 teacher: nn.Module = teacher,
-                inner: Mapping[str, str] = MappingProxyType({each: each.removeprefix(prefix) for each in inner}),
+                inner: Mapping[str, str] = inner,
             ) -> None:
                 # Neither validations nor traces learn.
                 if module.training and name in self._teachers and _has_values((args, kwargs)):
@@ -222,9 +222,7 @@ class Distillation(Callback):
                 def alike(layer: nn.Module, args: Any, output: Any, name: str = name, feature: str = feature) -> Any:
                     answers = self._wanted.get(name, (None, {}))[1].get(feature)
                     wanted = answers.pop(0) if answers else None
-                    return (
-                        None if wanted is None or not _learns(output) else self._alike(network, feature, output, wanted)
-                    )
+                    return None if wanted is None or not _learns(output) else self._alike(feature, output, wanted)
 
                 self._hooks.append(network.get_submodule(feature).register_forward_hook(alike))
 
@@ -250,9 +248,9 @@ class Distillation(Callback):
             mine[number] = _Towards.apply(mine[number], theirs[number], self.kind, self.temperature, strength)
         return tree_unflatten(mine, spec)
 
-    def _alike(self, network: nn.Module, feature: str, output: Tensor, wanted: Tensor) -> Tensor:
-        _, dim = _channels_of(network, feature)
-        left, taken = self._left(network, feature), self._taken.get(feature)
+    def _alike(self, feature: str, output: Tensor, wanted: Tensor) -> Tensor:
+        _, dim = self._dims[feature]
+        left, taken = self._left(feature), self._taken.get(feature)
         if left is not None:
             # Of the channels that the teacher has, which itself may have lost some before.
             place = left if taken is None else torch.searchsorted(taken, left)

@@ -266,9 +266,7 @@ def test_a_layer_that_runs_twice_learns_from_each_of_its_runs():
     distillation = Distillation(0.1, features=["net.2.0"])
     targets = []
     taught = distillation._alike
-    distillation._alike = lambda network, name, output, wanted: (
-        targets.append(wanted) or taught(network, name, output, wanted)
-    )
+    distillation._alike = lambda name, output, wanted: targets.append(wanted) or taught(name, output, wanted)
     fitted(pruning(), distillation, kind=Twice)
     assert not torch.equal(targets[0], targets[1])
     assert len(targets) == 2 * 9
