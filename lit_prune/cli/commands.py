@@ -28,6 +28,7 @@ examples:
   lit-prune fit --trainer.max_epochs 24 --trainer.callbacks+=lit_prune.ChannelPruning \\
       --trainer.callbacks.amount 0.3 --trainer.callbacks.epochs "[6, 9, 12]"
   lit-prune export lightning_logs/version_0/checkpoints/last.ckpt --format onnx --out pruned.onnx
+  lit-prune profile yolov8n.yaml --runtime onnxruntime --image-size 320 --out device.json
   lit-prune compare yolov8n.pt pruned.pt --data data.yaml
 """
 
@@ -91,6 +92,13 @@ def run_export(options: argparse.Namespace) -> None:
     network = load_detector(options.checkpoint)
     path = export_detector(network, options.out, options.format, options.image_size)
     Console().print(f"Written: {path} ({options.format})", highlight=False, soft_wrap=True)
+
+
+def run_profile(options: argparse.Namespace) -> None:
+    """Measure how long a network's layers take."""
+    from lit_prune.cli.profile import run_profile
+
+    run_profile(options)
 
 
 def run_compare(options: argparse.Namespace) -> None:
@@ -188,6 +196,25 @@ def _add_export(commands: Any) -> None:
     )
 
 
+def _add_profile(commands: Any) -> None:
+    profile = _add(
+        commands, "profile", run_profile, "measure how long each layer takes at each width, for LatencyBudget; minutes"
+    )
+    profile.add_argument("model", metavar="MODEL", help="as for inspect")
+    profile.add_argument("--runtime", default="onnxruntime", help="onnxruntime, openvino or torch")
+    profile.add_argument("--threads", type=int, default=1, help="of the CPU")
+    profile.add_argument("--batch", type=int, default=1, help="images that are computed at once")
+    profile.add_argument("--image-size", type=int, metavar="PIXELS", help="as for inspect")
+    profile.add_argument("--round-to", type=int, default=8, help="widths to look at are multiples of it")
+    profile.add_argument("--networks", type=int, default=32, help="how many networks of other widths are timed")
+    profile.add_argument("--out", type=Path, default=Path("device.json"), metavar="FILE", help="the table to write")
+    profile.add_argument("--again", action="store_true", help="measure also where the table is there already")
+    profile.add_argument(
+        "--script", type=Path, metavar="FILE", help="measure nothing, but write a script that does so on another device"
+    )
+    profile.add_argument("--measured", type=Path, metavar="FILE", help="what that script has written")
+
+
 def _add_compare(commands: Any) -> None:
     compare = _add(commands, "compare", run_compare, "measure and draw a dense and a pruned network on your own data")
     compare.add_argument("dense", metavar="DENSE", help="a .pt file, or a checkpoint of LitYOLO (.ckpt)")
@@ -213,6 +240,7 @@ _OWN: dict[str, Callable[[Any], None]] = {
     "demo": _add_demo,
     "inspect": _add_inspect,
     "export": _add_export,
+    "profile": _add_profile,
     "compare": _add_compare,
     "digits": _add_digits,
 }

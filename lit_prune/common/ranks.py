@@ -79,8 +79,13 @@ def gather(value: T) -> list[T]:
 
 def warn_once(message: str) -> None:
     """Warn the user, on rank 0 alone."""
-    if not is_distributed() or dist.get_rank() == 0:
+    if is_rank_zero():
         warnings.warn(message, stacklevel=3)
+
+
+def is_rank_zero() -> bool:
+    """Whether this process is the one that decides for all."""
+    return not is_distributed() or dist.get_rank() == 0
 
 
 def is_distributed() -> bool:

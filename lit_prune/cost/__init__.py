@@ -2,6 +2,7 @@
 
 from lit_prune.cost.counts import Cost
 from lit_prune.cost.latency import Latency, measure_latency
+from lit_prune.cost.profile import LatencyTable, profile_latency
 from lit_prune.cost.side_by_side import measure_side_by_side
 
-__all__ = ["Cost", "Latency", "measure_latency", "measure_side_by_side"]
+__all__ = ["Cost", "Latency", "LatencyTable", "measure_latency", "measure_side_by_side", "profile_latency"]

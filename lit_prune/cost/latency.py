@@ -89,10 +89,10 @@ def measure_latency(
         for turn in range(-warmup, repeats):
             shift = turn % len(names)
             for name in names[shift:] + names[:shift]:
-                _synchronize(first.device)
+                synchronize(first.device)
                 start = time.perf_counter()
                 networks[name](*inputs)
-                _synchronize(first.device)
+                synchronize(first.device)
                 if turn >= 0:
                     seconds[name].append(time.perf_counter() - start)
     return {
@@ -103,18 +103,20 @@ def measure_latency(
             batch_size=first.shape[0],
             image_size=tuple(first.shape[2:]),
             threads=torch.get_num_threads(),
-            device=_device_name(first.device),
+            device=device_name(first.device),
         )
         for name, taken in seconds.items()
     }
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """``"cpu"``, or the name of an accelerator."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

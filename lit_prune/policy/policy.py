@@ -233,6 +233,7 @@ class PruningPolicy:
             self.min_channels,
             self.criterion.comparable,
             dense.params,
+            record.events[-1].get("findings", {}) if record.events else {},
         )
 
     def _narrow(self, groups: Sequence[ChannelGroup], record: Record) -> dict[str, str]:

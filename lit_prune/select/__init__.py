@@ -4,6 +4,7 @@ from lit_prune.errors import SelectionError
 from lit_prune.select.base import Bundle, Selection, Target, bundled, lowest, units
 from lit_prune.select.budgets import Budget, Budgets, MacsBudget, ParamsBudget, SizeBudget
 from lit_prune.select.clustering.selection import ClusterSelection
+from lit_prune.select.latency_budget import LatencyBudget
 from lit_prune.select.named import NamedWidths
 from lit_prune.select.spread import Global, Spread, Uniform
 from lit_prune.select.weighted import Weighted
@@ -23,6 +24,7 @@ __all__ = [
     "Bundle",
     "ClusterSelection",
     "Global",
+    "LatencyBudget",
     "MacsBudget",
     "NamedWidths",
     "ParamsBudget",

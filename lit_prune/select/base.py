@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,6 +36,7 @@ class Target:
         round_to: Kept widths are multiples of it; narrower layers stay whole.
         min_channels: The fewest channels that a group keeps.
         comparable: Whether scores of different layers have one unit.
+        findings: What the selection found out at the last event: its :attr:`Selection.findings` of then.
     """
 
     ratio: float | None
@@ -44,6 +46,7 @@ class Target:
     min_channels: int = 1
     comparable: bool = False
     params: int = 0
+    findings: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def costs(self) -> dict[str, float]:
@@ -87,6 +90,8 @@ class Selection(ABC):
     """Whether it needs to be told an amount."""
     has_limit: bool = False
     """Whether it says by itself how far it goes; an event's ratio is then the part of the way."""
+    findings: Mapping[str, float] = MappingProxyType({})
+    """What else its last choice found out, for the record of the event: numbers by name."""
 
     @abstractmethod
     def __call__(self, evidence: Evidence, scores: Scores, target: Target) -> dict[str, Tensor]:

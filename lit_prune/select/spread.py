@@ -148,9 +148,10 @@ def fit(
 
 def out_of_reach(wanted: float, least: float, groups: int, counted: str) -> SelectionError:
     """What is said where a budget can't be met."""
+    wanted_, least_ = (f"{each:,.0f}" if each >= 1000 else f"{each:.4g}" for each in (wanted, least))
     return SelectionError(
-        f"The wanted {wanted:,.0f} {counted} are out of reach: with each of the {groups} groups at its least "
-        f"width, {least:,.0f} are left. Ask for less, lower `round_to` or `min_channels`, or widen `blocks`."
+        f"The wanted {wanted_} {counted} are out of reach: with each of the {groups} groups at its least "
+        f"width, {least_} are left. Ask for less, lower `round_to` or `min_channels`, or widen `blocks`."
     )
 
 

@@ -220,6 +220,7 @@ class Pruner:
         self._see_late(network, within)
         changes = self._gradients.values()
         decision = self.policy.decide(network, self.calls, ratio, self.record, measure, within, changes)
+        findings = sent_by_rank_zero(dict(self.policy.selection.findings))
         warn_of_idle(network, decision)
         carry_out("check", lambda: host.check(decision.plan))
         params, averages = count_parameters(network), host.averages()
@@ -238,6 +239,7 @@ class Pruner:
                 params=[params, count_parameters(network)],
                 seconds=time.perf_counter() - started,
                 repair=fits.summary(),
+                **({"findings": findings} if findings else {}),
             )
             self._add_to_record(decision, trial, event, due)
             return event

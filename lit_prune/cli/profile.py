@@ -1,0 +1,91 @@
+"""The command that measures how long a network's layers take on a device."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from lit_prune.cli.networks import load_network
+from lit_prune.cost.profile import LatencyTable, export_profile, profile_latency, read_profile, runtime_of
+from lit_prune.errors import ArgumentError, LitPruneError
+from lit_prune.report.tables import ratio_bar
+
+_SLOWEST = 12
+
+
+def run_profile(options: argparse.Namespace) -> None:
+    """Measure a latency table, write a script that measures one elsewhere, or read what such a script measured."""
+    if options.script is not None and options.measured is not None:
+        raise ArgumentError("--script writes what measures on a device, --measured reads what it found: give one.")
+    network, images = load_network(options.model, options.image_size)
+    images = images.expand(options.batch, *images.shape[1:]).contiguous()
+    console = Console()
+    if options.script is not None:
+        export_profile(network, images, options.script, options.runtime, options.round_to, options.networks)
+        _say(console, f"Written: {options.script}. On the device: python {options.script.name} --out measured.json")
+        _say(console, f"Then here: lit-prune profile {options.model} ... --measured measured.json --out {options.out}")
+        return
+    if options.measured is not None:
+        table = read_profile(network, images, options.measured, options.round_to)
+    elif (known := _known(options, type(network).__name__, images)) is not None and not options.again:
+        _say(console, f"{options.out} has been measured under the same conditions; --again measures anew.")
+        table = known
+    else:
+        with console.status(f"timing {options.networks} networks in {options.runtime}"):
+            table = profile_latency(
+                network, images, options.runtime, options.threads, options.round_to, options.networks
+            )
+    table.save(options.out)
+    console.print(slowest_layers(table))
+    _say(console, f"Written: {options.out}")
+
+
+def slowest_layers(table: LatencyTable) -> Table:
+    """The layers of a table that take longest when they are whole, and what they take of all."""
+    told = table.conditions
+    shown = Table(
+        title=f"{table.dense_ms:.4g} ms on {told.get('device')}, {told.get('runtime')} {told.get('version')}, "
+        f"{told.get('threads')} thread{'s' * (told.get('threads') != 1)}",
+        title_style="bold",
+        caption=f"The networks that were timed differ from the table by {told.get('error', 0):.1%} on average.",
+        caption_justify="left",
+        header_style="bold",
+    )
+    shown.add_column("layer", no_wrap=True)
+    for heading in ("inputs", "outputs", "ms"):
+        shown.add_column(heading, justify="right")
+    shown.add_column("of all", no_wrap=True)
+    layers = sorted(table.layers.items(), key=lambda item: -float(item[1].ms[-1, -1]))
+    for name, layer in layers[:_SLOWEST]:
+        ms = float(layer.ms[-1, -1])
+        shown.add_row(name, str(layer.inputs[-1]), str(layer.outputs[-1]), f"{ms:.3g}", ratio_bar(ms, table.dense_ms))
+    return shown
+
+
+def _known(options: argparse.Namespace, name: str, images: torch.Tensor) -> LatencyTable | None:
+    """The table that is there already, if it was measured under the same conditions."""
+    out: Path = options.out
+    if not out.exists():
+        return None
+    try:
+        table = LatencyTable.load(out)
+    except LitPruneError:
+        return None
+    timer = runtime_of(options.runtime, options.threads)
+    wanted: dict[str, Any] = {
+        "network": name,
+        "input": [*images.shape],
+        "round_to": options.round_to,
+        **timer.conditions(images),
+    }
+    same = all(table.conditions.get(key) == value for key, value in wanted.items())
+    return table if same else None
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True, markup=False)

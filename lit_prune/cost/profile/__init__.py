@@ -1,0 +1,18 @@
+"""How long a network's layers take on a device: measured, as a table, for every combination of widths."""
+
+from lit_prune.cost.profile.profiling import export_profile, profile_latency, read_profile
+from lit_prune.cost.profile.runtimes import Runtime, Stopwatch, runtime_of
+from lit_prune.cost.profile.table import LatencyTable, LayerTimes, is_transposed, widths_of
+
+__all__ = [
+    "LatencyTable",
+    "LayerTimes",
+    "Runtime",
+    "Stopwatch",
+    "export_profile",
+    "is_transposed",
+    "profile_latency",
+    "read_profile",
+    "runtime_of",
+    "widths_of",
+]

@@ -1,0 +1,133 @@
+"""A latency table from measurements on this device, or on another."""
+
+from __future__ import annotations
+
+import json
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from lit_prune.common.arguments import check_whole
+from lit_prune.cost.profile.drawing import Drawn, shapes_of
+from lit_prune.cost.profile.exporting import owners, to_onnx, write_script
+from lit_prune.cost.profile.fitting import fit_table
+from lit_prune.cost.profile.runtimes import Name, Runtime, Stopwatch, Timings, by_layer, runtime_of
+from lit_prune.cost.profile.table import LatencyTable
+from lit_prune.errors import ArgumentError, MissingFileError
+
+_FEWEST = 8
+
+
+def profile_latency(
+    network: nn.Module,
+    inputs: Tensor,
+    runtime: Name | Stopwatch | Runtime = "onnxruntime",
+    threads: int = 1,
+    round_to: int = 8,
+    networks: int = 32,
+    seed: int = 0,
+) -> LatencyTable:
+    """Measure how long the layers of a network take on this device, for every combination of widths.
+
+    Copies of the network are cut to many different widths, and timed as a whole and layer by layer while they run as
+    they will: fused, in the runtime's own layout, with the caches as they are within a network. From that each layer's
+    time is fitted as a function of its widths. It should be a quiet machine.
+
+    Args:
+        network: Any module whose forward takes one tensor; it stays as it is.
+        inputs: The example input, with the batch that counts; for ``"torch"``, on the device that counts.
+        runtime: ``"onnxruntime"`` or ``"openvino"``, on the CPU; ``"torch"``; or a function of a network and its input
+            that returns milliseconds, which may run it elsewhere. Of a function nothing is known but the whole network,
+            so its table is coarse.
+        threads: Of the CPU.
+        round_to: As for :class:`lit_prune.ChannelPruning`: of other widths than its multiples the table tells little,
+            for devices compute channels in blocks. OpenVINO likes 16 or 32.
+        networks: How many are timed.
+        seed: Of their widths.
+
+    Raises:
+        ArgumentError: If nothing in the network can be narrower, it can't be exported, or an argument is out of range.
+        MissingPackageError: If the runtime is not installed.
+        TraceError: If the network can't be run on this input.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 8, 3))
+        >>> table = profile_latency(net, torch.zeros(1, 3, 16, 16), lambda network, images: 1.0, networks=8)
+        >>> table.ms({"0": (3, 16), "2": (16, 8)})
+        1.0
+    """
+    check_whole("threads", threads)
+    check_whole("networks", networks, _FEWEST)
+    timer = runtime_of(runtime, threads)
+    check_whole("round_to", round_to)
+    drawn = Drawn(network, inputs, networks, round_to, seed)
+    work = drawn.work(inputs)
+    return _table(drawn, inputs, timer.time(drawn, inputs, work))
+
+
+def export_profile(
+    network: nn.Module,
+    inputs: Tensor,
+    path: str | PathLike[str],
+    runtime: Name = "onnxruntime",
+    round_to: int = 8,
+    networks: int = 32,
+) -> None:
+    """Write a script that measures on another device, which needs Python, NumPy and the runtime.
+
+    Args:
+        network: As for :func:`profile_latency`.
+        inputs: As for :func:`profile_latency`.
+        path: The script to write.
+        runtime: ``"onnxruntime"`` or ``"openvino"``.
+        round_to: As for :func:`profile_latency`.
+        networks: How many are timed.
+
+    Raises:
+        ArgumentError: As for :func:`profile_latency`, or if the runtime takes no files.
+    """
+    if runtime not in ("onnxruntime", "openvino"):
+        raise ArgumentError(f"A script for another device is for onnxruntime or openvino, but not for {runtime!r}.")
+    check_whole("networks", networks, _FEWEST)
+    check_whole("round_to", round_to)
+    drawn = Drawn(network, inputs, networks, round_to)
+    files = {str(number): to_onnx(cut.cpu(), inputs.cpu()) for number, cut in enumerate(drawn)}
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_script(files, runtime, Path(path))
+
+
+def read_profile(network: nn.Module, inputs: Tensor, path: str | PathLike[str], round_to: int = 8) -> LatencyTable:
+    """The table of what a script of :func:`export_profile` has measured.
+
+    Args:
+        network: The one that the script was written for.
+        inputs: The same example input.
+        path: What the script wrote.
+        round_to: That of the script.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        ArgumentError: If it is not what such a script writes.
+    """
+    if not Path(path).exists():
+        raise MissingFileError(f"There is no file {str(path)!r}: run the script on the device first.")
+    try:
+        found: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        drawn = Drawn(network, inputs, len(found["networks"]), round_to)
+        whole = to_onnx(next(iter(drawn)).cpu(), inputs.cpu())
+        timings = by_layer(found, owners(whole, drawn.work(inputs)))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArgumentError(
+            f"{path} is not what the script of `lit-prune profile --script` writes: {error!r}"
+        ) from error
+    return _table(drawn, inputs, timings)
+
+
+def _table(drawn: Drawn, inputs: Tensor, timings: Timings) -> LatencyTable:
+    work = drawn.work(inputs)
+    shapes = [shapes_of(cut, work) for cut in drawn]
+    conditions = {"network": drawn.name, "input": [*inputs.shape], "round_to": drawn.round_to, **timings.conditions}
+    return fit_table(shapes, timings.wholes, timings.layers, work, conditions)

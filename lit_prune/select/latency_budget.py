@@ -1,0 +1,243 @@
+"""A selection that makes a network fast enough, by a table of what its layers take on a device."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from os import PathLike
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lit_prune.common.arguments import check_whole
+from lit_prune.common.ranks import is_rank_zero, warn_once
+from lit_prune.cost.profile import LatencyTable, Runtime, Stopwatch, is_transposed, runtime_of, widths_of
+from lit_prune.cost.profile.runtimes import Name
+from lit_prune.criteria import Evidence
+from lit_prune.errors import ArgumentError, SelectionError
+from lit_prune.select.base import Bundle, Scores, Target, Widths, bundled, flat, lowest
+from lit_prune.select.budgets import Budget, removal_of
+from lit_prune.select.knapsack import Choice, cheapest, choose
+from lit_prune.select.spread import Cost, Global, Spread, fit, out_of_reach
+from lit_prune.surgery import shrink_
+
+Floats = npt.NDArray[np.float64]
+Wholes = npt.NDArray[np.int64]
+# So often a choice that the clock finds too slow is made again.
+_TRIES = 3
+
+
+class LatencyBudget(Budget):
+    """As many channels as it takes to make one forward fast enough on a device.
+
+    Of each layer go those channels whose scores are lowest, and of the layers those that save most milliseconds for
+    what they are worth: every combination of widths is looked up in the table (HALP, Shen et al., NeurIPS 2022, section
+    3; here with input and output together). Where a runtime is at hand, the whole network is then timed, and if it is
+    too slow the choice is made again with the table scaled to what the clock said.
+
+    Args:
+        table: A :class:`lit_prune.cost.LatencyTable`, or the path of one that `lit-prune profile` has made.
+        at_most: As for :class:`Budget`: ``"8 ms"``, or a number of milliseconds. Without it the amount says which ratio
+            goes of the latency that the profiled network has.
+        spread: ``"uniform"``, ``"global"`` or a :class:`Spread` share the removal out as for the other budgets; by
+            default the table does.
+        runtime: Times the whole network, as for :func:`lit_prune.cost.profile_latency`; ``None`` goes by the table.
+        threads: Of the runtime; by default those of the table.
+
+    Attributes:
+        findings: Of the last choice ``table_ms``, and ``clock_ms`` where it was timed.
+
+    Raises:
+        ArgumentError: As for :class:`Budget`, or if the table can't be read.
+        MissingPackageError: If the runtime is not installed.
+
+    Example:
+        >>> from lit_prune.cost.profile import LayerTimes
+        >>> table = LatencyTable({"0": LayerTimes((3,), (8, 16), [[1.0, 2.0]])})
+        >>> LatencyBudget(table, at_most="1.5 ms").at_most
+        1.5
+    """
+
+    unit = "ms"
+
+    def __init__(
+        self,
+        table: LatencyTable | str | PathLike[str],
+        at_most: float | str | None = None,
+        spread: Spread | str | None = None,
+        runtime: Name | Stopwatch | Runtime | None = None,
+        threads: int | None = None,
+    ) -> None:
+        super().__init__("uniform" if spread is None else spread, at_most)
+        self.by_table = spread is None
+        self.table = table if isinstance(table, LatencyTable) else LatencyTable.load(table)
+        if threads is not None:
+            check_whole("threads", threads)
+        if runtime is not None and not self.table.shape:
+            raise ArgumentError(
+                f"{self.table} does not say of which input shape it is (`input`), so the network can't be timed by "
+                f"runtime={runtime!r}. Leave the runtime out, or make the table with `lit-prune profile`."
+            )
+        known = self.table.conditions.get("runtime")
+        if isinstance(runtime, str) and known is not None and known != runtime:
+            raise ArgumentError(f"{self.table} is not of runtime={runtime!r}: profile the network there.")
+        count = threads or int(self.table.conditions.get("threads", 1))
+        self.runtime = None if runtime is None else runtime_of(runtime, count)
+        self.findings: Mapping[str, float] = {}
+
+    def cost(self, evidence: Evidence) -> Cost:
+        """Milliseconds, by the table."""
+        costs = self._costs(evidence, [*((group,) for group in evidence.groups)])
+        place = {group.name: number for number, group in enumerate(evidence.groups)}
+        whole = np.array([group.size for group in evidence.groups])
+
+        def cost(widths: Widths) -> float:
+            now = whole.copy()
+            for name, width in widths.items():
+                now[place[name]] = width
+            return costs.ms(now)
+
+        return cost
+
+    def dense(self, evidence: Evidence, target: Target) -> float:
+        """The latency of the network that was profiled."""
+        return self.table.dense_ms
+
+    def __call__(self, evidence: Evidence, scores: Scores, target: Target) -> dict[str, Tensor]:
+        """Remove channels until the network is fast enough.
+
+        Raises:
+            SelectionError: If the budget is out of reach (the message has what can be reached), or the table is of
+                another network.
+        """
+        limit, last = self.limit(evidence, target), target.findings
+        scale = last["clock_ms"] / last["table_ms"] if "clock_ms" in last else 1.0
+        for _ in range(_TRIES):
+            widths = self._widths(evidence, scores, target, limit / scale)
+            predicted = self.cost(evidence)(widths)
+            self.findings = {"table_ms": predicted}
+            clock = self._clock(evidence, widths)
+            if clock is None:
+                break
+            self.findings = {"table_ms": predicted, "clock_ms": clock}
+            if clock <= limit:
+                break
+            scale = clock / predicted
+        groups = flat(bundled(evidence.groups, scores))
+        return lowest(groups, scores, widths)
+
+    def foretell(self, evidence: Evidence, scores: Scores, target: Target) -> Mapping[str, object]:
+        """What the table alone says."""
+        widths = self._widths(evidence, scores, target, self.limit(evidence, target), roughly=True)
+        return removal_of(evidence, widths)
+
+    def _widths(
+        self, evidence: Evidence, scores: Scores, target: Target, limit: float, roughly: bool = False
+    ) -> Widths:
+        bundles = bundled(evidence.groups, scores)
+        if not self.by_table:
+            return fit(self.spread, bundles, scores, target, self.cost(evidence), limit, counted=self.unit)
+        options = [_options(bundle, target) for bundle in bundles]
+        costs = self._costs(evidence, bundles, options)
+        losses = [_losses(bundle, widths, scores, target) for bundle, widths in zip(bundles, options, strict=True)]
+        choice = choose(losses, costs, limit, roughly)
+        if choice is None:
+            least = cheapest(losses, costs)
+            raise out_of_reach(limit, costs.along(0, least)[least[0]], len(flat(bundles)), self.unit)
+        return {
+            group.name: int(widths[option])
+            for bundle, widths, option in zip(bundles, options, choice, strict=True)
+            for group in bundle
+        }
+
+    def _costs(self, evidence: Evidence, bundles: Sequence[Bundle], options: Sequence[Wholes] = ()) -> _Costs:
+        try:
+            return _Costs(self.table, evidence, bundles, options)
+        except ArgumentError as error:
+            raise SelectionError(str(error)) from error
+
+    def _clock(self, evidence: Evidence, widths: Widths) -> float | None:
+        """The milliseconds of the whole network at some widths, where a runtime is at hand; measured on one rank."""
+        if self.runtime is None or not is_rank_zero():
+            return None
+        network = shrink_(copy.deepcopy(evidence.network), evidence.graph.plan(removal_of(evidence, widths)))
+        part = network.get_submodule(self.table.prefix_in(network).rstrip(".")).eval().float()
+        first = next(part.parameters())
+        try:
+            return self.runtime.whole(part, torch.rand(self.table.shape, device=first.device))
+        except Exception as error:
+            warn_once(f"{type(part).__name__} could not be timed, so its latency is that of the table. {error}")
+            return None
+
+
+class _Costs:
+    """What a table says of each choice of widths.
+
+    Args:
+        table: The table.
+        evidence: Of the network.
+        bundles: What is chosen for.
+        options: The widths that each bundle may have.
+    """
+
+    def __init__(
+        self, table: LatencyTable, evidence: Evidence, bundles: Sequence[Bundle], options: Sequence[Wholes] = ()
+    ) -> None:
+        self.table, self.options = table, options
+        prefix = table.prefix_in(evidence.network)
+        self.layers = [*table.layers.values()]
+        rows = {f"{prefix}{name}": row for row, name in enumerate(table.layers)}
+        modules = {name: evidence.network.get_submodule(name) for name in rows}
+        self.whole = np.array([widths_of(module) for module in modules.values()])
+        self.sizes = np.array([bundle[0].size for bundle in bundles])
+        # How many inputs and outputs a layer loses with a channel of each bundle.
+        self.lost = np.zeros((len(rows), 2, len(bundles)), dtype=np.int64)
+        for number, bundle in enumerate(bundles):
+            for group in bundle:
+                for (tensor, dim), members in group.members.items():
+                    name, _, kind = tensor.rpartition(".")
+                    if name in rows and kind == "weight" and dim < 2:
+                        side = dim if is_transposed(modules[name]) else 1 - dim
+                        self.lost[rows[name], side, number] += len(members.indices) // group.size
+        self._kept: tuple[Choice, tuple[Wholes, Wholes, Floats]] | None = None
+        self.touched = [np.flatnonzero(self.lost[:, :, number].any(1)) for number in range(len(bundles))]
+
+    def ms(self, widths: Wholes) -> float:
+        """Milliseconds at one width of each bundle."""
+        now = self.whole - self.lost @ (self.sizes - widths)
+        return self.table.constant + sum(float(layer.at(*each)) for layer, each in zip(self.layers, now, strict=True))
+
+    def along(self, item: int, choice: Choice) -> Floats:
+        """As :class:`lit_prune.select.knapsack.Costs` has it."""
+        widths, now, ms = self._state(choice)
+        gone = widths[item] - self.options[item]
+        total = np.full(len(gone), self.table.constant + ms.sum())
+        for row in self.touched[item]:
+            inputs, outputs = (now[row, side] - self.lost[row, side, item] * gone for side in (0, 1))
+            total += self.layers[row].at(inputs, outputs) - ms[row]
+        return total
+
+    def _state(self, choice: Choice) -> tuple[Wholes, Wholes, Floats]:
+        """(widths of bundles, widths of layers, milliseconds of layers) of a choice; of the last one they are kept."""
+        if self._kept is None or choice != self._kept[0]:
+            widths = np.array([options[each] for options, each in zip(self.options, choice, strict=True)])
+            now = self.whole - self.lost @ (self.sizes - widths)
+            ms = np.array([float(layer.at(*each)) for layer, each in zip(self.layers, now, strict=True)])
+            self._kept = [*choice], (widths, now, ms)
+        return self._kept[1]
+
+
+def _options(bundle: Bundle, target: Target) -> Wholes:
+    """The widths that a bundle may have, the widest first."""
+    size, least = bundle[0].size, target.allowed(bundle[0], 0)
+    rounded = range(target.round_to * (size // target.round_to), least - 1, -target.round_to)
+    return np.array(list(dict.fromkeys([size, *rounded])))
+
+
+def _losses(bundle: Bundle, widths: Wholes, scores: Scores, target: Target) -> Floats:
+    """What a bundle loses at each of some widths, in the unit that all layers share."""
+    rising = Global().curve(bundle, scores, target).numpy()
+    lost = np.concatenate([[0.0], rising.cumsum()]) * len(bundle)
+    return np.asarray(lost[len(rising) - widths])

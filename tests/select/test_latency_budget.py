@@ -1,0 +1,196 @@
+"""A latency budget: by a table, and by a clock; here by ones that count, so that nothing depends on the machine."""
+
+import copy
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+
+from lit_prune import ArgumentError, ChannelPruning, plan_pruning, shrink_
+from lit_prune.cost import LatencyTable, profile_latency
+from lit_prune.cost.profile import LayerTimes, widths_of
+from lit_prune.errors import RehearsalError, SelectionError
+from lit_prune.select import Budgets, LatencyBudget, ParamsBudget
+from tests.toys import Classifier, fitted
+
+IMAGES = torch.zeros(1, 3, 16, 16)
+
+
+def chain():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 48, 3), nn.ReLU(), nn.Flatten(1), nn.Linear(48 * 144, 10)
+    ).eval()
+
+
+def table(**conditions):
+    """A millisecond for each thousand pairs of channels; the first layer is a dear one."""
+
+    def times(inputs, outputs, factor):
+        return LayerTimes(inputs, outputs, [[factor * i * o / 1000 for o in outputs] for i in inputs])
+
+    wide = (8, 16, 24, 32)
+    layers = {
+        "0": times((3,), wide, 50.0),
+        "2": times(wide, (8, 48), 1.0),
+        "5": times((8 * 144, 48 * 144), (10,), 0.01),
+    }
+    return LatencyTable(layers, 0.5, conditions)
+
+
+def left(net, selection, **options):
+    return shrink_(copy.deepcopy(net), plan_pruning(net, IMAGES, selection=selection, **{"round_to": 4} | options))
+
+
+def ms(network, made=None):
+    return (made or table()).ms({name: widths_of(network.get_submodule(name)) for name in ("0", "2", "5")})
+
+
+@pytest.mark.parametrize("spread", [None, "uniform", "global"])
+@pytest.mark.parametrize("part", [0.3, 0.6, 0.9])
+def test_a_limit_is_met_and_almost_used_up(spread, part):
+    whole = table().dense_ms
+    found = ms(left(chain(), LatencyBudget(table(), f"{part * whole} ms", spread)))
+    assert 0.85 * part * whole < found <= part * whole
+
+
+def test_a_ratio_is_that_of_the_profiled_network():
+    net = left(chain(), LatencyBudget(table()), amount=0.4)
+    assert 0.55 * table().dense_ms < ms(net) <= 0.6 * table().dense_ms
+
+
+def test_channels_go_where_they_save_time():
+    """The first layer's take most of the time, and are no dearer than others by their scores."""
+    by_table = left(chain(), LatencyBudget(table()), amount=0.5)
+    evenly = left(chain(), LatencyBudget(table(), spread="uniform"), amount=0.5)
+    assert by_table[0].out_channels < evenly[0].out_channels
+    assert by_table[2].out_channels > evenly[2].out_channels
+
+
+def test_what_is_out_of_reach_says_what_can_be_reached():
+    with pytest.raises(SelectionError, match=r"The wanted 0\.1 ms are out of reach: .* 1\.\d+ are left"):
+        left(chain(), LatencyBudget(table(), "0.1 ms"))
+
+
+def test_a_table_of_another_network_is_refused():
+    with pytest.raises(SelectionError, match="has no layer '5'"):
+        plan_pruning(nn.Sequential(*chain()[:3]), IMAGES, amount=0.5, selection=LatencyBudget(table()))
+
+
+def test_it_stands_beside_other_budgets():
+    both = Budgets([LatencyBudget(table(), "3 ms"), ParamsBudget(at_most="40 kparams")])
+    net = left(chain(), both)
+    assert ms(net) <= 3
+    assert sum(parameter.numel() for parameter in net.parameters()) <= 40_000
+
+
+def slow_clock(network, images):
+    """A fifth slower than the table says."""
+    assert images.shape == IMAGES.shape
+    assert not network.training
+    return 1.2 * ms(network)
+
+
+def test_the_clock_is_believed_before_the_table():
+    whole = table().dense_ms
+    selection = LatencyBudget(table(input=[1, 3, 16, 16]), 0.5 * whole, runtime=slow_clock)
+    net = left(chain(), selection)
+    assert 0.85 * 0.5 * whole < 1.2 * ms(net) <= 0.5 * whole
+    assert selection.findings["clock_ms"] == pytest.approx(1.2 * selection.findings["table_ms"])
+
+
+def test_a_clock_that_fails_is_warned_of():
+    def stopped(network, images):
+        raise OSError("no board")
+
+    with pytest.warns(UserWarning, match="could not be timed.*no board"):
+        net = left(chain(), LatencyBudget(table(input=[1, 3, 16, 16]), runtime=stopped), amount=0.4)
+    assert ms(net) <= 0.6 * table().dense_ms
+
+
+def test_a_measured_table_serves():
+    net = chain()
+    made = profile_latency(net, IMAGES, lambda network, images: ms(network), networks=12)
+    found = left(net, LatencyBudget(made), amount=0.5, round_to=8)
+    assert made.ms({name: widths_of(found.get_submodule(name)) for name in made.layers}) <= 0.5 * made.dense_ms
+    assert 0.3 < ms(found) / table().dense_ms < 0.55
+
+
+def toy_table():
+    """A millisecond for each thousand pairs of channels of the module that the toys train."""
+    torch.manual_seed(0)
+
+    def times(name):
+        inputs, outputs = widths_of(Classifier().get_submodule(f"net.{name}"))
+        given, made = (tuple(sorted({min(each, n) for n in (1, each)})) for each in (inputs, outputs))
+        return LayerTimes(given, made, [[i * o / 1000 for o in made] for i in given])
+
+    return LatencyTable({name: times(name) for name in ("0.0", "1.conv", "2.0", "3.2")}, 0.1, {"input": [1, 3, 8, 8]})
+
+
+def toy_ms(network, images=None):
+    made = toy_table()
+    return made.ms({name: widths_of(network.get_submodule(name)) for name in made.layers})
+
+
+OPTIONS = {"criterion": "magnitude", "round_to": 1, "verbose": False}
+
+
+def test_events_go_a_part_of_the_way_each_and_tell_what_they_found():
+    whole = toy_table().dense_ms
+    selection = LatencyBudget(toy_table(), 0.5 * whole, runtime=lambda network, images: 1.1 * toy_ms(network))
+    pruning = ChannelPruning(None, [1, 2], selection=selection, **OPTIONS)
+    module = fitted(pruning)
+    first, second = (event["findings"] for event in pruning.events)
+    assert 0.65 * whole < first["clock_ms"] <= 0.75 * whole
+    assert 0.4 * whole < second["clock_ms"] <= 0.5 * whole
+    assert toy_ms(module.net) == pytest.approx(second["table_ms"])
+
+
+def test_resumed_it_goes_on_with_what_the_clock_said(tmp_path):
+    def pruning():
+        asked.clear()
+        return ChannelPruning(None, [1, 2], selection=LatencyBudget(toy_table(), 0.2, runtime=clock), **OPTIONS)
+
+    def clock(network, images):
+        asked.append(1)
+        return 1.3 * toy_ms(network)
+
+    asked = []
+    straight = pruning()
+    fitted(straight, ModelCheckpoint(tmp_path, save_top_k=-1, filename="{epoch}"))
+    # Scaled to what the clock said at the first event, the table is right at once.
+    assert len(asked) == 3
+    resumed = pruning()
+    fitted(resumed, ckpt_path=tmp_path / "epoch=1.ckpt")
+    assert resumed.events == [resumed.events[0], {**straight.events[1], "seconds": resumed.events[1]["seconds"]}]
+    assert len(asked) == 1
+
+
+def test_a_limit_out_of_reach_is_told_on_the_first_batch():
+    with pytest.raises(RehearsalError, match=r"0\.0001 ms are out of reach"):
+        fitted(ChannelPruning(None, [1], selection=LatencyBudget(toy_table(), 1e-4), **OPTIONS))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"at_most": "3 MB"}, "must be in ms"),
+        ({"runtime": slow_clock}, "does not say of which input shape"),
+        ({"threads": 0}, "threads"),
+    ],
+)
+def test_wrong_arguments_are_told(options, message):
+    with pytest.raises(ArgumentError, match=message):
+        LatencyBudget(table(), **options)
+
+
+def test_a_table_of_another_runtime_is_refused():
+    with pytest.raises(ArgumentError, match="is not of runtime='onnxruntime'"):
+        LatencyBudget(table(runtime="openvino", input=[1, 3, 16, 16]), runtime="onnxruntime")
+
+
+def test_it_is_read_from_a_file(tmp_path):
+    table().save(tmp_path / "device.json")
+    assert LatencyBudget(tmp_path / "device.json").table.dense_ms == pytest.approx(table().dense_ms)
