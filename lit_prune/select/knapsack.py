@@ -114,7 +114,7 @@ def _exchange(losses: Sequence[Floats], costs: Costs, budget: float, start: Choi
     choice = [*start]
     for _ in range(_ROUNDS):
         moves = (_together, _make_room)
-        if not (_alone(losses, costs, budget, choice) or any([m(losses, costs, budget, choice, reach) for m in moves])):
+        if not (_alone(losses, costs, budget, choice) or any(m(losses, costs, budget, choice, reach) for m in moves)):
             break
     return choice
 

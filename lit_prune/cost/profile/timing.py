@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 Times = dict[str, list[float]]
-_WARMUP, _FEWEST, _MOST = 3, 9, 100
+WARMUP, _FEWEST, _MOST = 3, 9, 100
 
 
 def time_networks(
@@ -48,11 +48,11 @@ def time_networks(
         ``device``, ``runtime``, ``version``, ``threads``, and as ``networks`` for each name its milliseconds ``ms`` and
         those of each node, ``nodes``.
     """
-    open_network = _RUNTIMES[runtime]
+    open_network = OPENERS[runtime]
     first, _ = open_network(next(iter(networks.values())), threads, False)
 
     def pace() -> float:
-        return statistics.median(_repeat(first, seconds / 4)[_WARMUP:])
+        return statistics.median(repeat(first, seconds / 4)[WARMUP:])
 
     measured: dict[str, list[dict[str, float]]] = {name: [] for name in networks}
     paces = [pace()]
@@ -60,11 +60,11 @@ def time_networks(
         for number, (name, network) in enumerate(networks.items()):
             say(f"{number + 1 + turn * len(networks)} of {2 * len(networks)}")
             call, _ = open_network(network, threads, False)
-            whole = statistics.median(_repeat(call, seconds)[_WARMUP:])
+            whole = statistics.median(repeat(call, seconds)[WARMUP:])
             paces.append(pace())
             call, nodes = open_network(network, threads, True)
-            _repeat(call, seconds)
-            parts = {node: statistics.median(times[_WARMUP:] or times) for node, times in nodes().items()}
+            repeat(call, seconds)
+            parts = {node: statistics.median(times[WARMUP:] or times) for node, times in nodes().items()}
             paces.append(pace())
             before, between, after = paces[-3:]
             of_whole, of_parts = 2 / (before + between), 2 / (between + after)
@@ -79,8 +79,8 @@ def time_networks(
 
 def time_one(network: bytes, runtime: str, threads: int, seconds: float = 0.3) -> float:
     """The median milliseconds of one run of a network."""
-    call, _ = _RUNTIMES[runtime](network, threads, False)
-    return statistics.median(_repeat(call, seconds)[_WARMUP:])
+    call, _ = OPENERS[runtime](network, threads, False)
+    return statistics.median(repeat(call, seconds)[WARMUP:])
 
 
 def conditions(runtime: str, threads: int) -> dict[str, Any]:
@@ -122,11 +122,11 @@ def main(packed: str, runtime: str) -> None:
     sys.stderr.write(f"\nWritten: {options.out}\n")
 
 
-def _repeat(call: Callable[[], Any], seconds: float) -> list[float]:
+def repeat(call: Callable[[], Any], seconds: float) -> list[float]:
     """The milliseconds of each call, for a while; the first few are for warming up."""
     taken: list[float] = []
     end = time.perf_counter() + seconds
-    while len(taken) < _WARMUP + _FEWEST or (len(taken) < _MOST and time.perf_counter() < end):
+    while len(taken) < WARMUP + _FEWEST or (len(taken) < _MOST and time.perf_counter() < end):
         start = time.perf_counter()
         call()
         taken.append(1e3 * (time.perf_counter() - start))
@@ -187,7 +187,8 @@ def _some(shape: list[int]) -> Any:
     return np.random.default_rng(0).random(shape, np.float32)
 
 
-_RUNTIMES: dict[str, Any] = {"onnxruntime": _in_onnxruntime, "openvino": _in_openvino}
+OPENERS: dict[str, Any] = {"onnxruntime": _in_onnxruntime, "openvino": _in_openvino}
+"""Runtime to what opens a file: a function that runs it, and one that tells the times of its nodes."""
 
 
 def _version(runtime: str) -> str:

@@ -124,8 +124,8 @@ def test_the_first_network_tells_how_fast_the_machine_is(monkeypatch):
         call = SimpleNamespace(ms=float(network))
         return call, lambda: {"node": [call.ms * slow[0]] * 4}
 
-    monkeypatch.setitem(timing._RUNTIMES, "onnxruntime", opened)
-    monkeypatch.setattr(timing, "_repeat", lambda call, seconds: [call.ms * slow[0]] * 4)
+    monkeypatch.setitem(timing.OPENERS, "onnxruntime", opened)
+    monkeypatch.setattr(timing, "repeat", lambda call, seconds: [call.ms * slow[0]] * 4)
     found = timing.time_networks({str(n): b"%d" % n for n in range(1, 13)}, "onnxruntime")["networks"]
     ratios = {n: found[str(n)]["ms"] / found["2"]["ms"] * 2 / n for n in range(1, 13)}
     # The one at which it begins was measured half before.

@@ -1,0 +1,184 @@
+"""Do latency budgets hold? Three measurements, each written to `budgets.json` as soon as it is done.
+
+    python -m benchmarks.budgets clock --networks yolov8n.yaml torchvision:resnet50 --runtimes onnxruntime openvino
+    python -m benchmarks.budgets accuracy --weights yolov8n.pt
+    python -m benchmarks.budgets solver
+
+- `clock`: what the table of a network says of the widths that it chose, against the clock, at three budgets; and again
+  after the table was scaled once to what the clock said. Dense and pruned networks run by turns, in a runtime on one
+  thread; what counts is the ratio of both.
+- `accuracy`: a trained network right after a cut, repaired, by a budget of latency and by one of multiply-adds: what is
+  left of its mAP, and how much faster it is on the clock.
+- `solver`: choices under a budget against a search through all of them, on small networks.
+
+It takes a quiet machine. OpenVINO comes by `pip install openvino`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import logging
+import os
+import statistics
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("YOLO_OFFLINE", "true")
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from benchmarks.accuracy.rows import row as row_of
+from benchmarks.accuracy.ways import macs_of
+from lit_prune import Repair, plan_pruning, shrink_
+from lit_prune.cli.networks import load_network
+from lit_prune.cost import LatencyTable, profile_latency
+from lit_prune.cost.profile import timing, widths_of
+from lit_prune.cost.profile.exporting import to_onnx
+from lit_prune.repair import repaired
+from lit_prune.select import LatencyBudget, MacsBudget
+from testing.knapsacks import excess, problem
+
+OUT = Path(__file__).with_suffix(".json")
+ROUNDS = 9
+
+
+def side_by_side(dense: nn.Module, pruned: nn.Module, inputs: Tensor, runtime: str) -> list[float]:
+    """The pruned network's time beside the dense one's, in each of several rounds; both run just before and after."""
+    calls = [timing.OPENERS[runtime](to_onnx(network, inputs), 1, False)[0] for network in (dense, pruned)]
+
+    def taken(call: Any) -> float:
+        return statistics.median(timing.repeat(call, 0.15)[timing.WARMUP :])
+
+    ratios = []
+    before = taken(calls[0])
+    for _ in range(ROUNDS):
+        between, after = taken(calls[1]), taken(calls[0])
+        ratios.append(2 * between / (before + after))
+        before = after
+    return ratios
+
+
+def cut(network: nn.Module, inputs: Tensor, table: LatencyTable, amount: float) -> tuple[nn.Module, float]:
+    """What is left by the table, and the part of the dense latency that it then says."""
+    plan = plan_pruning(network, inputs, amount=amount, criterion="magnitude", selection=LatencyBudget(table))
+    left = shrink_(copy.deepcopy(network), plan).eval()
+    predicted = table.ms({name: widths_of(left.get_submodule(name)) for name in table.layers})
+    return left, predicted / table.dense_ms
+
+
+def against_clock(name: str, runtime: str, ratios: list[float], round_to: int) -> dict[str, Any]:
+    torch.manual_seed(0)
+    network, images = load_network(name, 320 if name.startswith("yolo") else None)
+    started = time.perf_counter()
+    table = profile_latency(network, images, runtime, round_to=round_to)
+    found: dict[str, Any] = {
+        "profile_s": time.perf_counter() - started,
+        "error_of_fit": table.conditions["error"],
+        "dense_ms": table.dense_ms,
+        "version": table.conditions["version"],
+        "budgets": [],
+    }
+    for ratio in ratios:
+        left, predicted = cut(network, images, table, 1 - ratio)
+        clock = side_by_side(network, left, images, runtime)
+        scale = statistics.median(clock) / predicted
+        # The table of the next event is scaled to what the clock said at this one.
+        again, corrected = cut(network, images, table, 1 - ratio / scale)
+        found["budgets"].append(
+            {
+                "asked": ratio,
+                "predicted": predicted,
+                "clock": clock,
+                "corrected": corrected * scale,
+                "clock_corrected": side_by_side(network, again, images, runtime),
+            }
+        )
+    return found
+
+
+def accuracies(weights: Path | None, network: str, runtime: str, draws: int, round_to: int) -> dict[str, Any]:
+    given = {"network": network} | ({"weights": weights} if weights else {})
+    row = row_of("digits", **given)
+    table = profile_latency(row.network, row.image, runtime, round_to=round_to)
+    budgets = [("latency", LatencyBudget(table), amount) for amount in (0.2, 0.35, 0.5)]
+    budgets += [("macs", MacsBudget("global"), amount) for amount in (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)]
+    found = []
+    for name, selection, amount in budgets:
+        scores, clocks, macs = [], [], []
+        for draw in range(draws):
+            whole = copy.deepcopy(row.network)
+            losses = (row.loss(whole, batch) for batch in row.batches(draw, 16))
+            plan = plan_pruning(
+                whole,
+                row.image,
+                amount=amount,
+                criterion="taylor",
+                selection=selection,
+                losses=losses,
+                round_to=round_to,
+            )
+            left = shrink_(copy.deepcopy(row.network), plan).eval()
+            repair = Repair()
+            batches = row.calibration(draw, repair)
+            repaired(row.network, plan, lambda b=batches: b, len(batches), repair).apply_(left)
+            scores.append(row.score(left))
+            clocks.append(statistics.median(side_by_side(row.network.eval(), left.eval(), row.image, runtime)))
+            macs.append(macs_of(row, left) / macs_of(row, row.network))
+        found.append({"budget": name, "amount": amount, "scores": scores, "clock": clocks, "macs": macs})
+        Console().print(found[-1], highlight=False)
+    return {"dense": row.score(row.network), "measure": row.measure, "dense_ms": table.dense_ms, "ways": found}
+
+
+def searches() -> dict[str, Any]:
+    found = [
+        excess(*problem(seed, items, options), part)
+        for items, options in ((3, 8), (4, 6), (5, 5))
+        for seed in range(40)
+        for part in (0.25, 0.5, 0.8)
+    ]
+    return {"searches": len(found), "worst": max(found), "mean": statistics.mean(found)}
+
+
+def measurements(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    if options.what == "solver":
+        yield "solver", searches()
+    elif options.what == "accuracy":
+        name, runtime = options.networks[0], options.runtimes[0]
+        found = accuracies(options.weights, name, runtime, options.draws, options.round_to)
+        yield f"accuracy, {name}, {runtime}", found
+    else:
+        for name in options.networks:
+            for runtime in options.runtimes:
+                found = against_clock(name, runtime, options.ratios, options.round_to)
+                yield f"clock, {name}, {runtime}, widths of {options.round_to}", found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("clock", "accuracy", "solver"))
+    parser.add_argument("--networks", nargs="+", default=["yolov8n.yaml"])
+    parser.add_argument("--runtimes", nargs="+", default=["onnxruntime"])
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.7, 0.5, 0.35], help="of the dense latency")
+    parser.add_argument("--weights", type=Path, help="of a network that was trained as the demo does; kept there")
+    parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--round-to", type=int, default=8)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    for key, found in measurements(options):
+        results = json.loads(OUT.read_text()) if OUT.exists() else {}
+        results[key] = found
+        OUT.write_text(json.dumps(results, indent=1) + "\n")
+        Console().print(key, found, highlight=False)
+
+
+if __name__ == "__main__":
+    main()
