@@ -16,7 +16,7 @@ Event = Mapping[str, Any]
 """One pruning: ``epoch``, ``step``, ``ratio`` (aimed at so far; ``None`` where the selection decided), ``channels``
 (group name to [before, after]), ``params`` and ``macs`` ([before, after]), ``gone`` (the ratios of the dense network's
 ``macs`` and of these groups' dense ``channels`` that are gone so far), ``seconds``, ``skipped`` (group name to the
-reason)."""
+reason), ``findings`` (what else the selection found out, by name)."""
 History = Mapping[str, Sequence[Mapping[str, float]]]
 """Name of a run to its epochs: ``epoch``, ``map`` and ``macs`` of each."""
 
@@ -174,6 +174,10 @@ def _outcome(event: Event) -> list[str]:
 
 def _caption(event: Event) -> str:
     lines = [f"took {float(event['seconds']):.1f} s", *_outcome(event)]
+    found = event.get("findings", {})
+    if "table_ms" in found:
+        clock = f", {found['clock_ms']:.4g} ms by the clock" if "clock_ms" in found else ""
+        lines.append(f"latency: {found['table_ms']:.4g} ms by the table{clock}")
     by_reason: dict[str, list[str]] = {}
     for name, reason in event.get("skipped", {}).items():
         by_reason.setdefault(reason, []).append(name)

@@ -25,8 +25,11 @@ from lit_prune.surgery import shrink_
 
 Floats = npt.NDArray[np.float64]
 Wholes = npt.NDArray[np.int64]
-# So often a choice that the clock finds too slow is made again.
-_TRIES = 3
+# So often a choice is made again that the clock finds too slow, or faster than this part of what is allowed.
+_TRIES, _NEAR = 4, 0.97
+# A first-order score says too little of a layer that loses much. Raised to a power, the worthiest channel that a layer
+# loses counts most, so that no layer is all but emptied for being dear.
+_POWER = 4
 
 
 class LatencyBudget(Budget):
@@ -35,7 +38,7 @@ class LatencyBudget(Budget):
     Of each layer go those channels whose scores are lowest, and of the layers those that save most milliseconds for
     what they are worth: every combination of widths is looked up in the table (HALP, Shen et al., NeurIPS 2022, section
     3; here with input and output together). Where a runtime is at hand, the whole network is then timed, and if it is
-    too slow the choice is made again with the table scaled to what the clock said.
+    too slow, or faster than need be, the choice is made again with the table scaled to what the clock said.
 
     Args:
         table: A :class:`lit_prune.cost.LatencyTable`, or the path of one that `lit-prune profile` has made.
@@ -114,19 +117,21 @@ class LatencyBudget(Budget):
         """
         limit, last = self.limit(evidence, target), target.findings
         scale = last["clock_ms"] / last["table_ms"] if "clock_ms" in last else 1.0
+        best: Widths | None = None
         for _ in range(_TRIES):
             widths = self._widths(evidence, scores, target, limit / scale)
-            predicted = self.cost(evidence)(widths)
-            self.findings = {"table_ms": predicted}
+            found = {"table_ms": self.cost(evidence)(widths)}
             clock = self._clock(evidence, widths)
-            if clock is None:
+            if clock is not None:
+                found["clock_ms"] = clock
+            # Of those that are fast enough the slowest, of others the fastest: it loses least, or is too slow by least.
+            if best is None or _nearness(clock, limit) > _nearness(self.findings.get("clock_ms"), limit):
+                best, self.findings = widths, found
+            if clock is None or _NEAR * limit <= clock <= limit:
                 break
-            self.findings = {"table_ms": predicted, "clock_ms": clock}
-            if clock <= limit:
-                break
-            scale = clock / predicted
-        groups = flat(bundled(evidence.groups, scores))
-        return lowest(groups, scores, widths)
+            scale = clock / found["table_ms"]
+        assert best is not None
+        return lowest(flat(bundled(evidence.groups, scores)), scores, best)
 
     def foretell(self, evidence: Evidence, scores: Scores, target: Target) -> Mapping[str, object]:
         """What the table alone says."""
@@ -229,6 +234,13 @@ class _Costs:
         return self._kept[1]
 
 
+def _nearness(clock: float | None, limit: float) -> float:
+    """How good it is that the clock says this: the more, the closer it is to the limit, and any within it first."""
+    if clock is None:
+        return 0.0
+    return clock if clock <= limit else limit - clock
+
+
 def _options(bundle: Bundle, target: Target) -> Wholes:
     """The widths that a bundle may have, the widest first."""
     size, least = bundle[0].size, target.allowed(bundle[0], 0)
@@ -238,6 +250,6 @@ def _options(bundle: Bundle, target: Target) -> Wholes:
 
 def _losses(bundle: Bundle, widths: Wholes, scores: Scores, target: Target) -> Floats:
     """What a bundle loses at each of some widths, in the unit that all layers share."""
-    rising = Global().curve(bundle, scores, target).numpy()
+    rising = Global().curve(bundle, scores, target).numpy() ** _POWER
     lost = np.concatenate([[0.0], rising.cumsum()]) * len(bundle)
     return np.asarray(lost[len(rising) - widths])

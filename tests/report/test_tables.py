@@ -65,6 +65,12 @@ def test_event_table_says_what_is_gone_and_why_it_is_not_the_target(channels, ma
     assert told in text
 
 
+def test_event_table_says_what_table_and_clock_found():
+    found = {"table_ms": 7.9, "clock_ms": 8.25}
+    assert "7.9 ms by the table, 8.25 ms by the clock" in _printed(event_table(_event(findings=found)))
+    assert "by the clock" not in _printed(event_table(_event(findings={"table_ms": 7.9})))
+
+
 def test_event_table_folds_blocks_only_when_there_are_too_many_groups():
     channels = {f"net.{block}.m.{layer}": [8, 4] for block in range(5) for layer in range(6)}
 

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import nnls
 
-from lit_prune.cost.profile.drawing import Shapes, Work
-from lit_prune.cost.profile.table import LatencyTable, LayerTimes
+from lit_prune.cost.profile.drawn import Shapes, Work
+from lit_prune.cost.profile.latency_table import LatencyTable, LayerTimes
 
 Floats = npt.NDArray[np.float64]
 # Where a width is no multiple of one of these, a device may have a block to fill.

@@ -12,7 +12,7 @@ from torch import nn
 
 from lit_prune.cost import profile_latency
 from lit_prune.cost.profile import export_profile, read_profile, timing, widths_of
-from lit_prune.cost.profile.drawing import Drawn, Work, shapes_of
+from lit_prune.cost.profile.drawn import Drawn, Work, shapes_of
 from lit_prune.cost.profile.exporting import owners, scope_of, to_onnx
 from lit_prune.cost.profile.fitting import fit_table
 from lit_prune.errors import ArgumentError, ArgumentTypeError
