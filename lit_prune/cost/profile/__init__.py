@@ -1,8 +1,8 @@
 """How long a network's layers take on a device: measured, as a table, for every combination of widths."""
 
+from lit_prune.cost.profile.latency_table import LatencyTable, LayerTimes, is_transposed, widths_of
 from lit_prune.cost.profile.profiling import export_profile, profile_latency, read_profile
 from lit_prune.cost.profile.runtimes import Runtime, Stopwatch, runtime_of
-from lit_prune.cost.profile.latency_table import LatencyTable, LayerTimes, is_transposed, widths_of
 
 __all__ = [
     "LatencyTable",

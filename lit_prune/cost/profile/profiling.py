@@ -13,8 +13,8 @@ from lit_prune.common.arguments import check_whole
 from lit_prune.cost.profile.drawn import Drawn, shapes_of
 from lit_prune.cost.profile.exporting import owners, to_onnx, write_script
 from lit_prune.cost.profile.fitting import fit_table
-from lit_prune.cost.profile.runtimes import Name, Runtime, Stopwatch, Timings, by_layer, runtime_of
 from lit_prune.cost.profile.latency_table import LatencyTable
+from lit_prune.cost.profile.runtimes import Name, Runtime, Stopwatch, Timings, by_layer, runtime_of
 from lit_prune.errors import ArgumentError, MissingFileError
 
 _FEWEST = 8
