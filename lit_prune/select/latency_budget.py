@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from os import PathLike
 
@@ -17,6 +16,7 @@ from lit_prune.cost.profile import LatencyTable, Runtime, Stopwatch, is_transpos
 from lit_prune.cost.profile.runtimes import Name
 from lit_prune.criteria import Evidence
 from lit_prune.errors import ArgumentError, SelectionError
+from lit_prune.graph.skeleton import replica
 from lit_prune.select.base import Bundle, Scores, Target, Widths, bundled, flat, lowest
 from lit_prune.select.budgets import Budget, removal_of
 from lit_prune.select.knapsack import Choice, cheapest, choose
@@ -119,7 +119,12 @@ class LatencyBudget(Budget):
         scale = last["clock_ms"] / last["table_ms"] if "clock_ms" in last else 1.0
         best: Widths | None = None
         for _ in range(_TRIES):
-            widths = self._widths(evidence, scores, target, limit / scale)
+            try:
+                widths = self._widths(evidence, scores, target, limit / scale)
+            except SelectionError:
+                if best is None:
+                    raise
+                break
             found = {"table_ms": self.cost(evidence)(widths)}
             clock = self._clock(evidence, widths)
             if clock is not None:
@@ -131,6 +136,11 @@ class LatencyBudget(Budget):
                 break
             scale = clock / found["table_ms"]
         assert best is not None
+        if self.findings.get("clock_ms", 0.0) > limit:
+            warn_once(
+                f"The network takes {self.findings['clock_ms']:.4g} ms by the clock where {limit:.4g} ms were wanted, "
+                f"after {_TRIES} choices; the table says {self.findings['table_ms']:.4g} ms. Is the machine busy?"
+            )
         return lowest(flat(bundled(evidence.groups, scores)), scores, best)
 
     def foretell(self, evidence: Evidence, scores: Scores, target: Target) -> Mapping[str, object]:
@@ -167,11 +177,13 @@ class LatencyBudget(Budget):
         """The milliseconds of the whole network at some widths, where a runtime is at hand; measured on one rank."""
         if self.runtime is None or not is_rank_zero():
             return None
-        network = shrink_(copy.deepcopy(evidence.network), evidence.graph.plan(removal_of(evidence, widths)))
-        part = network.get_submodule(self.table.prefix_in(network).rstrip(".")).eval().float()
-        first = next(part.parameters())
+        network = shrink_(replica(evidence.network), evidence.graph.plan(removal_of(evidence, widths)))
+        prefix = self.table.prefix_in(network, _shrinking(evidence))
+        part = network.get_submodule(prefix.rstrip(".")).eval().float()
+        # The random numbers of the run stay as they are.
+        images = torch.rand(self.table.shape, generator=torch.Generator().manual_seed(0))
         try:
-            return self.runtime.whole(part, torch.rand(self.table.shape, device=first.device))
+            return self.runtime.whole(part, images.to(next(part.parameters()).device))
         except Exception as error:
             warn_once(f"{type(part).__name__} could not be timed, so its latency is that of the table. {error}")
             return None
@@ -191,7 +203,7 @@ class _Costs:
         self, table: LatencyTable, evidence: Evidence, bundles: Sequence[Bundle], options: Sequence[Wholes] = ()
     ) -> None:
         self.table, self.options = table, options
-        prefix = table.prefix_in(evidence.network)
+        prefix = table.prefix_in(evidence.network, _shrinking(evidence))
         self.layers = [*table.layers.values()]
         rows = {f"{prefix}{name}": row for row, name in enumerate(table.layers)}
         modules = {name: evidence.network.get_submodule(name) for name in rows}
@@ -232,6 +244,11 @@ class _Costs:
             ms = np.array([float(layer.at(*each)) for layer, each in zip(self.layers, now, strict=True)])
             self._kept = [*choice], (widths, now, ms)
         return self._kept[1]
+
+
+def _shrinking(evidence: Evidence) -> set[str]:
+    """Names of the tensors that lose channels with the groups that take part."""
+    return {name for group in evidence.groups for name, _ in group.slots}
 
 
 def _nearness(clock: float | None, limit: float) -> float:

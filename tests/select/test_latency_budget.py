@@ -61,12 +61,9 @@ def test_a_ratio_is_that_of_the_profiled_network():
 
 
 def test_channels_go_where_they_save_time():
-    """The first layer's take most of the time, and are no dearer than others by their scores."""
-    dear = table(dear=500.0)
-    by_table = left(chain(), LatencyBudget(dear), amount=0.5)
-    evenly = left(chain(), LatencyBudget(dear, spread="global"), amount=0.5)
-    assert by_table[2].out_channels > evenly[2].out_channels
-    assert by_table[0].out_channels <= evenly[0].out_channels
+    dear, cheap = (left(chain(), LatencyBudget(table(dear=each)), amount=0.5) for each in (500.0, 1.0))
+    assert dear[0].out_channels < cheap[0].out_channels
+    assert dear[2].out_channels > cheap[2].out_channels
 
 
 def test_what_is_out_of_reach_says_what_can_be_reached():
@@ -99,6 +96,20 @@ def test_the_clock_is_believed_before_the_table():
     net = left(chain(), selection)
     assert 0.85 * 0.5 * whole < 1.2 * ms(net) <= 0.5 * whole
     assert selection.findings["clock_ms"] == pytest.approx(1.2 * selection.findings["table_ms"])
+
+
+def test_a_budget_that_the_clock_never_confirms_is_warned_of():
+    with pytest.warns(UserWarning, match=r"takes 7 ms by the clock where 4\.\d+ ms were wanted"):
+        left(chain(), LatencyBudget(table(input=[1, 3, 16, 16]), runtime=lambda network, images: 7.0), amount=0.4)
+
+
+def test_a_clock_leaves_the_random_numbers_alone():
+    net, selection = chain(), LatencyBudget(table(input=[1, 3, 16, 16]), runtime=slow_clock)
+    torch.manual_seed(0)
+    left(net, selection, amount=0.4)
+    after = torch.rand(1)
+    torch.manual_seed(0)
+    assert torch.rand(1) == after
 
 
 def test_a_clock_that_fails_is_warned_of():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
@@ -118,8 +118,12 @@ class LatencyTable:
         """Milliseconds of the network when its layers have these (input, output) widths."""
         return self.constant + sum(float(layer.at(*widths[name])) for name, layer in self.layers.items())
 
-    def prefix_in(self, network: nn.Module) -> str:
+    def prefix_in(self, network: nn.Module, shrinking: Collection[str] = ()) -> str:
         """What stands before the table's names in the names of a module that holds the network.
+
+        Args:
+            network: The module.
+            shrinking: Names of tensors: where it holds several such networks, the one that most of these are of counts.
 
         Raises:
             ArgumentError: If it is not the network that the table is of, or has been widened.
@@ -127,10 +131,12 @@ class LatencyTable:
         names = {name for name, _ in network.named_modules(remove_duplicate=False)}
         first = next(iter(self.layers))
         prefixes = [name.removesuffix(first) for name in sorted(names, key=len) if f".{name}".endswith(f".{first}")]
-        for prefix in map(str, prefixes):
-            if all(f"{prefix}{name}" in names for name in self.layers):
-                self._check(network, prefix)
-                return prefix
+        whole = [prefix for prefix in prefixes if all(f"{prefix}{name}" in names for name in self.layers)]
+        if whole:
+            counts = [sum(f"{prefix}{name}.weight" in shrinking for name in self.layers) for prefix in whole]
+            prefix = str(whole[counts.index(max(counts))])
+            self._check(network, prefix)
+            return prefix
         lacking = next((name for name in self.layers if (prefixes or [""])[0] + name not in names), first)
         raise ArgumentError(f"{self} does not fit {type(network).__name__}, which has no layer {lacking!r}.")
 

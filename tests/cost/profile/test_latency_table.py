@@ -1,5 +1,6 @@
 """A table tells what a network takes at any widths, and refuses what it is not of."""
 
+import copy
 import json
 
 import numpy as np
@@ -84,6 +85,9 @@ def test_the_network_is_found_wherever_it_lies():
     holder = nn.Module()
     holder.teacher, holder.inner = nn.Linear(2, 2), nn.ModuleDict({"model": net})
     assert table.prefix_in(holder) == "inner.model."
+    holder.old = copy.deepcopy(net)
+    assert table.prefix_in(holder) == "old."
+    assert table.prefix_in(holder, {"inner.model.0.weight"}) == "inner.model."
 
 
 def test_another_network_is_refused_by_name():
