@@ -8,6 +8,8 @@ import yaml
 
 from lit_prune import ChannelPruning, Repair
 from lit_prune.cli import main, run_trainer
+from lit_prune.cost import LatencyTable
+from lit_prune.cost.profile import LayerTimes
 from lit_prune.criteria import Magnitude
 from lit_prune.schedule import Every
 from lit_prune.select import MacsBudget, Uniform
@@ -107,6 +109,24 @@ def test_every_argument_on_the_command_line(capsys):
         if name == "recovery":
             given = {key: value for key, value in given.get("init_args", given).items() if key in expected}
         assert given == expected, name
+
+
+def test_a_latency_budget_on_the_command_line(capsys, tmp_path):
+    LatencyTable({"0": LayerTimes((3,), (8,), [[1.0]])}, 0.0, {"input": [1, 3, 8, 8]}).save(tmp_path / "device.json")
+    config = yaml.safe_load(
+        printed(
+            capsys,
+            "--trainer.callbacks+=lit_prune.ChannelPruning",
+            "--trainer.callbacks.amount=null",
+            "--trainer.callbacks.epochs=[1]",
+            "--trainer.callbacks.selection=lit_prune.select.LatencyBudget",
+            f"--trainer.callbacks.selection.table={tmp_path / 'device.json'}",
+            "--trainer.callbacks.selection.at_most=8 ms",
+            "--trainer.callbacks.selection.runtime=onnxruntime",
+        )
+    )
+    given = config["trainer"]["callbacks"][0]["init_args"]["selection"]["init_args"]
+    assert (given["at_most"], given["runtime"]) == ("8 ms", "onnxruntime")
 
 
 def test_parts_by_class_path_on_the_command_line(tmp_path, monkeypatch):

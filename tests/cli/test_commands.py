@@ -75,9 +75,36 @@ def test_inspect_prints_groups_and_totals(capsys, monkeypatch):
     assert "multiply-adds" in text
 
 
+def test_profile_measures_once_under_the_same_conditions(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLUMNS", "140")
+    arguments = ["profile", "torchvision:squeezenet1_1", "--image-size", "32", "--networks", "8"]
+    arguments += ["--out", str(tmp_path / "device.json")]
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "features.0" in text
+    assert "onnxruntime" in text
+    before = (tmp_path / "device.json").read_bytes()
+    assert main(arguments) == 0
+    assert "has been measured under the same conditions" in capsys.readouterr().out
+    assert (tmp_path / "device.json").read_bytes() == before
+
+
+def test_profile_writes_a_script_for_another_device(capsys, tmp_path):
+    script = tmp_path / "measure.py"
+    arguments = ["profile", "torchvision:squeezenet1_1", "--image-size", "32", "--networks", "8"]
+    assert main([*arguments, "--script", str(script)]) == 0
+    assert "python measure.py --out measured.json" in capsys.readouterr().out
+    compile(script.read_text(), "measure.py", "exec")
+    assert main([*arguments, "--measured", str(tmp_path / "none.json")]) == 2
+    assert "run the script on the device first" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["profile", "torchvision:resnet18", "--runtime", "tensorrt"], "runtime must be one of 'torch', 'onnxruntime'"),
+        (["profile", "torchvision:resnet18", "--script", "a.py", "--measured", "b.json"], "give one"),
+        (["profile", "torchvision:resnet18", "--networks", "2"], "networks"),
         (["inspect", "torchvision:resnt18"], "Did you mean resnet18"),
         (["inspect", "yolo8n.yaml"], "Did you mean yolov8n.yaml"),
         (["export", "missing.ckpt", "--out", "net.pt"], "There is no file 'missing.ckpt'"),
