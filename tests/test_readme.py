@@ -36,6 +36,18 @@ def test_its_numbers_are_those_of_the_files():
     assert text in _README.read_text(encoding="utf-8")
 
 
+def test_the_tables_of_budgets_are_those_of_the_file():
+    root = _README.parent
+    made = runpy.run_path(str(root / "benchmarks" / "budget_tables.py"))
+    text = (root / "docs" / "accuracy.md").read_text(encoding="utf-8")
+    results = json.loads((root / "benchmarks" / "budgets.json").read_text(encoding="utf-8"))
+    assert made["clock_table"](results) in text
+    for key, result in results.items():
+        if key.startswith("accuracy"):
+            assert made["accuracy_table"](result) in text
+    assert f"{results['solver']['searches']} small" in text
+
+
 def test_the_tables_of_accuracy_are_those_of_the_file():
     root = _README.parent
     markdown = runpy.run_path(str(root / "benchmarks" / "accuracy" / "tables.py"))["markdown"]

@@ -21,6 +21,7 @@ History = Mapping[str, Sequence[Mapping[str, float]]]
 """Name of a run to its epochs: ``epoch``, ``map`` and ``macs`` of each."""
 
 _BAR = 12  # characters of a bar in a table
+_UNITS = {"ms": "the latency", "B": "the size"}
 _NEAR = 0.02  # the difference between two ratios that nobody minds
 
 
@@ -148,7 +149,7 @@ def _aim(event: Event) -> str:
     """How far the event was to go; files of earlier versions call it share."""
     ratio = event.get("ratio", event.get("share"))
     if ratio is not None:
-        unit = event.get("unit")
+        unit = _UNITS.get(event.get("unit", ""), event.get("unit"))
         return f"target so far {float(ratio):.0%}{f' of {unit}' if unit else ''}"
     if "part" in event:
         return "to the limit" if event["part"] == 1 else f"{float(event['part']):.0%} of the way to the limit"

@@ -68,6 +68,7 @@ def test_event_table_says_what_is_gone_and_why_it_is_not_the_target(channels, ma
 def test_event_table_says_what_table_and_clock_found():
     found = {"table_ms": 7.9, "clock_ms": 8.25}
     assert "7.9 ms by the table, 8.25 ms by the clock" in _printed(event_table(_event(findings=found)))
+    assert "target so far 25% of the latency" in _printed(event_table(_event(unit="ms")))
     assert "by the clock" not in _printed(event_table(_event(findings={"table_ms": 7.9})))
 
 

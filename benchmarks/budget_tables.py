@@ -1,0 +1,45 @@
+"""What `python -m benchmarks.budgets` measured, as the tables of docs/accuracy.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import mean, median
+from typing import Any
+
+
+def clock_table(results: Mapping[str, Any]) -> str:
+    """A row for each network and budget: what was asked, what the table said, what the clock said; then corrected."""
+    lines = [
+        "| network, runtime | profiled in | asked | table | clock | corrected: table | clock |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for key, found in results.items():
+        kind, _, rest = key.partition(", ")
+        if kind != "clock":
+            continue
+        for number, each in enumerate(found["budgets"]):
+            name = f"{rest}: {found['dense_ms']:.1f} ms | {found['profile_s']:.0f} s" if number == 0 else " | "
+            lines.append(
+                f"| {name} | {each['asked']:.2f} | {each['predicted']:.3f} | {_spread(each['clock'])} "
+                f"| {each['corrected']:.3f} | {_spread(each['clock_corrected'])} |"
+            )
+    return "\n".join(lines)
+
+
+def accuracy_table(result: Mapping[str, Any]) -> str:
+    """A row for each budget, the fastest last of each kind."""
+    names = {"latency": "LatencyBudget", "macs": "MacsBudget, global"}
+    lines = [
+        f"| {result['measure']}: dense {result['dense']:.3f} | amount | {result['measure']} | clock | MACs |",
+        "|---|---|---|---|---|",
+    ]
+    for each in result["ways"]:
+        lines.append(
+            f"| {names[each['budget']]} | {each['amount']:.2f} | {mean(each['scores']):.3f} "
+            f"| {mean(each['clock']):.3f} | {mean(each['macs']):.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def _spread(measured: Sequence[float]) -> str:
+    return f"{median(measured):.3f} ± {(max(measured) - min(measured)) / 2:.3f}"
