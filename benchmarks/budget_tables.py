@@ -19,6 +19,9 @@ def clock_table(results: Mapping[str, Any]) -> str:
             continue
         for number, each in enumerate(found["budgets"]):
             name = f"{rest}: {found['dense_ms']:.1f} ms | {found['profile_s']:.0f} s" if number == 0 else " | "
+            if "out_of_reach" in each:
+                lines.append(f"| {name} | {each['asked']:.2f} | out of reach | | | |")
+                continue
             lines.append(
                 f"| {name} | {each['asked']:.2f} | {each['predicted']:.3f} | {_spread(each['clock'])} "
                 f"| {each['corrected']:.3f} | {_spread(each['clock_corrected'])} |"

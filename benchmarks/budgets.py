@@ -41,6 +41,7 @@ from lit_prune.cli.networks import load_network
 from lit_prune.cost import LatencyTable, profile_latency
 from lit_prune.cost.profile import timing, widths_of
 from lit_prune.cost.profile.exporting import to_onnx
+from lit_prune.errors import SelectionError
 from lit_prune.repair import repaired
 from lit_prune.select import LatencyBudget, MacsBudget
 from testing.knapsacks import excess, problem
@@ -65,9 +66,13 @@ def side_by_side(dense: nn.Module, pruned: nn.Module, inputs: Tensor, runtime: s
     return ratios
 
 
-def cut(network: nn.Module, inputs: Tensor, table: LatencyTable, amount: float) -> tuple[nn.Module, float]:
+def cut(
+    network: nn.Module, inputs: Tensor, table: LatencyTable, amount: float, round_to: int
+) -> tuple[nn.Module, float]:
     """What is left by the table, and the part of the dense latency that it then says."""
-    plan = plan_pruning(network, inputs, amount=amount, criterion="magnitude", selection=LatencyBudget(table))
+    plan = plan_pruning(
+        network, inputs, amount=amount, criterion="magnitude", selection=LatencyBudget(table), round_to=round_to
+    )
     left = shrink_(copy.deepcopy(network), plan).eval()
     predicted = table.ms({name: widths_of(left.get_submodule(name)) for name in table.layers})
     return left, predicted / table.dense_ms
@@ -86,11 +91,15 @@ def against_clock(name: str, runtime: str, ratios: list[float], round_to: int) -
         "budgets": [],
     }
     for ratio in ratios:
-        left, predicted = cut(network, images, table, 1 - ratio)
-        clock = side_by_side(network, left, images, runtime)
-        scale = statistics.median(clock) / predicted
-        # The table of the next event is scaled to what the clock said at this one.
-        again, corrected = cut(network, images, table, 1 - ratio / scale)
+        try:
+            left, predicted = cut(network, images, table, 1 - ratio, round_to)
+            clock = side_by_side(network, left, images, runtime)
+            scale = statistics.median(clock) / predicted
+            # The table of the next event is scaled to what the clock said at this one.
+            again, corrected = cut(network, images, table, 1 - ratio / scale, round_to)
+        except SelectionError as error:
+            found["budgets"].append({"asked": ratio, "out_of_reach": str(error)})
+            continue
         found["budgets"].append(
             {
                 "asked": ratio,
