@@ -38,7 +38,7 @@ def test_its_numbers_are_those_of_the_files():
 
 def test_the_tables_of_budgets_are_those_of_the_file():
     root = _README.parent
-    made = runpy.run_path(str(root / "benchmarks" / "budget_tables.py"))
+    made = runpy.run_path(str(root / "benchmarks" / "accuracy" / "budget_tables.py"))
     text = (root / "docs" / "accuracy.md").read_text(encoding="utf-8")
     results = json.loads((root / "benchmarks" / "budgets.json").read_text(encoding="utf-8"))
     assert made["clock_table"](results) in text

@@ -58,6 +58,7 @@ class Drawn:
         TraceError: If the forward fails.
 
     Example:
+        >>> import torch
         >>> drawn = Drawn(nn.Sequential(nn.Conv2d(3, 32, 3), nn.Conv2d(32, 4, 3)), torch.zeros(1, 3, 8, 8), 4)
         >>> [widths_of(network[0]) for network in drawn]
         [(3, 32), (3, 16), (3, 8), (3, 16)]

@@ -56,7 +56,7 @@ def profile_latency(
         >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 8, 3))
         >>> table = profile_latency(net, torch.zeros(1, 3, 16, 16), lambda network, images: 1.0, networks=8)
-        >>> table.ms({"0": (3, 16), "2": (16, 8)})
+        >>> round(table.ms({"0": (3, 16), "2": (16, 8)}), 6)
         1.0
     """
     check_whole("threads", threads)
