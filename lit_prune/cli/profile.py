@@ -6,12 +6,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor, nn
 
 from lit_prune.cli.networks import load_network
-from lit_prune.cost.profile import LatencyTable, export_profile, profile_latency, read_profile, runtime_of
+from lit_prune.cost.profile import LatencyTable, export_profile, profile_latency, read_profile, runtime_of, widths_of
 from lit_prune.errors import ArgumentError, LitPruneError
 from lit_prune.report.tables import ratio_bar
 
@@ -32,7 +32,7 @@ def run_profile(options: argparse.Namespace) -> None:
         return
     if options.measured is not None:
         table = read_profile(network, images, options.measured, options.round_to)
-    elif (known := _known(options, type(network).__name__, images)) is not None and not options.again:
+    elif (known := _known(options, network, images)) is not None and not options.again:
         _say(console, f"{options.out} has been measured under the same conditions; --again measures anew.")
         table = known
     else:
@@ -67,24 +67,30 @@ def slowest_layers(table: LatencyTable) -> Table:
     return shown
 
 
-def _known(options: argparse.Namespace, name: str, images: torch.Tensor) -> LatencyTable | None:
-    """The table that is there already, if it was measured under the same conditions."""
+def _known(options: argparse.Namespace, network: nn.Module, images: Tensor) -> LatencyTable | None:
+    """The table that is there already, if it is of this network and was measured under the same conditions."""
     out: Path = options.out
     if not out.exists():
         return None
     try:
         table = LatencyTable.load(out)
+        if table.prefix_in(network):
+            return None
     except LitPruneError:
         return None
     timer = runtime_of(options.runtime, options.threads)
     wanted: dict[str, Any] = {
-        "network": name,
+        "network": type(network).__name__,
         "input": [*images.shape],
         "round_to": options.round_to,
         **timer.conditions(images),
     }
     same = all(table.conditions.get(key) == value for key, value in wanted.items())
-    return table if same else None
+    whole = all(
+        widths_of(network.get_submodule(name)) == (layer.inputs[-1], layer.outputs[-1])
+        for name, layer in table.layers.items()
+    )
+    return table if same and whole else None
 
 
 def _say(console: Console, text: str) -> None:

@@ -87,6 +87,10 @@ def test_profile_measures_once_under_the_same_conditions(capsys, monkeypatch, tm
     assert main(arguments) == 0
     assert "has been measured under the same conditions" in capsys.readouterr().out
     assert (tmp_path / "device.json").read_bytes() == before
+    # Another network of the same class is measured.
+    assert main([arguments[0], "torchvision:squeezenet1_0", *arguments[2:]]) == 0
+    assert "under the same conditions" not in capsys.readouterr().out
+    assert (tmp_path / "device.json").read_bytes() != before
 
 
 def test_profile_writes_a_script_for_another_device(capsys, tmp_path):
