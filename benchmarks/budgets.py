@@ -35,14 +35,13 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from benchmarks.accuracy.rows import row as row_of
-from benchmarks.accuracy.ways import macs_of
-from lit_prune import Repair, plan_pruning, shrink_
+from benchmarks.accuracy.ways import REPAIRS, Ours, macs_of
+from lit_prune import plan_pruning, shrink_
 from lit_prune.cli.networks import load_network
 from lit_prune.cost import LatencyTable, profile_latency
 from lit_prune.cost.profile import timing, widths_of
 from lit_prune.cost.profile.exporting import to_onnx
 from lit_prune.errors import SelectionError
-from lit_prune.repair import repaired
 from lit_prune.select import LatencyBudget, MacsBudget
 from testing.knapsacks import excess, problem
 
@@ -55,7 +54,7 @@ def side_by_side(dense: nn.Module, pruned: nn.Module, inputs: Tensor, runtime: s
     calls = [timing.OPENERS[runtime](to_onnx(network, inputs), 1, False)[0] for network in (dense, pruned)]
 
     def taken(call: Any) -> float:
-        return statistics.median(timing.repeat(call, 0.15)[timing.WARMUP :])
+        return timing.median_ms(timing.repeat(call, 0.15))
 
     ratios = []
     before = taken(calls[0])
@@ -116,27 +115,14 @@ def accuracies(weights: Path | None, network: str, runtime: str, draws: int, rou
     given = {"network": network} | ({"weights": weights} if weights else {})
     row = row_of("digits", **given)
     table = profile_latency(row.network, row.image, runtime, round_to=round_to)
-    budgets = [("latency", LatencyBudget(table), amount) for amount in (0.2, 0.35, 0.5)]
-    budgets += [("macs", MacsBudget("global"), amount) for amount in (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)]
+    ours = Ours(row, round_to, {"latency": LatencyBudget(table), "macs": MacsBudget("global")})
+    budgets = [("latency", amount) for amount in (0.2, 0.35, 0.5)]
+    budgets += [("macs", amount) for amount in (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)]
     found = []
-    for name, selection, amount in budgets:
+    for name, amount in budgets:
         scores, clocks, macs = [], [], []
         for draw in range(draws):
-            whole = copy.deepcopy(row.network)
-            losses = (row.loss(whole, batch) for batch in row.batches(draw, 16))
-            plan = plan_pruning(
-                whole,
-                row.image,
-                amount=amount,
-                criterion="taylor",
-                selection=selection,
-                losses=losses,
-                round_to=round_to,
-            )
-            left = shrink_(copy.deepcopy(row.network), plan).eval()
-            repair = Repair()
-            batches = row.calibration(draw, repair)
-            repaired(row.network, plan, lambda b=batches: b, len(batches), repair).apply_(left)
+            left, _ = ours.cut("taylor", name, REPAIRS["repaired"], amount, draw)
             scores.append(row.score(left))
             clocks.append(statistics.median(side_by_side(row.network.eval(), left.eval(), row.image, runtime)))
             macs.append(macs_of(row, left) / macs_of(row, row.network))

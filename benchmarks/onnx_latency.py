@@ -146,7 +146,7 @@ class Device:
 
     def __init__(self, graph: ChannelGraph, layers: list[Layer], steps: dict[Layer, list[float]], rest: float) -> None:
         # Groups that must stay equally wide change together.
-        self.bundles = list(dict.fromkeys(tuple(sorted(group.balanced)) or (group.name,) for group in graph.groups))
+        self.bundles = list(dict.fromkeys(group.bundle for group in graph.groups))
         bundle_of = {name: number for number, bundle in enumerate(self.bundles) for name in bundle}
         self.dense = np.array([graph[bundle[0]].size for bundle in self.bundles])
         rows = {layer.name: row for row, layer in enumerate(layers)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from lit_prune.cost import Cost
 from lit_prune.criteria import Random
 from lit_prune.repair import repaired
 from lit_prune.schedule import AtSteps
-from lit_prune.select import MacsBudget
+from lit_prune.select import MacsBudget, Selection
 
 REPAIRS: dict[str, Repair | None] = {
     "sliced": None,
@@ -33,20 +33,21 @@ class Ours:
     Args:
         row: What is cut.
         round_to: Kept widths are multiples of it.
+        selections: What chooses, by name; by default budgets of multiply-adds, by their spread.
     """
 
     criteria = ("random", "magnitude", "geometric_median", "taylor")
-    spreads = ("uniform", "global")
 
-    def __init__(self, row: Row, round_to: int) -> None:
+    def __init__(self, row: Row, round_to: int, selections: Mapping[str, Selection] | None = None) -> None:
         self.row, self.round_to = row, round_to
+        self.selections = selections or {spread: MacsBudget(spread) for spread in ("uniform", "global")}
         self._plans: dict[tuple[float, int, str, str], PruningPlan] = {}
 
     def ways(self) -> Iterator[tuple[str, Cut]]:
         for criterion in self.criteria:
-            for spread in self.spreads:
+            for selection in self.selections:
                 for name, repair in REPAIRS.items():
-                    yield f"{criterion}, {spread}; {name}", partial(self._cut, criterion, spread, repair)
+                    yield f"{criterion}, {selection}; {name}", partial(self.cut, criterion, selection, repair)
 
     def trained(self, epochs: int) -> Iterator[tuple[str, Callable[[float, int], nn.Module]]]:
         """As users do it: the callback, in a Trainer that goes on with the whole network."""
@@ -55,10 +56,11 @@ class Ours:
                 name = f"in training, {events} event{'s' * (events > 1)}{', distilled' * (weight > 0)}"
                 yield name, partial(self._in_training, epochs, events, weight)
 
-    def _cut(
-        self, criterion: str, spread: str, repair: Repair | None, amount: float, draw: int
+    def cut(
+        self, criterion: str, selection: str, repair: Repair | None, amount: float, draw: int
     ) -> tuple[nn.Module, float]:
-        plan = self._plan(amount, draw, criterion, spread)
+        """What is left, and the seconds that a repair took."""
+        plan = self._plan(amount, draw, criterion, selection)
         network = shrink_(copy.deepcopy(self.row.network), plan).eval()
         started = time.perf_counter()
         if repair is not None:
@@ -68,14 +70,14 @@ class Ours:
 
     def _plan(self, *key: Any) -> PruningPlan:
         if key not in self._plans:
-            amount, draw, criterion, spread = key
+            amount, draw, criterion, selection = key
             network = copy.deepcopy(self.row.network)
             self._plans[key] = plan_pruning(
                 network,
                 self.row.image,
                 amount=amount,
                 criterion=Random(draw) if criterion == "random" else criterion,
-                selection=MacsBudget(spread),
+                selection=self.selections[selection],
                 losses=self._losses(network, draw) if criterion == "taylor" else None,
                 round_to=self.round_to,
             )

@@ -32,9 +32,10 @@ def run_profile(options: argparse.Namespace) -> None:
         return
     if options.measured is not None:
         table = read_profile(network, images, options.measured, options.round_to)
-    elif (known := _known(options, network, images)) is not None and not options.again:
+    elif not options.again and (known := _known(options, network, images)) is not None:
         _say(console, f"{options.out} has been measured under the same conditions; --again measures anew.")
-        table = known
+        console.print(slowest_layers(known))
+        return
     else:
         with console.status(f"timing {options.networks} networks in {options.runtime}"):
             table = profile_latency(

@@ -55,6 +55,11 @@ class ChannelGroup:
     labels: Row = field(default_factory=lambda: np.empty(0, dtype=np.int64), repr=False)
     followers: tuple[str, ...] = ()
 
+    @property
+    def bundle(self) -> tuple[str, ...]:
+        """Names of the groups that must lose equally many, this one among them; of a free one its own."""
+        return tuple(sorted(self.balanced)) or (self.name,)
+
     def indices(self, slot: Slot, channels: Row) -> Row:
         """The sorted indices that ``channels`` occupy in ``slot``."""
         chosen = np.zeros(self.size, dtype=np.bool_)

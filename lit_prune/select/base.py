@@ -132,7 +132,7 @@ class Selection(ABC):
 def bundled(groups: Iterable[ChannelGroup], scores: Scores) -> list[Bundle]:
     """Groups in bundles that must lose equally many channels; those that are not fully scored are left out."""
     by_name = {group.name: group for group in groups}
-    found = dict.fromkeys(tuple(sorted(group.balanced)) or (group.name,) for group in by_name.values())
+    found = dict.fromkeys(group.bundle for group in by_name.values())
     return [
         tuple(by_name[name] for name in names)
         for names in found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +16,8 @@ _BISECTIONS, _SWEEPS, _ROUNDS = 20, 30, 4
 # By how many items this is divided says how far away the options are that are tried in exchange for others, and how
 # often the search begins again from a choice of which some items are shaken.
 _WORK, _SHAKEN, _TRIES, _STARTS = 120, 6, 10, 3
+# Differences of a loss above this are no rounding.
+_SURELY = 1e-12
 
 
 class Costs(Protocol):
@@ -44,10 +46,10 @@ def choose(losses: Sequence[Floats], costs: Costs, budget: float, roughly: bool 
     if not losses:
         return []
     best = [int(np.argmin(each)) for each in losses]
-    if costs.along(0, best)[best[0]] <= budget:
+    if cost_of(costs, best) <= budget:
         return best
     least = cheapest(losses, costs)
-    if costs.along(0, least)[least[0]] > budget:
+    if cost_of(costs, least) > budget:
         return None
     found = {tuple(least): _loss(losses, least)}
     low, high = 0.0, _highest(losses, costs, best, least)
@@ -56,7 +58,7 @@ def choose(losses: Sequence[Floats], costs: Costs, budget: float, roughly: bool 
         fits = False
         for start in (best, [*min(found, key=found.__getitem__)]):
             trial = _settle(losses, costs, price, start)
-            if costs.along(0, trial)[trial[0]] <= budget:
+            if cost_of(costs, trial) <= budget:
                 fits = True
                 found[tuple(trial)] = _loss(losses, trial)
         low, high = (low, price) if fits else (price, high)
@@ -69,10 +71,12 @@ def choose(losses: Sequence[Floats], costs: Costs, budget: float, roughly: bool 
     choice = min((_exchange(losses, costs, budget, each, reach) for each in several), key=lambda e: _loss(losses, e))
     rng = np.random.default_rng(0)
     for _ in range(_TRIES * shakes):
+        if not shakes:
+            break
         start = [*choice]
         for item in rng.permutation(len(losses))[: rng.integers(2, _SHAKEN)]:
             start[item] = int(rng.integers(len(losses[item])))
-        if shakes and costs.along(0, start)[start[0]] <= budget:
+        if cost_of(costs, start) <= budget:
             shakes -= 1
             trial = _exchange(losses, costs, budget, start, reach)
             choice = min((choice, trial), key=lambda each: _loss(losses, each))
@@ -84,13 +88,18 @@ def cheapest(losses: Sequence[Floats], costs: Costs) -> Choice:
     return _settle([np.zeros_like(each) for each in losses], costs, 1.0, [len(each) - 1 for each in losses])
 
 
+def cost_of(costs: Costs, choice: Choice) -> float:
+    """What a choice costs."""
+    return float(costs.along(0, choice)[choice[0]])
+
+
 def _loss(losses: Sequence[Floats], choice: Choice) -> float:
     return float(sum(each[option] for each, option in zip(losses, choice, strict=True)))
 
 
 def _highest(losses: Sequence[Floats], costs: Costs, best: Choice, least: Choice) -> float:
     """A price at which nothing is worth its cost."""
-    saved = costs.along(0, best)[best[0]] - costs.along(0, least)[least[0]]
+    saved = cost_of(costs, best) - cost_of(costs, least)
     lost = _loss(losses, least) - _loss(losses, best)
     return 1e3 * lost / max(saved, 1e-12) if np.isfinite(lost) and lost > 0 else 1e12
 
@@ -130,38 +139,40 @@ def _alone(losses: Sequence[Floats], costs: Costs, budget: float, choice: Choice
 def _together(losses: Sequence[Floats], costs: Costs, budget: float, choice: Choice, reach: int) -> bool:
     """Let one item give way and others take what that saves, wherever all of them together lose less."""
     changed = False
-    for item, lost in enumerate(losses):
-        here = choice[item]
-        for option in range(max(0, here - reach), min(len(lost), here + reach + 1)):
-            given = lost[option] - lost[choice[item]]
-            if given <= 0:
-                continue
-            trial = [*choice]
-            trial[item] = option
-            while given > 0 and (best := _best_gain(losses, costs, budget, trial, but=item))[0] > 0:
-                trial[best[1]] = best[2]
-                given -= best[0]
-            if given < -1e-12:
-                choice[:], changed = trial, True
+    for item, more, trial in _with_another(losses, choice, reach):
+        given = more
+        if given <= 0:
+            continue
+        while given > 0 and (best := _best_gain(losses, costs, budget, trial, but=item))[0] > 0:
+            trial[best[1]] = best[2]
+            given -= best[0]
+        if given < -_SURELY:
+            choice[:], changed = trial, True
     return changed
 
 
 def _make_room(losses: Sequence[Floats], costs: Costs, budget: float, choice: Choice, reach: int) -> bool:
     """Let one item take a dearer option and others give way for it, wherever all of them together lose less."""
     changed = False
+    for item, more, trial in _with_another(losses, choice, reach):
+        given = more
+        if given >= 0:
+            continue
+        while given < 0 and (total := costs.along(item, trial)[trial[item]]) > budget:
+            given += _give_way(losses, costs, budget, trial, total, but=item)
+        if given < -_SURELY:
+            choice[:], changed = trial, True
+    return changed
+
+
+def _with_another(losses: Sequence[Floats], choice: Choice, reach: int) -> Iterator[tuple[int, float, Choice]]:
+    """(item, what it loses more by that, the choice with it) for each item and each option of it within reach."""
     for item, lost in enumerate(losses):
         here = choice[item]
         for option in range(max(0, here - reach), min(len(lost), here + reach + 1)):
-            gained = lost[choice[item]] - lost[option]
-            if gained <= 0:
-                continue
             trial = [*choice]
             trial[item] = option
-            while gained > 0 and (total := costs.along(item, trial)[option]) > budget:
-                gained -= _give_way(losses, costs, budget, trial, total, but=item)
-            if gained > 1e-12:
-                choice[:], changed = trial, True
-    return changed
+            yield item, float(lost[option] - lost[choice[item]]), trial
 
 
 def _give_way(losses: Sequence[Floats], costs: Costs, budget: float, choice: Choice, total: float, but: int) -> float:

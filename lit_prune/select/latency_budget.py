@@ -19,7 +19,7 @@ from lit_prune.errors import ArgumentError, SelectionError
 from lit_prune.graph.skeleton import replica
 from lit_prune.select.base import Bundle, Scores, Target, Widths, bundled, flat, lowest
 from lit_prune.select.budgets import Budget, removal_of
-from lit_prune.select.knapsack import Choice, cheapest, choose
+from lit_prune.select.knapsack import Choice, cheapest, choose, cost_of
 from lit_prune.select.spread import Cost, Global, Spread, fit, out_of_reach
 from lit_prune.surgery import shrink_
 
@@ -117,6 +117,7 @@ class LatencyBudget(Budget):
         """
         limit, last = self.limit(evidence, target), target.findings
         scale = last["clock_ms"] / last["table_ms"] if "clock_ms" in last else 1.0
+        cost = self.cost(evidence)
         best: Widths | None = None
         for _ in range(_TRIES):
             try:
@@ -125,7 +126,7 @@ class LatencyBudget(Budget):
                 if best is None:
                     raise
                 break
-            found = {"table_ms": self.cost(evidence)(widths)}
+            found = {"table_ms": cost(widths)}
             clock = self._clock(evidence, widths)
             if clock is not None:
                 found["clock_ms"] = clock
@@ -159,8 +160,7 @@ class LatencyBudget(Budget):
         losses = [_losses(bundle, widths, scores, target) for bundle, widths in zip(bundles, options, strict=True)]
         choice = choose(losses, costs, limit, roughly)
         if choice is None:
-            least = cheapest(losses, costs)
-            raise out_of_reach(limit, costs.along(0, least)[least[0]], len(flat(bundles)), self.unit)
+            raise out_of_reach(limit, cost_of(costs, cheapest(losses, costs)), len(flat(bundles)), self.unit)
         return {
             group.name: int(widths[option])
             for bundle, widths, option in zip(bundles, options, choice, strict=True)
@@ -223,8 +223,7 @@ class _Costs:
 
     def ms(self, widths: Wholes) -> float:
         """Milliseconds at one width of each bundle."""
-        now = self.whole - self.lost @ (self.sizes - widths)
-        return self.table.constant + sum(float(layer.at(*each)) for layer, each in zip(self.layers, now, strict=True))
+        return self.table.constant + float(self._rows(widths)[1].sum())
 
     def along(self, item: int, choice: Choice) -> Floats:
         """As :class:`lit_prune.select.knapsack.Costs` has it."""
@@ -240,10 +239,13 @@ class _Costs:
         """(widths of bundles, widths of layers, milliseconds of layers) of a choice; of the last one they are kept."""
         if self._kept is None or choice != self._kept[0]:
             widths = np.array([options[each] for options, each in zip(self.options, choice, strict=True)])
-            now = self.whole - self.lost @ (self.sizes - widths)
-            ms = np.array([float(layer.at(*each)) for layer, each in zip(self.layers, now, strict=True)])
-            self._kept = [*choice], (widths, now, ms)
+            self._kept = [*choice], (widths, *self._rows(widths))
         return self._kept[1]
+
+    def _rows(self, widths: Wholes) -> tuple[Wholes, Floats]:
+        """(widths of layers, milliseconds of layers) at one width of each bundle."""
+        now = np.asarray(self.whole - self.lost @ (self.sizes - widths), dtype=np.int64)
+        return now, np.array([float(layer.at(*each)) for layer, each in zip(self.layers, now, strict=True)])
 
 
 def _shrinking(evidence: Evidence) -> set[str]:

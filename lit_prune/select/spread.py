@@ -148,11 +148,14 @@ def fit(
 
 def out_of_reach(wanted: float, least: float, groups: int, counted: str) -> SelectionError:
     """What is said where a budget can't be met."""
-    wanted_, least_ = (f"{each:,.0f}" if each >= 1000 else f"{each:.4g}" for each in (wanted, least))
     return SelectionError(
-        f"The wanted {wanted_} {counted} are out of reach: with each of the {groups} groups at its least "
-        f"width, {least_} are left. Ask for less, lower `round_to` or `min_channels`, or widen `blocks`."
+        f"The wanted {_shown(wanted)} {counted} are out of reach: with each of the {groups} groups at its least "
+        f"width, {_shown(least)} are left. Ask for less, lower `round_to` or `min_channels`, or widen `blocks`."
     )
+
+
+def _shown(cost: float) -> str:
+    return f"{cost:,.0f}" if cost >= 1000 else f"{cost:.4g}"
 
 
 def ratio_of(target: Target, selection: Selection) -> float:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from torch import Tensor, nn
 
+from lit_prune.common._compat import ConvNd
 from lit_prune.common.running import untouched
 from lit_prune.cost.profile.latency_table import widths_of
 from lit_prune.errors import ArgumentError
@@ -19,7 +21,7 @@ from lit_prune.surgery import shrink_
 _LEAST, _EVEN = 0.1, (1.0, 0.5, 0.2)
 # Devices compute channels in blocks, and take longer where a block is not full: so some widths are of larger blocks.
 _TIMES = (1, 2, 4)
-_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
+_LAYERS = (ConvNd, nn.Linear)
 
 Shapes = Mapping[str, tuple[int, int]]
 """Layer to the (inputs, outputs) of its weight."""
@@ -50,6 +52,7 @@ class Drawn:
 
     Attributes:
         name: The class of the network.
+        inputs: As given.
         round_to: As given.
         graph: Its graph.
 
@@ -66,9 +69,9 @@ class Drawn:
 
     def __init__(self, network: nn.Module, inputs: Tensor, number: int, round_to: int = 8, seed: int = 0) -> None:
         self._network = copy.deepcopy(network).eval()
-        self.name, self.round_to = type(network).__name__, round_to
+        self.name, self.inputs, self.round_to = type(network).__name__, inputs, round_to
         self.graph = ChannelGraph.trace(network, inputs)
-        bundles = dict.fromkeys(tuple(sorted(group.balanced)) or (group.name,) for group in self.graph.groups)
+        bundles = dict.fromkeys(group.bundle for group in self.graph.groups)
         if not bundles:
             raise ArgumentError(f"No layer of {type(network).__name__} can have fewer channels: nothing to profile.")
         rng = np.random.default_rng(seed)
@@ -96,7 +99,8 @@ class Drawn:
         for removal in self._removals:
             yield shrink_(copy.deepcopy(self._network), self.graph.plan(removal)).eval()
 
-    def work(self, inputs: Tensor) -> dict[str, Work]:
+    @cached_property
+    def work(self) -> dict[str, Work]:
         """The layers that run in a forward of the whole network, in their order, and what each does there."""
         modules = self._network.named_modules()
         names: dict[nn.Module, str] = {module: name for name, module in modules if isinstance(module, _LAYERS)}
@@ -112,7 +116,7 @@ class Drawn:
         handles = [module.register_forward_hook(note) for module in names]
         try:
             with untouched(self._network):
-                self._network(inputs)
+                self._network(self.inputs)
         finally:
             for handle in handles:
                 handle.remove()

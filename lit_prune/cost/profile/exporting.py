@@ -9,7 +9,7 @@ import math
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ def to_onnx(network: nn.Module, inputs: Tensor) -> bytes:
     How long it takes does not depend on them.
 
     Args:
-        network: In eval mode, on the CPU.
+        network: In eval mode; it is moved to the CPU.
         inputs: The one tensor that it takes.
 
     Raises:
@@ -43,7 +43,7 @@ def to_onnx(network: nn.Module, inputs: Tensor) -> bytes:
     try:
         with warnings.catch_warnings(), torch.no_grad(), tempfile.TemporaryDirectory() as folder:
             warnings.simplefilter("ignore")
-            torch.onnx.export(network, (inputs,), f"{folder}/network.onnx", dynamo=False)
+            torch.onnx.export(network.cpu(), (inputs.cpu(),), f"{folder}/network.onnx", dynamo=False)
             model = onnx.load(f"{folder}/network.onnx")
     except Exception as error:
         raise ArgumentError(
@@ -51,6 +51,11 @@ def to_onnx(network: nn.Module, inputs: Tensor) -> bytes:
         ) from error
     _empty_(model.graph)
     return bytes(model.SerializeToString())
+
+
+def numbered(networks: Iterable[nn.Module], inputs: Tensor) -> dict[str, bytes]:
+    """Networks as :func:`to_onnx` makes them, named by their places."""
+    return {str(number): to_onnx(network, inputs) for number, network in enumerate(networks)}
 
 
 def owners(file: bytes, layers: Collection[str]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -41,11 +42,10 @@ def fit_table(
     """
     known = [name for name in work if all(each.get(name, 0.0) > 0 for each in layers)]
     widths = {name: np.array([each[name] for each in shapes], dtype=np.float64) for name in work}
-    parts = {
-        name: _nonnegative(_features(*widths[name].T), np.array([each[name] for each in layers])) for name in known
-    }
+    features = {name: _features(*widths[name].T) for name in known}
+    parts = {name: _nonnegative(features[name], np.array([each[name] for each in layers])) for name in known}
     measured = np.array(wholes)
-    explained = sum((_features(*widths[name].T) @ parts[name] for name in known), np.zeros(len(measured)))
+    explained = sum((features[name] @ parts[name] for name in known), np.zeros(len(measured)))
     elements = np.array([work[name].elements for name in work])
     macs = np.array([work[name].macs for name in work])
     outputs = np.stack([widths[name][:, 1] for name in work], 1)
@@ -67,7 +67,7 @@ def fit_table(
         times[name] = LayerTimes(rows, columns_, ms.reshape(len(rows), len(columns_)))
     table = LatencyTable(times, float(left[0]))
     errors = [abs(table.ms(each) / ms - 1) for each, ms in zip(shapes, wholes, strict=True)]
-    return LatencyTable(times, float(left[0]), {**conditions, "error": round(float(np.mean(errors)), 4)})
+    return replace(table, conditions={**conditions, "error": round(float(np.mean(errors)), 4)})
 
 
 def _ragged(widths: Floats) -> list[Floats]:

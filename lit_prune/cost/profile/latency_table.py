@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from lit_prune.common._compat import ConvTransposeNd
 from lit_prune.errors import ArgumentError, MissingFileError
 
 Widths = npt.ArrayLike
 _FORMAT = 1
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def widths_of(layer: nn.Module) -> tuple[int, int]:
 
 def is_transposed(layer: nn.Module) -> bool:
     """Whether the weight's first dimension is that of the input."""
-    return isinstance(layer, _TRANSPOSED)
+    return isinstance(layer, ConvTransposeNd)
 
 
 def _places(known: Sequence[int]) -> npt.NDArray[np.float64]:

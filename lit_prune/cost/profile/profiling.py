@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lit_prune.common.arguments import check_whole
 from lit_prune.cost.profile.drawn import Drawn, shapes_of
-from lit_prune.cost.profile.exporting import owners, to_onnx, write_script
+from lit_prune.cost.profile.exporting import numbered, owners, to_onnx, write_script
 from lit_prune.cost.profile.fitting import fit_table
 from lit_prune.cost.profile.latency_table import LatencyTable
 from lit_prune.cost.profile.runtimes import Name, Runtime, Stopwatch, Timings, by_layer, runtime_of
@@ -64,8 +64,7 @@ def profile_latency(
     timer = runtime_of(runtime, threads)
     check_whole("round_to", round_to)
     drawn = Drawn(network, inputs, networks, round_to, seed)
-    work = drawn.work(inputs)
-    return _table(drawn, inputs, timer.time(drawn, inputs, work))
+    return _table(drawn, timer.time(drawn, inputs, drawn.work))
 
 
 def export_profile(
@@ -94,9 +93,8 @@ def export_profile(
     check_whole("networks", networks, _FEWEST)
     check_whole("round_to", round_to)
     drawn = Drawn(network, inputs, networks, round_to)
-    files = {str(number): to_onnx(cut.cpu(), inputs.cpu()) for number, cut in enumerate(drawn)}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_script(files, runtime, Path(path))
+    write_script(numbered(drawn, inputs), runtime, Path(path))
 
 
 def read_profile(network: nn.Module, inputs: Tensor, path: str | PathLike[str], round_to: int = 8) -> LatencyTable:
@@ -117,17 +115,15 @@ def read_profile(network: nn.Module, inputs: Tensor, path: str | PathLike[str], 
     try:
         found: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
         drawn = Drawn(network, inputs, len(found["networks"]), round_to)
-        whole = to_onnx(next(iter(drawn)).cpu(), inputs.cpu())
-        timings = by_layer(found, owners(whole, drawn.work(inputs)))
+        timings = by_layer(found, owners(to_onnx(next(iter(drawn)), inputs), drawn.work))
     except (ValueError, KeyError, TypeError) as error:
         raise ArgumentError(
             f"{path} is not what the script of `lit-prune profile --script` writes: {error!r}"
         ) from error
-    return _table(drawn, inputs, timings)
+    return _table(drawn, timings)
 
 
-def _table(drawn: Drawn, inputs: Tensor, timings: Timings) -> LatencyTable:
-    work = drawn.work(inputs)
-    shapes = [shapes_of(cut, work) for cut in drawn]
-    conditions = {"network": drawn.name, "input": [*inputs.shape], "round_to": drawn.round_to, **timings.conditions}
-    return fit_table(shapes, timings.wholes, timings.layers, work, conditions)
+def _table(drawn: Drawn, timings: Timings) -> LatencyTable:
+    shapes = [shapes_of(cut, drawn.work) for cut in drawn]
+    made_of = {"network": drawn.name, "input": [*drawn.inputs.shape], "round_to": drawn.round_to}
+    return fit_table(shapes, timings.wholes, timings.layers, drawn.work, made_of | timings.conditions)

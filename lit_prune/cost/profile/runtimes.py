@@ -19,7 +19,7 @@ from lit_prune.common.packages import require
 from lit_prune.common.running import untouched
 from lit_prune.cost.latency import device_name, synchronize
 from lit_prune.cost.profile import timing
-from lit_prune.cost.profile.exporting import owners, to_onnx
+from lit_prune.cost.profile.exporting import numbered, owners, to_onnx
 from lit_prune.errors import ArgumentTypeError
 
 Name = Literal["torch", "onnxruntime", "openvino"]
@@ -101,13 +101,13 @@ class OnnxRuntime(Runtime):
 
     def time(self, networks: Iterable[nn.Module], inputs: Tensor, layers: Collection[str]) -> Timings:
         """Times of networks, each exported first."""
-        files = {str(number): to_onnx(network.cpu(), inputs.cpu()) for number, network in enumerate(networks)}
+        files = numbered(networks, inputs)
         found = timing.time_networks(files, self.name, self.threads, self.seconds)
         return by_layer(found, owners(files["0"], layers))
 
     def whole(self, network: nn.Module, inputs: Tensor) -> float:
         """The milliseconds of one forward, on the CPU."""
-        return timing.time_one(to_onnx(network.cpu(), inputs.cpu()), self.name, self.threads, self.seconds)
+        return timing.time_one(to_onnx(network, inputs), self.name, self.threads, self.seconds)
 
     def conditions(self, inputs: Tensor) -> dict[str, Any]:
         """Where and by what it times."""
@@ -135,7 +135,7 @@ class TorchRuntime(Runtime):
 
     def whole(self, network: nn.Module, inputs: Tensor) -> float:
         """The milliseconds of one forward."""
-        return median(self._repeated(network, inputs)[3:])
+        return timing.median_ms(self._repeated(network, inputs))
 
     def conditions(self, inputs: Tensor) -> dict[str, Any]:
         """Where and by what it times."""
@@ -143,21 +143,18 @@ class TorchRuntime(Runtime):
         return {"device": where, "runtime": "torch", "version": torch.__version__, "threads": self.threads}
 
     def _repeated(self, network: nn.Module, inputs: Tensor) -> list[float]:
-        taken: list[float] = []
+        def forward() -> None:
+            network(inputs)
+            synchronize(inputs.device)
+
         threads = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:
             with untouched(network):
-                end = time.perf_counter() + self.seconds
-                while len(taken) < 12 or (len(taken) < 100 and time.perf_counter() < end):
-                    synchronize(inputs.device)
-                    start = time.perf_counter()
-                    network(inputs)
-                    synchronize(inputs.device)
-                    taken.append(1e3 * (time.perf_counter() - start))
+                synchronize(inputs.device)
+                return timing.repeat(forward, self.seconds)
         finally:
             torch.set_num_threads(threads)
-        return taken
 
     def _layers(self, network: nn.Module, inputs: Tensor, layers: Collection[str]) -> dict[str, float]:
         begun: list[tuple[str, float]] = []
@@ -182,7 +179,7 @@ class TorchRuntime(Runtime):
                 forwards.append({})
             else:
                 forwards[-1][name] = forwards[-1].get(name, 0.0) + 1e3 * (end - start)
-        return {name: median(each.get(name, 0.0) for each in forwards[3:]) for name in layers}
+        return {name: median(each.get(name, 0.0) for each in forwards[timing.WARMUP :]) for name in layers}
 
 
 class FunctionRuntime(Runtime):

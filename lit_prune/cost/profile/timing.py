@@ -52,7 +52,7 @@ def time_networks(
     first, _ = open_network(next(iter(networks.values())), threads, False)
 
     def pace() -> float:
-        return statistics.median(repeat(first, seconds / 4)[WARMUP:])
+        return median_ms(repeat(first, seconds / 4))
 
     measured: dict[str, list[dict[str, float]]] = {name: [] for name in networks}
     paces = [pace()]
@@ -60,7 +60,7 @@ def time_networks(
         for number, (name, network) in enumerate(networks.items()):
             say(f"{number + 1 + turn * len(networks)} of {2 * len(networks)}")
             call, _ = open_network(network, threads, False)
-            whole = statistics.median(repeat(call, seconds)[WARMUP:])
+            whole = median_ms(repeat(call, seconds))
             paces.append(pace())
             call, nodes = open_network(network, threads, True)
             repeat(call, seconds)
@@ -80,7 +80,7 @@ def time_networks(
 def time_one(network: bytes, runtime: str, threads: int, seconds: float = 0.3) -> float:
     """The median milliseconds of one run of a network."""
     call, _ = OPENERS[runtime](network, threads, False)
-    return statistics.median(repeat(call, seconds)[WARMUP:])
+    return median_ms(repeat(call, seconds))
 
 
 def conditions(runtime: str, threads: int) -> dict[str, Any]:
@@ -131,6 +131,11 @@ def repeat(call: Callable[[], Any], seconds: float) -> list[float]:
         call()
         taken.append(1e3 * (time.perf_counter() - start))
     return taken
+
+
+def median_ms(taken: list[float]) -> float:
+    """The median of what :func:`repeat` returns, but for warming up."""
+    return statistics.median(taken[WARMUP:])
 
 
 def _in_onnxruntime(network: bytes, threads: int, by_node: bool) -> tuple[Callable[[], Any], Callable[[], Times]]:
