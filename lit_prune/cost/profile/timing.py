@@ -165,7 +165,7 @@ def _in_onnxruntime(network: bytes, threads: int, by_node: bool) -> tuple[Callab
 
 
 def _in_openvino(network: bytes, threads: int, by_node: bool) -> tuple[Callable[[], Any], Callable[[], Times]]:
-    import openvino  # type: ignore[import-untyped, unused-ignore]
+    import openvino
 
     core = openvino.Core()
     settings = {
