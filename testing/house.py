@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "lit_prune"
@@ -34,14 +35,17 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def imported(path: Path) -> Iterator[tuple[str, int]]:
+@cache
+def imported(path: Path) -> list[tuple[str, int]]:
     """Each module that a file imports, wherever in it and for types too, with the line."""
+    found: list[tuple[str, int]] = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, node.lineno) for alias in node.names)
+            found += [(alias.name, node.lineno) for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module is not None:
-            yield node.module, node.lineno
-            yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
+            found.append((node.module, node.lineno))
+            found += [(f"{node.module}.{alias.name}", node.lineno) for alias in node.names]
+    return found
 
 
 def room(module: str) -> str:
@@ -135,9 +139,10 @@ def table() -> Iterable[str]:
     """Each room with its lines and the rooms that it imports."""
     lines: dict[str, int] = defaultdict(int)
     below: dict[str, set[str]] = defaultdict(set)
+    imports = arrows()
     for name, path in modules().items():
         lines[room(name)] += len(path.read_text(encoding="utf-8").splitlines())
-        below[room(name)] |= {room(target) for target in arrows()[name]} - {room(name)}
+        below[room(name)] |= {room(target) for target in imports[name]} - {room(name)}
     for name in FLOORS:
         yield f"{name:<12}{lines[name]:>6}  {' '.join(other for other in FLOORS if other in below[name])}"
     yield f"{'':<12}{sum(lines.values()):>6}  rooms: {len(lines)}; upward: {len(upward())}; circles: {len(circles())}"

@@ -27,6 +27,7 @@ examples:
   lit-prune inspect yolov8n.yaml
   lit-prune fit --trainer.max_epochs 24 --trainer.callbacks+=lit_prune.ChannelPruning \\
       --trainer.callbacks.amount 0.3 --trainer.callbacks.epochs "[6, 9, 12]"
+  lit-prune plan train.yaml
   lit-prune export lightning_logs/version_0/checkpoints/last.ckpt --format onnx --out pruned.onnx
   lit-prune profile yolov8n.yaml --runtime onnxruntime --image-size 320 --out device.json
   lit-prune compare yolov8n.pt pruned.pt --data data.yaml

@@ -1,4 +1,4 @@
-"""`lit-prune fit`, `validate`, `test` and `predict`: Lightning's command line, for networks that may be pruned."""
+"""`lit-prune fit`, `plan`, `validate`, `test` and `predict`: Lightning's command line, for networks that are pruned."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from lit_prune.errors import ArgumentError
 
 TRAINER_COMMANDS = {
     "fit": "train a model; add ChannelPruning to --trainer.callbacks and it shrinks meanwhile",
+    "plan": "tell what a fit by the same arguments would leave of the network, without training",
     "validate": "measure a checkpoint on the validation data",
     "test": "measure a checkpoint on the test data",
     "predict": "run a checkpoint on data, and draw what it finds",
@@ -20,7 +21,7 @@ ENVIRONMENT = "LIT_PRUNE"
 
 
 def run_trainer(arguments: Sequence[str] | None = None) -> Any:
-    """Hand `fit`, `validate`, `test` or `predict` to Lightning's command line.
+    """Hand `fit`, `plan`, `validate`, `test` or `predict` to Lightning's command line.
 
     The model is `LitYOLO` and the data `DigitScenes` unless `--model` and `--data` name other classes. Checkpoints of
     pruned networks load into any model.
@@ -36,17 +37,24 @@ def run_trainer(arguments: Sequence[str] | None = None) -> Any:
     """
     from argparse import ArgumentError as ArgparseError
 
-    from lightning.pytorch import LightningDataModule, LightningModule
+    from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+    from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
     from lit_prune.cli._compat import UnreadCheckpoint
     from lit_prune.cli.ckpt_path import KeptRecord, read_hyperparameters, take_up
     from lit_prune.cli.mistakes import explain
     from lit_prune.cli.num_classes import set_classes
+    from lit_prune.cli.plan_trainer import PlanTrainer, config_by_name, only_to_plan
 
     # What is imported is known to the command line by its short name.
     from lit_prune.yolo import DrawPredictions, LitYOLO
 
     class PruneCLI(UnreadCheckpoint):
+        @staticmethod
+        def subcommands() -> dict[str, set[str]]:
+            commands = LightningCLI.subcommands()
+            return {**commands, "plan": commands["fit"]} if plans else commands
+
         def add_arguments_to_parser(self, parser: Any) -> None:
             parser.set_defaults(
                 {
@@ -72,6 +80,8 @@ def run_trainer(arguments: Sequence[str] | None = None) -> Any:
                 take_up(self.config[command], before)
 
         def before_instantiate_classes(self) -> None:
+            if self.subcommand == "plan":
+                only_to_plan(self.config[self.subcommand].trainer)
             set_classes(self.config[self.subcommand])
 
         def instantiate_trainer(self, **options: Any) -> Any:
@@ -82,15 +92,20 @@ def run_trainer(arguments: Sequence[str] | None = None) -> Any:
             KeptRecord.add_to(trainer)
             return trainer
 
+    given = sys.argv[1:] if arguments is None else [*arguments]
+    plans = given[:1] == ["plan"]
     _look_in_the_working_folder()
     return PruneCLI(
         LightningModule,
         LightningDataModule,
+        save_config_callback=None if plans else SaveConfigCallback,
+        trainer_class=PlanTrainer if plans else Trainer,
         subclass_mode_model=True,
         subclass_mode_data=True,
         save_config_kwargs={"overwrite": True},
         parser_kwargs={"prog": "lit-prune", "default_env": True, "env_prefix": ENVIRONMENT, "exit_on_error": False},
-        args=None if arguments is None else list(arguments),
+        # Lightning starts further processes by the arguments of this one; to plan takes no further.
+        args=config_by_name(given) if plans else None if arguments is None else given,
     )
 
 

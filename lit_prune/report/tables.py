@@ -179,13 +179,18 @@ def _caption(event: Event) -> str:
     if "table_ms" in found:
         clock = f", {found['clock_ms']:.4g} ms by the clock" if "clock_ms" in found else ""
         lines.append(f"latency: {found['table_ms']:.4g} ms by the table{clock}")
+    return "\n".join([*lines, *left_as_is(event)])
+
+
+def left_as_is(event: Event) -> list[str]:
+    """The groups that an event leaves as they are, in a line for each reason."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in event.get("skipped", {}).items():
         by_reason.setdefault(reason, []).append(name)
-    for reason, names in by_reason.items():
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        lines.append(f"left as is: {', '.join(names[:3])}{more} ({reason})")
-    return "\n".join(lines)
+    return [
+        f"left as is: {', '.join(names[:3])}{f' and {len(names) - 3} more' * (len(names) > 3)} ({reason})"
+        for reason, names in by_reason.items()
+    ]
 
 
 def _plain(value: Any) -> Any:

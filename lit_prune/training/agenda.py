@@ -56,6 +56,11 @@ class Agenda:
         self.events = checked_events(self.schedule, length)
 
     @property
+    def ahead(self) -> list[int]:
+        """The epochs or steps of the events that are to come."""
+        return [point for point in self.events if point not in self.pruner.record.done]
+
+    @property
     def waits_for_data(self) -> bool:
         """Whether events go by more than weights, so that they can be rehearsed only where there is data."""
         return self.pruner.policy.calibration is not None or self.pruner.policy.criterion.needs_gradients
@@ -114,25 +119,41 @@ class Agenda:
         if recovery.floor is not None and self._had_an_event(host):
             return None
         if self.pruner.end_trial(host):
-            done.extend(point for point in self.events if point not in done)
+            done.extend(self.ahead)
             return None
         if recovery.floor is not None:
             due = due[:1]
             if any_rank(recovery.is_beyond_floor(self.pruner.monitor.read(host))):
                 return None
+        return self._carry_out(host, due)
+
+    def prune_ahead(self, host: Host) -> dict[str, Any] | None:
+        """Carry out the next event that is to come, whenever it is due: to see what a run would do.
+
+        Returns:
+            As :meth:`prune_if_due`; ``None`` also where not all is known yet that it goes by.
+
+        Raises:
+            PruningError: As for :meth:`prune_if_due`.
+            HalfPrunedError: As for :meth:`prune_if_due`.
+        """
+        return self._carry_out(host, self.ahead[:1]) if self.ahead and self.pruner.is_ready else None
+
+    def _carry_out(self, host: Host, due: list[int]) -> dict[str, Any] | None:
+        when = f"{self.schedule.unit.removesuffix('s')} {due[-1]}"
         try:
             event = self.pruner.prune(host, self.events[due[-1]], due)
         except HalfPrunedError:
             raise
         except Exception as error:
-            message = f"Pruning at epoch {host.epoch} failed, and the network is as it was. {error}"
+            message = f"Pruning at {when} failed, and the network is as it was. {error}"
             if self.on_error == "raise":
                 raise PruningError(message) from error
-            done.extend(due)
+            self.pruner.record.done.extend(due)
             warn_once(message)
             return None
         if event["channels"] and event["params"][0] == event["params"][1]:
-            warn_once(f"The pruning at epoch {host.epoch} removed nothing: {self.pruner.policy.why_nothing}")
+            warn_once(f"The pruning at {when} removed nothing: {self.pruner.policy.why_nothing}")
         return event
 
     def _had_an_event(self, host: Host) -> bool:
@@ -146,10 +167,9 @@ class Agenda:
         self._rehearsal.end()
         if self.pruner.end_trial(host):
             return
-        missed = [point for point in self.events if point not in self.pruner.record.done]
-        if missed and not cut_short:
+        if self.ahead and not cut_short:
             warn_once(
-                f"Training has ended before the pruning at {self.schedule.unit} {missed}: the network has more "
+                f"Training has ended before the pruning at {self.schedule.unit} {self.ahead}: the network has more "
                 "channels than was asked for."
             )
 
@@ -168,7 +188,7 @@ class Agenda:
         return {
             f"Event {number} of {len(self.events)} ({unit} {point})": part
             for number, (point, part) in enumerate(self.events.items(), 1)
-            if point not in self.pruner.record.done
+            if point in self.ahead
         }
 
     def _attempt(self, action: Callable[[], None]) -> None:
