@@ -1,8 +1,9 @@
-"""Do latency budgets hold? Three measurements, each written to `budgets.json` as soon as it is done.
+"""Do budgets of latency and memory hold? Four measurements, each written to `budgets.json` as soon as it is done.
 
     python -m benchmarks.budgets clock --networks yolov8n.yaml torchvision:resnet50 --runtimes onnxruntime openvino
     python -m benchmarks.budgets accuracy --weights yolov8n.pt
     python -m benchmarks.budgets solver
+    python -m benchmarks.budgets memory --networks yolov8n.yaml torchvision:resnet50
 
 - `clock`: what the table of a network says of the widths that it chose, against the clock, at three budgets; and again
   after the table was scaled once to what the clock said. Dense and pruned networks run by turns, in a runtime on one
@@ -10,6 +11,8 @@
 - `accuracy`: a trained network right after a cut, repaired, by a budget of latency and by one of multiply-adds: what is
   left of its mAP, and how much faster it is on the clock.
 - `solver`: choices under a budget against a search through all of them, on small networks.
+- `memory`: the peak of a forward's values as `MemoryBudget` foretells it, against torch's allocator on the CPU, of the
+  dense network and at two budgets, eight images at once.
 
 It takes a quiet machine. OpenVINO comes by `pip install openvino`.
 """
@@ -38,15 +41,17 @@ from benchmarks.accuracy.rows import row as row_of
 from benchmarks.accuracy.ways import REPAIRS, Ours, macs_of
 from lit_prune import plan_pruning, shrink_
 from lit_prune.cli.networks import load_network
-from lit_prune.cost import LatencyTable, profile_latency
+from lit_prune.cost import LatencyTable, peak_memory, profile_latency
 from lit_prune.cost.profile import timing, widths_of
 from lit_prune.cost.profile.exporting import to_onnx
 from lit_prune.errors import SelectionError
-from lit_prune.select import LatencyBudget, MacsBudget
+from lit_prune.select import LatencyBudget, MacsBudget, MemoryBudget
+from testing.allocator import measured_peak
 from testing.knapsacks import excess, problem
 
 OUT = Path(__file__).with_suffix(".json")
 ROUNDS = 9
+_IMAGES = 8
 
 
 def side_by_side(dense: nn.Module, pruned: nn.Module, inputs: Tensor, runtime: str) -> list[float]:
@@ -141,9 +146,34 @@ def searches() -> dict[str, Any]:
     return {"searches": len(found), "worst": max(found), "mean": statistics.mean(found)}
 
 
+def against_allocator(name: str, amounts: tuple[float, ...] = (0.0, 0.3, 0.5)) -> list[dict[str, Any]]:
+    torch.manual_seed(0)
+    network, images = load_network(name, 320 if name.startswith("yolo") else None)
+    images = images.expand(_IMAGES, *images.shape[1:]).contiguous()
+    found = []
+    for amount in amounts:
+        started = time.perf_counter()
+        try:
+            plan = (
+                plan_pruning(network, images, amount=amount, selection=MemoryBudget("global", batch_size=_IMAGES))
+                if amount
+                else None
+            )
+        except SelectionError as error:
+            found.append({"amount": amount, "out_of_reach": str(error)})
+            continue
+        seconds = time.perf_counter() - started
+        left = shrink_(copy.deepcopy(network), plan) if plan else network
+        predicted, measured = peak_memory(left, images), measured_peak(left, images)
+        found.append({"amount": amount, "predicted": predicted, "allocator": measured, "plan_s": seconds})
+    return found
+
+
 def measurements(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
     if options.what == "solver":
         yield "solver", searches()
+    elif options.what == "memory":
+        yield "memory", {name: against_allocator(name) for name in options.networks}
     elif options.what == "accuracy":
         name, runtime = options.networks[0], options.runtimes[0]
         found = accuracies(options.weights, name, runtime, options.draws, options.round_to)
@@ -157,7 +187,7 @@ def measurements(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, A
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("clock", "accuracy", "solver"))
+    parser.add_argument("what", choices=("clock", "accuracy", "solver", "memory"))
     parser.add_argument("--networks", nargs="+", default=["yolov8n.yaml"])
     parser.add_argument("--runtimes", nargs="+", default=["onnxruntime"])
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.7, 0.5, 0.35], help="of the dense latency")

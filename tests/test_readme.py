@@ -46,6 +46,7 @@ def test_the_tables_of_budgets_are_those_of_the_file():
         if key.startswith("accuracy"):
             assert made["accuracy_table"](result) in text
     assert f"{results['solver']['searches']} small" in text
+    assert made["memory_table"](results["memory"]) in text
 
 
 def test_the_tables_of_accuracy_are_those_of_the_file():

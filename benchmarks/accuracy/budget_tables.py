@@ -44,5 +44,20 @@ def accuracy_table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def memory_table(result: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """A row for each network and amount."""
+    lines = ["| network | amount | foretold | by the allocator | ratio | chosen in |", "|---|---|---|---|---|---|"]
+    for name, rows in result.items():
+        for each in rows:
+            start = f"| {name if each is rows[0] else ''} | {each['amount'] or 'dense'} |"
+            if "out_of_reach" in each:
+                lines.append(f"{start} out of reach | | | |")
+                continue
+            chosen = f"{each['plan_s']:.1f} s" if each["amount"] else ""
+            foretold, measured = each["predicted"] / 1e6, each["allocator"] / 1e6
+            lines.append(f"{start} {foretold:.2f} MB | {measured:.2f} MB | {foretold / measured:.3f} | {chosen} |")
+    return "\n".join(lines)
+
+
 def _spread(measured: Sequence[float]) -> str:
     return f"{median(measured):.3f} ± {(max(measured) - min(measured)) / 2:.3f}"

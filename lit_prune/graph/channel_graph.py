@@ -17,7 +17,7 @@ from lit_prune.errors import ArgumentError, ArgumentTypeError, UnknownNameError
 from lit_prune.graph.groups import ChannelGroup, Grouping, plan_without
 from lit_prune.graph.labels import Row
 from lit_prune.graph.probe import culprits, examine, rehearse
-from lit_prune.graph.recording import Call, Pairs, Recording
+from lit_prune.graph.recording import Call, Pairs, Recording, parted
 from lit_prune.graph.subject import Subject
 from lit_prune.graph.ties import IDLE
 from lit_prune.plan import PruningPlan
@@ -75,6 +75,11 @@ class ChannelGraph:
         """The old name of ``unprunable``."""
         warn_renamed("ChannelGraph.frozen", "ChannelGraph.unprunable")
         return self.unprunable
+
+    @property
+    def batch_size(self) -> int:
+        """Number of examples in the traced inputs."""
+        return self._batch
 
     @property
     def tensors(self) -> frozenset[str]:
@@ -195,6 +200,15 @@ class ChannelGraph:
         """
         with _collector_paused():
             return ChannelGraph(*rehearse(self._subject, self._recording, plan))
+
+    @contextmanager
+    def running(self, plan: PruningPlan) -> Iterator[tuple[nn.Module, list[Call]]]:
+        """A copy of what a plan would leave, mostly without weights, in eval mode, and the forwards that enter it.
+
+        It is for one run, and may be the live network with other tensors in the place of its own while it is open.
+        """
+        with self._subject.running(plan) as network:
+            yield network.eval(), parted(self._subject.calls)[0]
 
     def culprits(self, plan: PruningPlan) -> dict[str, str]:
         """Of a plan that can't be carried out: the groups that can't lose what they would, and why.

@@ -21,7 +21,7 @@ History = Mapping[str, Sequence[Mapping[str, float]]]
 """Name of a run to its epochs: ``epoch``, ``map`` and ``macs`` of each."""
 
 _BAR = 12  # characters of a bar in a table
-_UNITS = {"ms": "the latency", "B": "the size"}
+_UNITS = {"ms": "the latency", "B": "the size", "B of activations": "the peak memory of activations"}
 _NEAR = 0.02  # the difference between two ratios that nobody minds
 
 
@@ -179,6 +179,8 @@ def _caption(event: Event) -> str:
     if "table_ms" in found:
         clock = f", {found['clock_ms']:.4g} ms by the clock" if "clock_ms" in found else ""
         lines.append(f"latency: {found['table_ms']:.4g} ms by the table{clock}")
+    if "memory" in found:
+        lines.append(f"peak memory of activations: {human(found['memory'])}B")
     return "\n".join([*lines, *left_as_is(event)])
 
 

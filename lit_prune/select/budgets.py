@@ -6,21 +6,20 @@ import math
 import re
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from torch import Tensor
 
 from lit_prune.common.arguments import check_choice, check_positive
 from lit_prune.common.choices import resolve
 from lit_prune.common.names import count_parameters
+from lit_prune.cost.activation_memory import BYTES, Precision
 from lit_prune.criteria import Evidence
 from lit_prune.errors import ArgumentError, ArgumentTypeError, SelectionError
 from lit_prune.plan import belongs_to_any
-from lit_prune.select.base import Scores, Selection, Target, Widths, bundled, flat, lowest
+from lit_prune.select.base import Bundle, Scores, Selection, Target, Widths, bundled, flat, lowest
 from lit_prune.select.spread import Cost, Global, Spread, Uniform, fit, out_of_reach, ratio_of
 
-Precision = Literal["float32", "float16", "int8"]
-_BYTES: dict[str, int] = {"float32": 4, "float16": 2, "int8": 1}
 _PREFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30}
 
 
@@ -37,7 +36,12 @@ class Budget(Selection):
     """
 
     unit: str = ""
-    """What ``at_most`` may be given in, with a prefix such as k or M; and how messages count."""
+    """What ``at_most`` may be given in, with a prefix such as k or M."""
+
+    @property
+    def counted(self) -> str:
+        """What it is that costs, as messages and records have it."""
+        return self.unit
 
     def __init__(self, spread: Spread | str = "uniform", at_most: float | str | None = None) -> None:
         self.spread = _as_spread(spread)
@@ -70,10 +74,14 @@ class Budget(Selection):
         Raises:
             SelectionError: If it is out of reach; the message has what can be reached.
         """
-        bundles = bundled(evidence.groups, scores)
         limit, cost = self.limit(evidence, target), self.cost(evidence)
-        widths = fit(self.spread, bundles, scores, target, cost, limit, counted=self.unit)
+        bundles = self.concerned(bundled(evidence.groups, scores), evidence, target, limit)
+        widths = fit(self.spread, bundles, scores, target, cost, limit, counted=self.counted)
         return lowest(flat(bundles), scores, widths)
+
+    def concerned(self, bundles: list[Bundle], evidence: Evidence, target: Target, limit: float) -> list[Bundle]:
+        """Those of which fewer channels cost less; by default all."""
+        return bundles
 
 
 class MacsBudget(Budget):
@@ -155,7 +163,7 @@ class SizeBudget(Budget):
 
     def cost(self, evidence: Evidence) -> Cost:
         """Bytes."""
-        each = _BYTES[self.precision]
+        each = BYTES[self.precision]
         return _sizes(evidence, buffers=True, matrices=each, vectors=4 if each == 1 else each)
 
     def dense(self, evidence: Evidence, target: Target) -> float:
@@ -205,7 +213,7 @@ class Budgets(Selection):
         narrow = self.spread.widths(1.0, bundles, scores, target)
         for budget, (limit, cost) in zip(self.budgets, parts, strict=True):
             if cost(narrow) > limit:
-                raise out_of_reach(limit, cost(narrow), len(narrow), budget.unit)
+                raise out_of_reach(limit, cost(narrow), len(narrow), budget.counted)
 
         def most(widths: Widths) -> float:
             return max(cost(widths) / limit for limit, cost in parts)

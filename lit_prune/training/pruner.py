@@ -261,7 +261,7 @@ class Pruner:
         selection = self.policy.selection
         if selection.has_limit:
             return {"ratio": None, "part": ratio}
-        unit = getattr(selection, "unit", "")
+        unit = getattr(selection, "counted", "")
         return {"ratio": ratio, "unit": unit} if unit else {"ratio": ratio}
 
     def _repaired(self, host: Host, plan: PruningPlan) -> Repaired:
