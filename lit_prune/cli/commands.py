@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from lit_prune.cli.studies import STUDIES, run_study
 from lit_prune.cli.trainer_commands import ENVIRONMENT, TRAINER_COMMANDS, run_trainer
 from lit_prune.common.choices import nearest
 from lit_prune.errors import LitPruneError
@@ -22,12 +23,16 @@ commands of the Trainer (each has its own --help, and reads YAML by --config):
   Their arguments are also read from environment variables, such as {environment}_FIT__TRAINER__MAX_EPOCHS=24, or
   {environment}_FIT__CONFIG=train.yaml; the command line goes before them. --help names the variable of each argument.
 
+commands that take the arguments of fit, and some of their own (see their --help):
+{studies}
+
 examples:
   lit-prune demo --out demo
   lit-prune inspect yolov8n.yaml
   lit-prune fit --trainer.max_epochs 24 --trainer.callbacks+=lit_prune.ChannelPruning \\
       --trainer.callbacks.amount 0.3 --trainer.callbacks.epochs "[6, 9, 12]"
   lit-prune plan train.yaml
+  lit-prune sweep train.yaml --ckpt_path dense.ckpt --amounts 0.2 0.4 0.6 --metric val/map
   lit-prune export lightning_logs/version_0/checkpoints/last.ckpt --format onnx --out pruned.onnx
   lit-prune profile yolov8n.yaml --runtime onnxruntime --image-size 320 --out device.json
   lit-prune compare yolov8n.pt pruned.pt --data data.yaml
@@ -48,9 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif arguments[0] in TRAINER_COMMANDS:
             # The process's arguments stay as they are: Lightning starts further processes by them.
             run_trainer(None if own else arguments)
+        elif arguments[0] in STUDIES:
+            run_study(arguments)
         else:
             if not arguments[0].startswith("-") and arguments[0] not in _OWN:
-                known = (*_OWN, *TRAINER_COMMANDS)
+                known = (*_OWN, *TRAINER_COMMANDS, *STUDIES)
                 _parser().error(f"there is no command {arguments[0]!r}. {nearest(arguments[0], known)}")
             options = _parser().parse_args(arguments)
             command: Callable[[argparse.Namespace], None] = options.command
@@ -124,12 +131,15 @@ def run_digits(options: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    width = max(len(name) for name in TRAINER_COMMANDS) + 2
-    trainer = "\n".join(f"  {name:<{width}}{text}" for name, text in TRAINER_COMMANDS.items())
+    width = max(map(len, (*TRAINER_COMMANDS, *STUDIES))) + 2
+    trainer, studies = (
+        "\n".join(f"  {name:<{width}}{text}" for name, text in commands.items())
+        for commands in (TRAINER_COMMANDS, STUDIES)
+    )
     parser = _Parser(
         prog="lit-prune",
         description="Remove the channels of a network while it trains.",
-        epilog=_EPILOG.format(trainer=trainer, environment=ENVIRONMENT),
+        epilog=_EPILOG.format(trainer=trainer, studies=studies, environment=ENVIRONMENT),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"lit-prune {version('lit-prune')}")

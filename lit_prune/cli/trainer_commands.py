@@ -1,17 +1,19 @@
-"""`lit-prune fit`, `plan`, `validate`, `test` and `predict`: Lightning's command line, for networks that are pruned."""
+"""`lit-prune fit`, `validate`, `test` and `predict`: Lightning's command line, for networks that may be pruned."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from lit_prune.errors import ArgumentError
 
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
+
 TRAINER_COMMANDS = {
     "fit": "train a model; add ChannelPruning to --trainer.callbacks and it shrinks meanwhile",
-    "plan": "tell what a fit by the same arguments would leave of the network, without training",
     "validate": "measure a checkpoint on the validation data",
     "test": "measure a checkpoint on the test data",
     "predict": "run a checkpoint on data, and draw what it finds",
@@ -20,14 +22,20 @@ ENVIRONMENT = "LIT_PRUNE"
 """Variables that begin so are read as arguments of the Trainer's commands."""
 
 
-def run_trainer(arguments: Sequence[str] | None = None) -> Any:
-    """Hand `fit`, `plan`, `validate`, `test` or `predict` to Lightning's command line.
+def run_trainer(
+    arguments: Sequence[str] | None = None,
+    adjust: Callable[[Any], None] | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Any:
+    """Hand `fit`, `validate`, `test` or `predict` to Lightning's command line.
 
     The model is `LitYOLO` and the data `DigitScenes` unless `--model` and `--data` name other classes. Checkpoints of
     pruned networks load into any model.
 
     Args:
         arguments: Those of the command line, without the program's name; by default this process's.
+        adjust: Changes the command's configuration before anything is built of it; then it is not saved.
+        callbacks: More of them, before those of the configuration.
 
     Returns:
         The `LightningCLI`, after it has run.
@@ -37,24 +45,18 @@ def run_trainer(arguments: Sequence[str] | None = None) -> Any:
     """
     from argparse import ArgumentError as ArgparseError
 
-    from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-    from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+    from lightning.pytorch import LightningDataModule, LightningModule
+    from lightning.pytorch.cli import SaveConfigCallback
 
     from lit_prune.cli._compat import UnreadCheckpoint
     from lit_prune.cli.ckpt_path import KeptRecord, read_hyperparameters, take_up
     from lit_prune.cli.mistakes import explain
     from lit_prune.cli.num_classes import set_classes
-    from lit_prune.cli.plan_trainer import PlanTrainer, config_by_name, only_to_plan
 
     # What is imported is known to the command line by its short name.
     from lit_prune.yolo import DrawPredictions, LitYOLO
 
     class PruneCLI(UnreadCheckpoint):
-        @staticmethod
-        def subcommands() -> dict[str, set[str]]:
-            commands = LightningCLI.subcommands()
-            return {**commands, "plan": commands["fit"]} if plans else commands
-
         def add_arguments_to_parser(self, parser: Any) -> None:
             parser.set_defaults(
                 {
@@ -80,8 +82,8 @@ def run_trainer(arguments: Sequence[str] | None = None) -> Any:
                 take_up(self.config[command], before)
 
         def before_instantiate_classes(self) -> None:
-            if self.subcommand == "plan":
-                only_to_plan(self.config[self.subcommand].trainer)
+            if adjust is not None:
+                adjust(self.config[self.subcommand])
             set_classes(self.config[self.subcommand])
 
         def instantiate_trainer(self, **options: Any) -> Any:
@@ -89,23 +91,20 @@ def run_trainer(arguments: Sequence[str] | None = None) -> Any:
             draws = any(isinstance(callback, DrawPredictions) for callback in trainer.callbacks)
             if self.subcommand == "predict" and isinstance(self.model, LitYOLO) and not draws:
                 trainer.callbacks.append(DrawPredictions())
+            trainer.callbacks[:0] = callbacks
             KeptRecord.add_to(trainer)
             return trainer
 
-    given = sys.argv[1:] if arguments is None else [*arguments]
-    plans = given[:1] == ["plan"]
     _look_in_the_working_folder()
     return PruneCLI(
         LightningModule,
         LightningDataModule,
-        save_config_callback=None if plans else SaveConfigCallback,
-        trainer_class=PlanTrainer if plans else Trainer,
+        save_config_callback=SaveConfigCallback if adjust is None else None,
         subclass_mode_model=True,
         subclass_mode_data=True,
         save_config_kwargs={"overwrite": True},
         parser_kwargs={"prog": "lit-prune", "default_env": True, "env_prefix": ENVIRONMENT, "exit_on_error": False},
-        # Lightning starts further processes by the arguments of this one; to plan takes no further.
-        args=config_by_name(given) if plans else None if arguments is None else given,
+        args=None if arguments is None else list(arguments),
     )
 
 

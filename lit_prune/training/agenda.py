@@ -29,6 +29,7 @@ class Agenda:
     Attributes:
         schedule: When events come.
         events: Epoch or step to the part of the amount that is gone after it, once :meth:`set_length` was called.
+        held: Whether events wait for :meth:`prune_ahead`, also when they are due.
 
     Raises:
         ArgumentError: If an argument is out of range.
@@ -40,6 +41,7 @@ class Agenda:
         self.schedule = self.schedule_of(epochs)
         self.on_error = on_error
         self.events: dict[int, float] = {}
+        self.held = False
         self._rehearsal = Rehearsal(pruner)
 
     @staticmethod
@@ -113,7 +115,7 @@ class Agenda:
         """
         now, done = host.step if self.schedule.unit == "steps" else host.epoch, self.pruner.record.done
         due = [point for point in self.events if point <= now and point not in done]
-        if not due or not self.pruner.is_ready:
+        if not due or self.held or not self.pruner.is_ready:
             return None
         recovery = self.pruner.recovery
         if recovery.floor is not None and self._had_an_event(host):

@@ -1,3 +1,7 @@
+import shutil
+import sys
+from pathlib import Path
+
 import pytest
 
 from lit_prune.cli import main
@@ -6,6 +10,15 @@ from lit_prune.cli import main
 @pytest.fixture(autouse=True)
 def _in_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def own_module(monkeypatch):
+    """A file of the user's, in the working folder."""
+    shutil.copy(Path(__file__).with_name("mine.py"), "mine.py")
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    yield
+    sys.modules.pop("mine", None)
 
 
 @pytest.fixture(scope="session")

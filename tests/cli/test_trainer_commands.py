@@ -1,6 +1,4 @@
 import inspect
-import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -105,16 +103,7 @@ def test_pruned_checkpoints_in_the_other_commands(checkpoint, capsys):
     assert "no change" in capsys.readouterr().out
 
 
-@pytest.fixture
-def _mine(monkeypatch):
-    """A file of the user's, in the working folder."""
-    shutil.copy(Path(__file__).with_name("mine.py"), "mine.py")
-    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
-    yield
-    sys.modules.pop("mine", None)
-
-
-@pytest.mark.usefixtures("_mine")
+@pytest.mark.usefixtures("own_module")
 def test_pruned_checkpoints_of_a_module_of_ones_own(quiet, caplog, capsys):
     mine = [*quiet, "--model=mine.Net", "--data=mine.Data"]
     pruning = ["--trainer.callbacks+=ChannelPruning", "--trainer.callbacks.amount=0.5", "--trainer.callbacks.epochs=1"]

@@ -1,8 +1,6 @@
 """`lit-prune plan`: what it tells is what a run does, and nothing else happens."""
 
 import json
-import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,16 +13,8 @@ PRUNING = ["--trainer.callbacks+=ChannelPruning", "--trainer.callbacks.amount=0.
 LONG = ["--trainer.max_epochs=5"]
 
 
-@pytest.fixture(autouse=True)
-def _mine(monkeypatch):
-    shutil.copy(Path(__file__).with_name("mine.py"), "mine.py")
-    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
-    yield
-    sys.modules.pop("mine", None)
-
-
 @pytest.fixture
-def mine(quiet) -> list[str]:
+def mine(own_module, quiet) -> list[str]:
     return [*quiet, "--model=mine.Net", "--model.width=32", "--data=mine.Data", "--seed_everything=1"]
 
 
@@ -112,7 +102,7 @@ def test_events_of_a_run_that_goes_on_are_told_too(mine):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "There is nothing to plan: no ChannelPruning"),
+        ([], "Nothing would be pruned: no ChannelPruning"),
         ([*PRUNING, "--trainer.max_epochs=2"], "goes beyond the run, which has 2 epochs"),
         ([*PRUNING, *LONG, "--trainer.callbacks.round_to=64"], "Lower `round_to`"),
         ([*PRUNING, *LONG, "--table=none.json"], "no latency table 'none.json'"),

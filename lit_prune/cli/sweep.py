@@ -1,0 +1,158 @@
+"""`lit-prune sweep`: from one trained network the curve of a metric against what the network costs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from lit_prune.cli.stages import cut, measure, train_on
+from lit_prune.common.arguments import check_whole
+from lit_prune.common.choices import nearest
+from lit_prune.cost.profile import LatencyTable
+from lit_prune.errors import ArgumentError, PruningError
+from lit_prune.report.curve import Point, curve_figure, curve_table, with_front
+from lit_prune.report.tables import save_json
+
+DENSE = "dense"
+
+
+class Sweep:
+    """Points of a curve, each in a folder of its own: what is there is not made again, and processes share the work.
+
+    Args:
+        arguments: Of `fit`.
+        amounts: Ratios, or limits of the selection's budget.
+        out: The folder.
+        epochs: How long to train after each cut; the dense network as long.
+        metric: What counts; may be left out where only one is logged.
+        mode: ``"max"`` or ``"min"``: which is better.
+        table: For the latency of each network.
+
+    Raises:
+        ArgumentError: If an amount is given twice, or the folder is of another sweep.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        amounts: Sequence[str],
+        out: Path,
+        *,
+        epochs: int = 0,
+        metric: str | None = None,
+        mode: str = "max",
+        table: LatencyTable | None = None,
+    ) -> None:
+        check_whole("epochs", epochs, least=0)
+        if len({*amounts}) < len(amounts):
+            raise ArgumentError(f"Each amount is to be given once, but got {' '.join(amounts)}.")
+        self.arguments = [*arguments]
+        self.names = [DENSE, *amounts]
+        self.out = out
+        self.epochs = epochs
+        self.metric = metric
+        self.mode = mode
+        self.table = table
+
+    def run(self, console: Console) -> list[Point]:
+        """Make the points that nobody has made or is making, and write what is known so far.
+
+        Returns:
+            All points that there are.
+
+        Raises:
+            LitPruneError: If the user has to change something.
+        """
+        self.out.mkdir(parents=True, exist_ok=True)
+        self._check_settings()
+        for name in self.names:
+            folder = self.out / re.sub(r"[^\w.-]+", "-", name)
+            if not (folder / "point.json").exists():
+                folder.mkdir(exist_ok=True)
+                try:
+                    # The lock of a process that is killed is free again.
+                    with FileLock(folder / "in_work.lock", timeout=0):
+                        if not (folder / "point.json").exists():
+                            console.rule(name if name == DENSE else f"amount {name}", style="dim")
+                            _write(self._made(name, folder), folder / "point.json")
+                except Timeout:
+                    console.print(f"{name}: another process is at it.", highlight=False, markup=False)
+        return self._report(console)
+
+    def _made(self, name: str, folder: Path) -> Point:
+        started = time.perf_counter()
+        saved, known = None, {}
+        try:
+            if name != DENSE:
+                saved = folder / "cut.ckpt"
+                known = cut(self.arguments, name, saved, self.table)
+        except PruningError as error:
+            return {"amount": name, "failed": str(error)}
+        if self.epochs:
+            weights, saved = saved, folder / "trained.ckpt"
+            train_on(self.arguments, self.epochs, saved, weights)
+        metrics = measure(self.arguments, saved)
+        self._metric_among(metrics)
+        where = {} if saved is None else {"checkpoint": str(saved.relative_to(self.out))}
+        return {"amount": name, "metrics": metrics, **known, **where, "seconds": time.perf_counter() - started}
+
+    def _metric_among(self, metrics: dict[str, float]) -> str:
+        if self.metric is None and len(metrics) == 1:
+            return next(iter(metrics))
+        if self.metric not in metrics:
+            asked = "" if self.metric is None else f"{self.metric!r} is not logged. {nearest(self.metric, metrics)} "
+            raise ArgumentError(f"{asked}Say by --metric what counts; a validation logs {', '.join(sorted(metrics))}.")
+        return self.metric
+
+    def _check_settings(self) -> None:
+        """Refuse a folder whose points were made in another way."""
+        settings = {"arguments": self.arguments, "epochs": self.epochs}
+        path = self.out / "settings.json"
+        if not path.exists():
+            _write(settings, path)
+        elif (before := json.loads(path.read_text(encoding="utf-8"))) != settings:
+            raise ArgumentError(
+                f"{self.out} has a sweep of other arguments ({' '.join(before['arguments'])}, --epochs "
+                f"{before['epochs']}): give another folder by --out."
+            )
+
+    def _report(self, console: Console) -> list[Point]:
+        files = sorted(self.out.glob("*/point.json"), key=os.path.getmtime)
+        made = [json.loads(path.read_text(encoding="utf-8")) for path in files]
+        whole: dict[str, Any] = next((each["dense"] for each in made if "dense" in each), {})
+        points = [{**({} if each["amount"] != DENSE else whole), **each} for each in made if "failed" not in each]
+        failed = [each for each in made if "failed" in each]
+        for each in failed:
+            console.print(f"{each['amount']}: {each['failed']}", highlight=False, soft_wrap=True, markup=False)
+        if not points:
+            return []
+        metric = self._metric_among(points[0]["metrics"])
+        told = with_front(points, metric, self.mode)
+        console.print(curve_table(told, metric))
+        save_json({"metric": metric, "mode": self.mode, "points": told, "failed": failed}, self.out / "sweep.json")
+        written = "sweep.json"
+        if len(told) > 1:
+            curve_figure(told, metric).savefig(self.out / "sweep.png")
+            written += " and sweep.png"
+        console.print(
+            f"Written: {written} in {self.out}; {len(made)} of {len(self.names)} points are there.",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
+        return told
+
+
+def _write(content: dict[str, Any], path: Path) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_suffix(f".{os.getpid()}.part")
+    save_json(content, part)
+    part.replace(path)
