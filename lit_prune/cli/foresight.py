@@ -90,10 +90,9 @@ class Foresight(Callback):
 
     def _look_ahead(self, trainer: Trainer, waits: bool = True) -> None:
         agenda, unit = self._pruning.agenda, self._pruning.schedule.unit
-        pruner, host = agenda.pruner, LightningHost(trainer, self._pruning.averages)
+        host = LightningHost(trainer, self._pruning.averages)
         while ahead := agenda.ahead:
-            few = waits and pruner.policy.criterion.needs_gradients and self._steps < _STEPS
-            if few or not pruner.is_ready:
+            if not self._is_ready(waits):
                 return
             event = agenda.prune_ahead(host)
             self._steps = 0
@@ -104,6 +103,12 @@ class Foresight(Callback):
         if self._save is not None:
             trainer.save_checkpoint(self._save)
         raise AllIsSeen
+
+    def _is_ready(self, waits: bool) -> bool:
+        """Whether an event has enough to go by; if it ``waits``, so much that chance decides little."""
+        pruner = self._pruning.pruner
+        few = waits and pruner.policy.criterion.needs_gradients and self._steps < _STEPS
+        return pruner.is_ready and not few
 
     def _time(self, network: nn.Module) -> None:
         """Note what the table says of the network as it is now."""

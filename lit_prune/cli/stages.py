@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from pkgutil import resolve_name
@@ -16,6 +16,7 @@ from lit_prune.checkpoint import RECORD_KEY
 from lit_prune.cli.ckpt_path import KeptRecord
 from lit_prune.cli.foresight import AllIsSeen, Foresight
 from lit_prune.cli.trainer_commands import run_trainer
+from lit_prune.common.choices import nearest
 from lit_prune.common.reading import read_checkpoint
 from lit_prune.cost.profile import LatencyTable
 from lit_prune.errors import ArgumentError
@@ -83,19 +84,31 @@ def cut(arguments: Sequence[str], amount: str, save: Path, table: LatencyTable |
     Raises:
         LitPruneError: As a fit would.
     """
-    start, foresight = _StartingWeights(), Foresight(table, save)
-
-    def adjust(config: Any) -> None:
-        _alone(config, lambda kind: issubclass(kind, ChannelPruning))
-        for each in config.trainer.callbacks:
-            _ask_for(each.init_args, amount)
-        config.trainer["limit_val_batches"] = 0
-        start.take_from(config)
-
+    foresight = Foresight(table, save)
+    start, adjust = to_look_at(amount)
     with suppress(AllIsSeen):
         run_trainer(["fit", *arguments], adjust, [start, foresight])
     seen = foresight.foreseen
     return {**seen["events"][-1], "dense": seen["dense"]}
+
+
+def to_look_at(amount: str | None = None) -> tuple[Callback, Callable[[Any], None]]:
+    """What begins a fit with the trained weights alone, and what changes its configuration so that it only looks.
+
+    Args:
+        amount: What its one event asks for; by default what it asks for last.
+    """
+    start = _StartingWeights()
+
+    def adjust(config: Any) -> None:
+        _alone(config, lambda kind: issubclass(kind, ChannelPruning))
+        for each in config.trainer.callbacks:
+            each.init_args["epochs"] = 0
+            if amount is not None:
+                _ask_for(each.init_args, amount)
+        start.take_from(config)
+
+    return start, adjust
 
 
 def train_on(arguments: Sequence[str], epochs: int, save: Path, weights: Path | None = None) -> None:
@@ -141,6 +154,28 @@ def measure(arguments: Sequence[str], checkpoint: Path | None = None) -> dict[st
     return found
 
 
+def metric_among(metrics: Mapping[str, float], name: str | None) -> str:
+    """Which of some metrics counts.
+
+    Args:
+        metrics: By name.
+        name: The one that was asked for; may be left out where there is one.
+
+    Raises:
+        ArgumentError: If it is not among them, or there are several.
+
+    Example:
+        >>> metric_among({"loss": 0.3}, None)
+        'loss'
+    """
+    if name is None and len(metrics) == 1:
+        return next(iter(metrics))
+    if name is None or name not in metrics:
+        asked = "" if name is None else f"{name!r} is not logged. {nearest(name, metrics)} "
+        raise ArgumentError(f"{asked}Say by --metric what counts; a validation logs {', '.join(sorted(metrics))}.")
+    return name
+
+
 def _alone(config: Any, stays: Callable[[type], bool]) -> None:
     """Leave of a Trainer's configuration what counts: one process, no file, some of the callbacks."""
     for key, value in _ALONE.items():
@@ -151,8 +186,7 @@ def _alone(config: Any, stays: Callable[[type], bool]) -> None:
 
 
 def _ask_for(arguments: Any, amount: str) -> None:
-    """Have a ChannelPruning's arguments ask for one event."""
-    arguments["epochs"] = 0
+    """Have a ChannelPruning's arguments ask for an amount."""
     try:
         arguments["amount"] = float(amount)
         return

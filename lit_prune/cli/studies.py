@@ -11,6 +11,7 @@ from rich.console import Console
 
 STUDIES = {
     "plan": "tell what a fit by the same arguments would leave of the network, without training",
+    "sensitivity": "cut each layer of a trained network alone, and tell what that costs",
     "sweep": "cut a trained network by several amounts, and draw what it is worth against what it costs",
 }
 
@@ -66,8 +67,7 @@ def _sweep(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace, lis
         help='ratios, or limits of the selection\'s budget such as "8 ms"',
     )
     parser.add_argument("--epochs", type=int, default=0, help="how long to train after each cut (default: 0)")
-    parser.add_argument("--metric", metavar="NAME", help="what counts, as the validation logs it")
-    parser.add_argument("--mode", choices=("max", "min"), default="max", help="which is better (default: max)")
+    _add_metric(parser)
     _add_table(parser)
     parser.add_argument(
         "--out", type=Path, default=Path("sweep"), metavar="DIR", help="for all that comes of it (default: sweep)"
@@ -90,6 +90,42 @@ def _sweep(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace, lis
     return run
 
 
+def _sensitivity(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace, list[str]], None]:
+    parser.add_argument(
+        "--ratios",
+        nargs="+",
+        type=float,
+        default=[0.25, 0.5, 0.75],
+        metavar="R",
+        help="of a layer's channels (default: 0.25 0.5 0.75)",
+    )
+    _add_metric(parser)
+    parser.add_argument("--without-repair", action="store_true", help="measure only what is left by the cut itself")
+    parser.add_argument(
+        "--out", type=Path, default=Path("sensitivity"), metavar="DIR", help="where it goes (default: sensitivity)"
+    )
+
+    def run(options: argparse.Namespace, fit: list[str]) -> None:
+        from lit_prune.cli.sensitivity import Sensitivity
+        from lit_prune.cli.stages import fit_arguments
+
+        Sensitivity(
+            fit_arguments(fit),
+            options.ratios,
+            options.out,
+            metric=options.metric,
+            mode=options.mode,
+            repair=not options.without_repair,
+        ).run(Console())
+
+    return run
+
+
+def _add_metric(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--metric", metavar="NAME", help="what counts, as the validation logs it")
+    parser.add_argument("--mode", choices=("max", "min"), default="max", help="which is better (default: max)")
+
+
 def _add_table(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--table", type=Path, metavar="FILE", help="a latency table of `lit-prune profile`, to tell milliseconds by"
@@ -102,4 +138,4 @@ def _table(options: argparse.Namespace) -> Any:
     return None if options.table is None else LatencyTable.load(options.table)
 
 
-_ARGUMENTS = {"plan": _plan, "sweep": _sweep}
+_ARGUMENTS = {"plan": _plan, "sensitivity": _sensitivity, "sweep": _sweep}

@@ -13,9 +13,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from lit_prune.cli.stages import cut, measure, train_on
+from lit_prune.cli.stages import cut, measure, metric_among, train_on
 from lit_prune.common.arguments import check_whole
-from lit_prune.common.choices import nearest
 from lit_prune.cost.profile import LatencyTable
 from lit_prune.errors import ArgumentError, PruningError
 from lit_prune.report.curve import Point, curve_figure, curve_table, with_front
@@ -82,7 +81,7 @@ class Sweep:
                     with FileLock(folder / "in_work.lock", timeout=0):
                         if not (folder / "point.json").exists():
                             console.rule(name if name == DENSE else f"amount {name}", style="dim")
-                            _write(self._made(name, folder), folder / "point.json")
+                            save_json(self._made(name, folder), folder / "point.json")
                 except Timeout:
                     console.print(f"{name}: another process is at it.", highlight=False, markup=False)
         return self._report(console)
@@ -100,24 +99,16 @@ class Sweep:
             weights, saved = saved, folder / "trained.ckpt"
             train_on(self.arguments, self.epochs, saved, weights)
         metrics = measure(self.arguments, saved)
-        self._metric_among(metrics)
+        metric_among(metrics, self.metric)
         where = {} if saved is None else {"checkpoint": str(saved.relative_to(self.out))}
         return {"amount": name, "metrics": metrics, **known, **where, "seconds": time.perf_counter() - started}
-
-    def _metric_among(self, metrics: dict[str, float]) -> str:
-        if self.metric is None and len(metrics) == 1:
-            return next(iter(metrics))
-        if self.metric not in metrics:
-            asked = "" if self.metric is None else f"{self.metric!r} is not logged. {nearest(self.metric, metrics)} "
-            raise ArgumentError(f"{asked}Say by --metric what counts; a validation logs {', '.join(sorted(metrics))}.")
-        return self.metric
 
     def _check_settings(self) -> None:
         """Refuse a folder whose points were made in another way."""
         settings = {"arguments": self.arguments, "epochs": self.epochs}
         path = self.out / "settings.json"
         if not path.exists():
-            _write(settings, path)
+            save_json(settings, path)
         elif (before := json.loads(path.read_text(encoding="utf-8"))) != settings:
             raise ArgumentError(
                 f"{self.out} has a sweep of other arguments ({' '.join(before['arguments'])}, --epochs "
@@ -134,7 +125,7 @@ class Sweep:
             console.print(f"{each['amount']}: {each['failed']}", highlight=False, soft_wrap=True, markup=False)
         if not points:
             return []
-        metric = self._metric_among(points[0]["metrics"])
+        metric = metric_among(points[0]["metrics"], self.metric)
         told = with_front(points, metric, self.mode)
         console.print(curve_table(told, metric))
         save_json({"metric": metric, "mode": self.mode, "points": told, "failed": failed}, self.out / "sweep.json")
@@ -149,10 +140,3 @@ class Sweep:
             markup=False,
         )
         return told
-
-
-def _write(content: dict[str, Any], path: Path) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_suffix(f".{os.getpid()}.part")
-    save_json(content, part)
-    part.replace(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -162,20 +162,11 @@ class PruningPolicy:
             ArgumentError: If nothing can be pruned, or the ratio is out of reach.
             RuntimeError: If another rank failed, or ranks disagree.
         """
-
-        def look() -> tuple[ChannelGraph, tuple[ChannelGroup, ...], dict[str, str]]:
-            graph = ChannelGraph.trace_calls(network, calls, averages)
-            return graph, *self.candidates(network, graph, record, averages)
-
-        graph, groups, skipped = carry_out("look", look)
-        moments: Mapping[str, Moments] = {}
-        if groups and self.calibration is not None:
-            layers = dict.fromkeys(layer for group in groups for layer in group.layers)
-            moments = carry_out("measure", partial(measure, list(layers), self.calibration))
+        evidence, skipped = self.evidence(network, calls, record, measure, averages, changes)
+        graph, groups = evidence.graph, evidence.groups
         target = self.target(network, graph, ratio, record)
         while True:
-            evidence = Evidence(network, graph, groups, moments, changes)
-            chosen = carry_out("choose", partial(self._choose, evidence, target, skipped))
+            chosen = carry_out("choose", partial(self._choose, replace(evidence, groups=groups), target, skipped))
             plan = from_rank_zero(extended(chosen, averages))
             try:
                 after = carry_out("rehearse", partial(graph.rehearse, plan))
@@ -187,6 +178,41 @@ class PruningPolicy:
                 groups = left
         check_same(plan.digest)
         return PruningEvent(plan, graph, after, groups, skipped)
+
+    def evidence(
+        self,
+        network: nn.Module,
+        calls: Sequence[Call],
+        record: Record,
+        measure: Measure = lambda layers, calibration: {},
+        averages: Mapping[str, str] = MappingProxyType({}),
+        changes: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> tuple[Evidence, dict[str, str]]:
+        """What an event would go by now, and why groups do not take part.
+
+        Args:
+            network: As for :meth:`decide`.
+            calls: As for :meth:`decide`.
+            record: As for :meth:`decide`.
+            measure: As for :meth:`decide`.
+            averages: As for :meth:`decide`.
+            changes: As for :meth:`decide`.
+
+        Raises:
+            TraceError: If the network can't be run.
+            ArgumentError: If nothing can be pruned.
+        """
+
+        def look() -> tuple[ChannelGraph, tuple[ChannelGroup, ...], dict[str, str]]:
+            graph = ChannelGraph.trace_calls(network, calls, averages)
+            return graph, *self.candidates(network, graph, record, averages)
+
+        graph, groups, skipped = carry_out("look", look)
+        moments: Mapping[str, Moments] = {}
+        if groups and self.calibration is not None:
+            layers = dict.fromkeys(layer for group in groups for layer in group.layers)
+            moments = carry_out("measure", partial(measure, list(layers), self.calibration))
+        return Evidence(network, graph, groups, moments, changes), skipped
 
     def candidates(
         self,

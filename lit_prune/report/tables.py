@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -141,8 +142,10 @@ def speedup(before: float, after: float) -> str:
 
 
 def save_json(report: Mapping[str, Any], path: str | Path) -> None:
-    """Write a report as indented JSON; numbers of torch and NumPy become plain ones."""
-    Path(path).write_text(json.dumps(report, indent=2, default=_plain) + "\n", encoding="utf-8")
+    """Write a report as indented JSON, whole or not at all; numbers of torch and NumPy become plain ones."""
+    part = Path(f"{path}.{os.getpid()}.part")
+    part.write_text(json.dumps(report, indent=2, default=_plain) + "\n", encoding="utf-8")
+    part.replace(path)
 
 
 def _aim(event: Event) -> str:

@@ -5,6 +5,7 @@ from lit_prune.select.base import Bundle, Selection, Target, bundled, lowest, un
 from lit_prune.select.budgets import Budget, Budgets, MacsBudget, ParamsBudget, SizeBudget
 from lit_prune.select.clustering.selection import ClusterSelection
 from lit_prune.select.latency_budget import LatencyBudget
+from lit_prune.select.limited import Limited
 from lit_prune.select.memory_budget import MemoryBudget
 from lit_prune.select.named import NamedWidths
 from lit_prune.select.spread import Global, Spread, Uniform
@@ -26,6 +27,7 @@ __all__ = [
     "ClusterSelection",
     "Global",
     "LatencyBudget",
+    "Limited",
     "MacsBudget",
     "MemoryBudget",
     "NamedWidths",

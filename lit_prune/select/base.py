@@ -37,6 +37,7 @@ class Target:
         min_channels: The fewest channels that a group keeps.
         comparable: Whether scores of different layers have one unit.
         findings: What the selection found out at the last event: its :attr:`Selection.findings` of then.
+        least: Group name to the fewest channels that it keeps, where that is more than ``min_channels``.
     """
 
     ratio: float | None
@@ -47,6 +48,7 @@ class Target:
     comparable: bool = False
     params: int = 0
     findings: Mapping[str, float] = field(default_factory=dict)
+    least: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def costs(self) -> dict[str, float]:
@@ -69,7 +71,8 @@ class Target:
         step = self.round_to
         # Half a step goes up: what is in doubt stays.
         width = step * int(wanted / step + 0.5)
-        least = max(step * -(-self.min_channels // step), step)
+        fewest = max(self.min_channels, self.least.get(group.name, 1), 1)
+        least = step * -(-fewest // step)
         return min(group.size, max(width, least))
 
 

@@ -11,15 +11,15 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from lit_prune.activations import Calibration, Moments
 from lit_prune.common.names import count_parameters
 from lit_prune.common.ranks import any_rank, sent_by_rank_zero, together, warn_once
+from lit_prune.criteria import Evidence
 from lit_prune.errors import ArgumentTypeError, HalfPrunedError, LitPruneError, PruningError
 from lit_prune.graph import Call, ChannelGraph
 from lit_prune.graph.recording import Pairs, parted
 from lit_prune.plan import PruningPlan
 from lit_prune.policy.history import Dense, Record
-from lit_prune.policy.policy import PruningEvent, PruningPolicy
+from lit_prune.policy.policy import Measure, PruningEvent, PruningPolicy
 from lit_prune.policy.steps import carry_out
 from lit_prune.repair import Repair, Repaired, repaired
 from lit_prune.surgery.prepare import prepare
@@ -212,13 +212,10 @@ class Pruner:
         """
         started = time.perf_counter()
         network, ratio = host.network, self.ratio(part)
-
-        def measure(layers: list[str], calibration: Calibration) -> Mapping[str, Moments]:
-            return calibrate(host, layers, calibration, self.forwards)
-
         within = host.averages_within()
         self._see_late(network, within)
         changes = self._gradients.values()
+        measure = self._measure_on(host)
         decision = self.policy.decide(network, self.calls, ratio, self.record, measure, within, changes)
         findings = sent_by_rank_zero(dict(self.policy.selection.findings))
         warn_of_idle(network, decision)
@@ -255,6 +252,20 @@ class Pruner:
             event = carry_out("record", record)
             carry_out("recover", lambda: self._recover(host))
         return event
+
+    def evidence(self, host: Host) -> Evidence:
+        """What an event would go by now; nothing is changed.
+
+        Raises:
+            LitPruneError: If nothing could be pruned.
+        """
+        within = host.averages_within()
+        changes = self._gradients.values()
+        found, _ = self.policy.evidence(host.network, self.calls, self.record, self._measure_on(host), within, changes)
+        return found
+
+    def _measure_on(self, host: Host) -> Measure:
+        return lambda layers, calibration: calibrate(host, layers, calibration, self.forwards)
 
     def _aim(self, ratio: float | None) -> dict[str, Any]:
         """How far an event was to go, as the record has it: a ratio, or a part of the way to a limit, and of what."""

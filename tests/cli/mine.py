@@ -35,6 +35,7 @@ class Net(lightning.LightningModule):
 
 class Data(lightning.LightningDataModule):
     def train_dataloader(self):
-        return DataLoader(TensorDataset(torch.rand(8, 3, 16, 16), torch.arange(8)), batch_size=4)
+        images = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        return DataLoader(TensorDataset(images, torch.arange(8)), batch_size=4)
 
     val_dataloader = test_dataloader = predict_dataloader = train_dataloader
