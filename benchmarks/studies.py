@@ -3,8 +3,8 @@
     python -m benchmarks.studies --weights yolov8n.pt
 
 The network is trained as the demo does, unless `--weights` has it. Each layer is cut alone, and the whole network by
-several amounts: as it is, and with no layer beyond what it can lose alone (`Limited`). Written are `studies.json` and two
-figures in `docs/`.
+several amounts: as it is, and with no layer beyond what it can lose alone (`Limited`). Written are `studies.json` and
+two figures in `docs/`.
 """
 
 from __future__ import annotations
