@@ -96,7 +96,7 @@ def to_look_at(amount: str | None = None) -> tuple[Callback, Callable[[Any], Non
     """What begins a fit with the trained weights alone, and what changes its configuration so that it only looks.
 
     Args:
-        amount: What its one event asks for; by default what it asks for last.
+        amount: What its one event asks for; by default what is always in reach, since nothing is to come of it.
     """
     start = _StartingWeights()
 
@@ -104,8 +104,9 @@ def to_look_at(amount: str | None = None) -> tuple[Callback, Callable[[Any], Non
         _alone(config, lambda kind: issubclass(kind, ChannelPruning))
         for each in config.trainer.callbacks:
             each.init_args["epochs"] = 0
-            if amount is not None:
-                _ask_for(each.init_args, amount)
+            if amount is None:
+                each.init_args["selection"] = "uniform"
+            _ask_for(each.init_args, amount or "0.5")
         start.take_from(config)
 
     return start, adjust

@@ -51,6 +51,12 @@ def test_by_gradients_and_where_rounding_leaves_nothing_to_cut(mine):
     assert [*found["groups"]["net.0"]] == ["0.5"]
 
 
+def test_what_its_event_would_ask_for_does_not_count(mine):
+    selection = ["--trainer.callbacks.selection=lit_prune.select.MacsBudget", "--trainer.callbacks.amount=null"]
+    limit = "--trainer.callbacks.selection.at_most=1 MACs"
+    assert measured(*mine, *selection, limit, "--ratios", "0.5", "--without-repair")["groups"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
