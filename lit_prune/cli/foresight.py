@@ -40,7 +40,7 @@ class Foresight(Callback):
         self._table = table
         self._save = save
         self._has_seen = False
-        self._pruning: ChannelPruning
+        self.pruning: ChannelPruning
         # Since the last event.
         self._steps = 0
         self._ms: list[float] = []
@@ -57,10 +57,10 @@ class Foresight(Callback):
                 "Nothing would be pruned: no ChannelPruning is among the callbacks. Add one to `trainer.callbacks` of "
                 "the configuration, or by --trainer.callbacks+=lit_prune.ChannelPruning."
             )
-        self._pruning = found[0]
-        self._pruning.verbose = False
-        self._pruning.agenda.held = not self._pruning.before_wrap
-        pruner = self._pruning.pruner
+        self.pruning = found[0]
+        self.pruning.verbose = False
+        self.pruning.agenda.held = not self.pruning.before_wrap
+        pruner = self.pruning.pruner
         if self._table is None and isinstance(pruner.policy.selection, LatencyBudget):
             self._table = pruner.policy.selection.table
         # No event is to be judged, and taken back.
@@ -76,7 +76,7 @@ class Foresight(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Carry out what can be."""
-        self._look_ahead(trainer)
+        self.look_ahead(trainer)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Have the step change nothing."""
@@ -86,13 +86,22 @@ class Foresight(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Carry out what is to come by as much as an epoch has shown."""
-        self._look_ahead(trainer, waits=False)
+        self.look_ahead(trainer, waits=False)
 
-    def _look_ahead(self, trainer: Trainer, waits: bool = True) -> None:
-        agenda, unit = self._pruning.agenda, self._pruning.schedule.unit
-        host = LightningHost(trainer, self._pruning.averages)
+    def look_ahead(self, trainer: Trainer, waits: bool = True) -> None:
+        """Carry out the events that can be.
+
+        Args:
+            trainer: The Trainer.
+            waits: As for :meth:`is_ready`.
+
+        Raises:
+            AllIsSeen: After the last.
+        """
+        agenda, unit = self.pruning.agenda, self.pruning.schedule.unit
+        host = LightningHost(trainer, self.pruning.averages)
         while ahead := agenda.ahead:
-            if not self._is_ready(waits):
+            if not self.is_ready(waits):
                 return
             event = agenda.prune_ahead(host)
             self._steps = 0
@@ -104,9 +113,13 @@ class Foresight(Callback):
             trainer.save_checkpoint(self._save)
         raise AllIsSeen
 
-    def _is_ready(self, waits: bool) -> bool:
-        """Whether an event has enough to go by; if it ``waits``, so much that chance decides little."""
-        pruner = self._pruning.pruner
+    def is_ready(self, waits: bool) -> bool:
+        """Whether an event has enough to go by; if it ``waits``, so much that chance decides little.
+
+        Args:
+            waits: Whether there are more batches to come in this epoch.
+        """
+        pruner = self.pruning.pruner
         few = waits and pruner.policy.criterion.needs_gradients and self._steps < _STEPS
         return pruner.is_ready and not few
 
@@ -125,7 +138,7 @@ class Foresight(Callback):
         Raises:
             PruningError: If the run has ended before.
         """
-        record, unit = self._pruning.record, self._pruning.schedule.unit.removesuffix("s")
+        record, unit = self.pruning.record, self.pruning.schedule.unit.removesuffix("s")
         dense = record.dense
         if dense is None or not self._has_seen:
             raise PruningError("The run ended before its events were seen: it has no training batch.")

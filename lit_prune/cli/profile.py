@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
 
-from lit_prune.cli.networks import load_network
-from lit_prune.cost.profile import LatencyTable, export_profile, profile_latency, read_profile, runtime_of, widths_of
+from lit_prune.cost.profile import LatencyTable, timing
 from lit_prune.errors import ArgumentError, LitPruneError
 from lit_prune.report.tables import ratio_bar
 
 _SLOWEST = 12
+_COUNTS = ("model", "image_size", "batch", "threads", "runtime", "round_to", "networks")
 
 
 def run_profile(options: argparse.Namespace) -> None:
     """Measure a latency table, write a script that measures one elsewhere, or read what such a script measured."""
     if options.script is not None and options.measured is not None:
         raise ArgumentError("--script writes what measures on a device, --measured reads what it found: give one.")
+    console = Console()
+    if options.script is None and options.measured is None and (known := _known(options)) is not None:
+        _say(console, f"{options.out} has been measured under the same conditions; --again measures anew.")
+        console.print(slowest_layers(known))
+        return
+    # Only now, since they take torch.
+    from lit_prune.cli.networks import load_network
+    from lit_prune.cost.profile import export_profile, profile_latency, read_profile
+
     network, images = load_network(options.model, options.image_size)
     images = images.expand(options.batch, *images.shape[1:]).contiguous()
-    console = Console()
     if options.script is not None:
         export_profile(network, images, options.script, options.runtime, options.round_to, options.networks)
         _say(console, f"Written: {options.script}. On the device: python {options.script.name} --out measured.json")
@@ -32,15 +41,12 @@ def run_profile(options: argparse.Namespace) -> None:
         return
     if options.measured is not None:
         table = read_profile(network, images, options.measured, options.round_to)
-    elif not options.again and (known := _known(options, network, images)) is not None:
-        _say(console, f"{options.out} has been measured under the same conditions; --again measures anew.")
-        console.print(slowest_layers(known))
-        return
     else:
         with console.status(f"timing {options.networks} networks in {options.runtime}"):
             table = profile_latency(
                 network, images, options.runtime, options.threads, options.round_to, options.networks
             )
+        table = replace(table, conditions={**table.conditions, "asked": _asked(options)})
     table.save(options.out)
     console.print(slowest_layers(table))
     _say(console, f"Written: {options.out}")
@@ -68,30 +74,31 @@ def slowest_layers(table: LatencyTable) -> Table:
     return shown
 
 
-def _known(options: argparse.Namespace, network: nn.Module, images: Tensor) -> LatencyTable | None:
-    """The table that is there already, if it is of this network and was measured under the same conditions."""
-    out: Path = options.out
-    if not out.exists():
+def _asked(options: argparse.Namespace) -> dict[str, Any] | None:
+    """What is asked for, and of which device; ``None`` where the runtime is not installed."""
+    file = Path(options.model)
+    known = file.stat() if file.is_file() else None
+    try:
+        release = version(options.runtime)
+    except PackageNotFoundError:
+        return None
+    return {
+        **{name: getattr(options, name) for name in _COUNTS},
+        "file": None if known is None else [known.st_size, known.st_mtime_ns],
+        "device": timing.device(),
+        "version": release,
+    }
+
+
+def _known(options: argparse.Namespace) -> LatencyTable | None:
+    """The table that is there already, if the same was asked for when it was measured, on this device."""
+    if options.again or not options.out.exists():
         return None
     try:
-        table = LatencyTable.load(out)
-        if table.prefix_in(network):
-            return None
+        table = LatencyTable.load(options.out)
     except LitPruneError:
         return None
-    timer = runtime_of(options.runtime, options.threads)
-    wanted: dict[str, Any] = {
-        "network": type(network).__name__,
-        "input": [*images.shape],
-        "round_to": options.round_to,
-        **timer.conditions(images),
-    }
-    same = all(table.conditions.get(key) == value for key, value in wanted.items())
-    whole = all(
-        widths_of(network.get_submodule(name)) == (layer.inputs[-1], layer.outputs[-1])
-        for name, layer in table.layers.items()
-    )
-    return table if same and whole else None
+    return table if table.conditions.get("asked", {}) == _asked(options) else None
 
 
 def _say(console: Console, text: str) -> None:

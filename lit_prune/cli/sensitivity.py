@@ -140,10 +140,11 @@ class _Bench(Foresight):
         bench.module.trainer = None
         return bench
 
-    def _look_ahead(self, trainer: Trainer, waits: bool = True) -> None:
-        if not self._is_ready(waits):
+    def look_ahead(self, trainer: Trainer, waits: bool = True) -> None:
+        """Take what is needed, and carry out nothing."""
+        if not self.is_ready(waits):
             return
-        pruner, host = self._pruning.pruner, LightningHost(trainer, self._pruning.averages)
+        pruner, host = self.pruning.pruner, LightningHost(trainer, self.pruning.averages)
         self.trainer, self.module = trainer, trainer.lightning_module
         self._evidence = pruner.evidence(host)
         self._target = pruner.policy.target(self.module, self._evidence.graph, None, Record())

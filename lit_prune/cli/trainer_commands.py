@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import lit_prune
 from lit_prune.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -53,8 +54,10 @@ def run_trainer(
     from lit_prune.cli.mistakes import explain
     from lit_prune.cli.num_classes import set_classes
 
-    # What is imported is known to the command line by its short name.
+    # What has been imported is known to the command line by its short name: with Lightning there, all of lit_prune.
     from lit_prune.yolo import DrawPredictions, LitYOLO
+
+    lit_prune.known_by_short_names()
 
     class PruneCLI(UnreadCheckpoint):
         def add_arguments_to_parser(self, parser: Any) -> None:

@@ -1,8 +1,14 @@
 """How long a network's layers take on a device: measured, as a table, for every combination of widths."""
 
-from lit_prune.cost.profile.latency_table import LatencyTable, LayerTimes, is_transposed, widths_of
-from lit_prune.cost.profile.profiling import export_profile, profile_latency, read_profile
-from lit_prune.cost.profile.runtimes import Runtime, Stopwatch, runtime_of
+from typing import TYPE_CHECKING
+
+from lit_prune.common.lazy import lazily
+
+if TYPE_CHECKING:
+    from lit_prune.cost.profile.latency_table import LatencyTable, LayerTimes
+    from lit_prune.cost.profile.layer_widths import is_transposed, widths_of
+    from lit_prune.cost.profile.profiling import export_profile, profile_latency, read_profile
+    from lit_prune.cost.profile.runtimes import Runtime, Stopwatch, runtime_of
 
 __all__ = [
     "LatencyTable",
@@ -16,3 +22,5 @@ __all__ = [
     "runtime_of",
     "widths_of",
 ]
+
+__getattr__, __dir__ = lazily(__name__, __file__)

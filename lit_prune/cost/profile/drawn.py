@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lit_prune.common._compat import ConvNd
 from lit_prune.common.running import untouched
-from lit_prune.cost.profile.latency_table import widths_of
+from lit_prune.cost.profile.layer_widths import widths_of
 from lit_prune.errors import ArgumentError
 from lit_prune.graph import ChannelGraph
 from lit_prune.surgery import shrink_

@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
 
-from lit_prune.common._compat import ConvTransposeNd
 from lit_prune.errors import ArgumentError, MissingFileError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Widths = npt.ArrayLike
 _FORMAT = 1
@@ -192,6 +193,9 @@ class LatencyTable:
         return f"The latency table of {told.get('network') or 'a network'}{where}"
 
     def _check(self, network: nn.Module, prefix: str) -> None:
+        # A table can be read and shown without torch.
+        from lit_prune.cost.profile.layer_widths import widths_of
+
         for name, layer in self.layers.items():
             inputs, outputs = widths_of(network.get_submodule(prefix + name))
             if inputs > layer.inputs[-1] or outputs > layer.outputs[-1]:
@@ -199,22 +203,6 @@ class LatencyTable:
                     f"{self} does not fit: it knows layer {name!r} with up to {layer.inputs[-1]} inputs and "
                     f"{layer.outputs[-1]} outputs, but it has {inputs} and {outputs}. Profile this network."
                 )
-
-
-def widths_of(layer: nn.Module) -> tuple[int, int]:
-    """(inputs, outputs) of a layer's weight.
-
-    Example:
-        >>> widths_of(nn.Conv2d(8, 16, 3)), widths_of(nn.ConvTranspose2d(8, 16, 3)), widths_of(nn.Linear(4, 2))
-        ((8, 16), (8, 16), (4, 2))
-    """
-    first, second = layer.weight.shape[:2]  # type: ignore[index]
-    return (first, second) if is_transposed(layer) else (second, first)
-
-
-def is_transposed(layer: nn.Module) -> bool:
-    """Whether the weight's first dimension is that of the input."""
-    return isinstance(layer, ConvTransposeNd)
 
 
 def _places(known: Sequence[int]) -> npt.NDArray[np.float64]:
