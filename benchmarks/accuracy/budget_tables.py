@@ -1,4 +1,4 @@
-"""What `python -m benchmarks.budgets` measured, as the tables of docs/accuracy.md."""
+"""What `python -m benchmarks.budgets` and `python -m benchmarks.studies` measured, as the tables of docs/accuracy.md."""
 
 from __future__ import annotations
 
@@ -56,6 +56,21 @@ def memory_table(result: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
             chosen = f"{each['plan_s']:.1f} s" if each["amount"] else ""
             foretold, measured = each["predicted"] / 1e6, each["allocator"] / 1e6
             lines.append(f"{start} {foretold:.2f} MB | {measured:.2f} MB | {foretold / measured:.3f} | {chosen} |")
+    return "\n".join(lines)
+
+
+def sweeps_table(sweeps: Mapping[str, Mapping[str, Any]], metric: str = "val/map") -> str:
+    """A row for each sweep, a column for each amount."""
+    scores = {
+        name: {point["amount"]: point["metrics"][metric] for point in sweep["points"]} for name, sweep in sweeps.items()
+    }
+    amounts = sorted({amount for each in scores.values() for amount in each if amount != "dense"}, key=float)
+    dense = next(iter(scores.values()))["dense"]
+    lines = [f"| mAP50-95: dense {dense:.3f} | {' | '.join(f'−{float(amount):.0%} MACs' for amount in amounts)} |"]
+    lines.append("|---" * (1 + len(amounts)) + "|")
+    for name, each in scores.items():
+        cells = [f"{each[amount]:.3f}" if amount in each else "out of reach" for amount in amounts]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
