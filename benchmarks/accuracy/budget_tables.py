@@ -1,4 +1,4 @@
-"""What `python -m benchmarks.budgets` and `python -m benchmarks.studies` measured, as the tables of docs/accuracy.md."""
+"""What `benchmarks.budgets` and `benchmarks.studies` measured, as the tables of docs/accuracy.md."""
 
 from __future__ import annotations
 
