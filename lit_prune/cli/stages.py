@@ -209,16 +209,19 @@ class _StartingWeights(Callback):
 
     def __init__(self, path: Path | None = None) -> None:
         self._path: Any = path
+        self._weights_only = True
 
     def take_from(self, config: Any) -> None:
         """Have a command's configuration go on from nothing, and take its checkpoint if there is no other."""
         self._path = self._path or config.get("ckpt_path")
         config["ckpt_path"] = None
+        # A Trainer that can't be told reads everything.
+        self._weights_only = config.get("weights_only", False) is not False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._path is None:
             return
-        checkpoint = read_checkpoint(self._path)
+        checkpoint = read_checkpoint(self._path, weights_only=self._weights_only, remedy="add --weights_only false")
         record = checkpoint.get("callbacks", {}).get(RECORD_KEY, {})
         keeping = [each for each in trainer.callbacks if isinstance(each, KeptRecord)]  # type: ignore[attr-defined]
         if record.get("events") and not keeping:
