@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import nn
+from torch import Tensor, nn
 
 from lit_prune.callback import ChannelPruning
+from lit_prune.common.names import tensors_of
 from lit_prune.cost.profile import LatencyTable, widths_of
 from lit_prune.errors import ArgumentError, PruningError
 from lit_prune.report.foreseen import Foreseen, foreseen
@@ -44,6 +46,8 @@ class Foresight(Callback):
         # Since the last event.
         self._steps = 0
         self._ms: list[float] = []
+        # Values of all tensors before the first step since the last event.
+        self._tensors: dict[str, Tensor] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the ChannelPruning, and have its events wait.
@@ -68,11 +72,18 @@ class Foresight(Callback):
         pruner.monitor = Monitor(None)
         pruner.before_cut.append(lambda host, _: self._time(host.network))
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let a run that is over begin once more."""
+        if trainer.ckpt_path is not None:
+            _without_end(trainer)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let the fit be as long as it takes."""
-        trainer.fit_loop.max_epochs = -1
-        trainer.fit_loop.epoch_loop.max_steps = -1
-        trainer.strategy.lr_scheduler_configs = []
+        """Let the fit be as long as it takes, and note what steps may change although they learn nothing."""
+        _without_end(trainer)
+        for each in trainer.strategy.lr_scheduler_configs:
+            # It is stepped by the Trainer no more; a module that steps on its own still finds it.
+            each.interval = "never"
+        self._note(pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Carry out what can be."""
@@ -103,7 +114,9 @@ class Foresight(Callback):
         while ahead := agenda.ahead:
             if not self.is_ready(waits):
                 return
+            self.restore(host.network)
             event = agenda.prune_ahead(host)
+            self._note(host.network)
             self._steps = 0
             if event is not None:
                 event[unit.removesuffix("s")] = ahead[0]
@@ -122,6 +135,16 @@ class Foresight(Callback):
         pruner = self.pruning.pruner
         few = waits and pruner.policy.criterion.needs_gradients and self._steps < _STEPS
         return pruner.is_ready and not few
+
+    def _note(self, network: nn.Module) -> None:
+        self._tensors = {name: tensor.detach().clone() for name, tensor in tensors_of(network)}
+
+    def restore(self, network: nn.Module) -> None:
+        """Put back what the steps have changed: statistics of norms, and averages that a step runs."""
+        with torch.no_grad():
+            for name, tensor in tensors_of(network):
+                if name in self._tensors:
+                    tensor.copy_(self._tensors[name])
 
     def _time(self, network: nn.Module) -> None:
         """Note what the table says of the network as it is now."""
@@ -143,3 +166,8 @@ class Foresight(Callback):
         if dense is None or not self._has_seen:
             raise PruningError("The run ended before its events were seen: it has no training batch.")
         return foreseen(dense.widths, dense.params, dense.macs, record.events, unit, self._ms)
+
+
+def _without_end(trainer: Trainer) -> None:
+    trainer.fit_loop.max_epochs = -1
+    trainer.fit_loop.epoch_loop.max_steps = -1

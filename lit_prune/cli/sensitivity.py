@@ -146,6 +146,7 @@ class _Bench(Foresight):
             return
         pruner, host = self.pruning.pruner, LightningHost(trainer, self.pruning.averages)
         self.trainer, self.module = trainer, trainer.lightning_module
+        self.restore(self.module)
         self._evidence = pruner.evidence(host)
         self._target = pruner.policy.target(self.module, self._evidence.graph, None, Record())
         self._scores = pruner.policy.scores(self._evidence)
