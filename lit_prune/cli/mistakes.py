@@ -46,12 +46,12 @@ def explain(message: str) -> str:
 
 
 def _unknown(path: str) -> str:
-    module, _, name = path.rpartition(".")
+    place, _, name = path.rpartition(".")
     try:
-        content = vars(import_module(module))
+        module = import_module(place)
     except ImportError as error:
         return f"{path} can't be imported: {error}."
-    classes = [known for known, value in content.items() if isinstance(value, type)]
+    classes = [known for known in dir(module) if isinstance(getattr(module, known), type)]
     return f"there is no class {path!r}. {nearest(name, classes)}"
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 from lit_prune.cli.foresight import AllIsSeen, Foresight
-from lit_prune.cli.stages import metric_among, to_look_at
+from lit_prune.cli.stages import fingerprint, make_folder, metric_among, naming_what_lacks, to_look_at
 from lit_prune.cli.trainer_commands import run_trainer
 from lit_prune.common.arguments import check_number
 from lit_prune.criteria import Evidence
@@ -76,7 +76,7 @@ class Sensitivity:
         Raises:
             LitPruneError: If the user has to change something.
         """
-        self.out.mkdir(parents=True, exist_ok=True)
+        make_folder(self.out)
         path = self.out / "sensitivity.json"
         try:
             with FileLock(self.out / "in_work.lock", timeout=0):
@@ -90,22 +90,30 @@ class Sensitivity:
 
     def _measured(self, path: Path, console: Console) -> dict[str, Any]:
         known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if known and known["arguments"] != self.arguments:
+        made = fingerprint(self.arguments)
+        if known and {key: known[key] for key in made} != made:
             raise ArgumentError(
-                f"{path} was measured by other arguments ({' '.join(known['arguments'])}): give another folder by "
-                "--out."
+                f"{path} was measured by other arguments or files ({' '.join(known['arguments'])}): give another "
+                "folder by --out."
             )
         bench = _Bench.of(self.arguments)
         metrics = bench.measure(bench.module)
         metric = metric_among(metrics, self.metric)
-        found = {
-            "arguments": self.arguments,
+        if known and known["metric"] != metric:
+            raise ArgumentError(f"{path} was measured by {known['metric']}: give another folder by --out.")
+        found: dict[str, Any] = {
+            **made,
             "metric": metric,
             "mode": self.mode,
             "dense": metrics[metric],
-            "groups": known.get("groups", {}) if known.get("metric") == metric else {},
+            "groups": known.get("groups", {}),
         }
         trials = [*bench.trials(self.ratios)]
+        if not trials:
+            raise ArgumentError(
+                f"Rounded, no ratio ({' '.join(f'{ratio:g}' for ratio in self.ratios)}) removes a channel of a layer: "
+                "give larger ones, or lower `round_to`."
+            )
         for names, ratio, plan in track(trials, "measuring", console=console):
             for way in self.ways:
                 scores = [found["groups"].setdefault(name, {}).setdefault(f"{ratio:g}", {}) for name in names]
@@ -183,6 +191,7 @@ class _Bench(Foresight):
 
     def measure(self, module: LightningModule) -> dict[str, float]:
         """The metrics of a validation."""
-        self.trainer.validate(module, datamodule=self.trainer.datamodule, verbose=False)  # type: ignore[attr-defined]
+        with naming_what_lacks():
+            self.trainer.validate(module, datamodule=self.trainer.datamodule, verbose=False)  # type: ignore[attr-defined]
         module.trainer = None
         return {name: float(value) for name, value in self.trainer.callback_metrics.items()}

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
+from lightning.pytorch.callbacks import (
+    Checkpoint,
+    DeviceStatsMonitor,
+    EarlyStopping,
+    LearningRateMonitor,
+    ModelSummary,
+    ProgressBar,
+)
 
 from lit_prune.callback import ChannelPruning
 from lit_prune.checkpoint import RECORD_KEY
@@ -38,8 +48,17 @@ _ALONE = {
     "profiler": None,
 }
 
-# They prune once more, write files, or end a fit before a point is as well trained as the others.
-_APART = (ChannelPruning, Distillation, Checkpoint, EarlyStopping)
+# They prune once more, write or show something, or end a fit before a point is as well trained as the others.
+_APART = (
+    ChannelPruning,
+    Distillation,
+    Checkpoint,
+    DeviceStatsMonitor,
+    EarlyStopping,
+    LearningRateMonitor,
+    ModelSummary,
+    ProgressBar,
+)
 
 
 def fit_arguments(arguments: Sequence[str]) -> list[str]:
@@ -127,6 +146,7 @@ def train_on(arguments: Sequence[str], epochs: int, save: Path, weights: Path | 
         _alone(config, lambda kind: not issubclass(kind, _APART))
         config.trainer["max_epochs"] = epochs
         config.trainer["min_epochs"] = None
+        config.trainer["max_steps"] = -1
         start.take_from(config)
 
     run_trainer(["fit", *arguments], adjust, [start, _Save(save)])
@@ -140,7 +160,7 @@ def measure(arguments: Sequence[str], checkpoint: Path | None = None) -> dict[st
         checkpoint: The network to measure; by default that of the arguments.
 
     Raises:
-        ArgumentError: If no metric is logged.
+        ArgumentError: If nothing is validated.
     """
 
     def adjust(config: Any) -> None:
@@ -148,11 +168,18 @@ def measure(arguments: Sequence[str], checkpoint: Path | None = None) -> dict[st
         config["verbose"] = False
 
     which = [] if checkpoint is None else ["--ckpt_path", str(checkpoint)]
-    command = run_trainer(["validate", *arguments, *which], adjust)
-    found = {name: float(value) for name, value in command.trainer.callback_metrics.items()}
-    if not found:
-        raise ArgumentError("A validation logs no metric: `validation_step` is to call `self.log`.")
-    return found
+    with naming_what_lacks():
+        command = run_trainer(["validate", *arguments, *which], adjust)
+    return {name: float(value) for name, value in command.trainer.callback_metrics.items()}
+
+
+@contextmanager
+def naming_what_lacks() -> Iterator[None]:
+    """While open, what a validation lacks is an error for the user."""
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise ArgumentError(f"The network can't be validated: {error}") from error
 
 
 def metric_among(metrics: Mapping[str, float], name: str | None) -> str:
@@ -163,12 +190,14 @@ def metric_among(metrics: Mapping[str, float], name: str | None) -> str:
         name: The one that was asked for; may be left out where there is one.
 
     Raises:
-        ArgumentError: If it is not among them, or there are several.
+        ArgumentError: If it is not among them, there are several, or none.
 
     Example:
         >>> metric_among({"loss": 0.3}, None)
         'loss'
     """
+    if not metrics:
+        raise ArgumentError("A validation logs no metric: `validation_step` is to call `self.log`.")
     if name is None and len(metrics) == 1:
         return next(iter(metrics))
     if name is None or name not in metrics:
@@ -184,6 +213,62 @@ def _alone(config: Any, stays: Callable[[type], bool]) -> None:
     callbacks = config.trainer.get("callbacks") or []
     listed = callbacks if isinstance(callbacks, list) else [callbacks]
     config.trainer["callbacks"] = [each for each in listed if stays(resolve_name(each.class_path))]
+
+
+def fingerprint(arguments: Sequence[str]) -> dict[str, Any]:
+    """Arguments and the files that they name, for the question whether something was made in the same way."""
+    files = {}
+    for argument in arguments:
+        path = Path(argument.rpartition("=")[2])
+        if path.is_file():
+            content = path.read_bytes() if path.stat().st_size < 2**20 else repr(path.stat().st_mtime_ns).encode()
+            files[str(path)] = hashlib.sha256(content).hexdigest()
+    return {"arguments": [*arguments], "files": files}
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder that `--out` names.
+
+    Raises:
+        ArgumentError: If that can't be.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArgumentError(f"--out {path} can't be a folder: {error.strerror}.") from error
+
+
+def check_file(path: Path) -> None:
+    """Raise unless a file can be written there.
+
+    Raises:
+        ArgumentError: If it is a folder, or there is none to hold it.
+    """
+    if path.is_dir() or not path.parent.is_dir():
+        raise ArgumentError(f"--out {path} can't be a file: {'it is a folder' if path.is_dir() else 'no such folder'}.")
+
+
+def check_amounts(amounts: Sequence[str]) -> None:
+    """Raise unless each is a ratio in (0, 1), or a number with a unit.
+
+    Raises:
+        ArgumentError: If one is neither, or is given twice.
+
+    Example:
+        >>> check_amounts(["0.2", "8 ms"])
+        >>> check_amounts(["train.yaml"])
+        Traceback (most recent call last):
+        lit_prune.errors.ArgumentError: An amount is a ratio in (0, 1), or a limit such as '8 ms', but is 'train.yaml'.
+    """
+    for amount in amounts:
+        try:
+            fits = 0 < float(amount) < 1
+        except ValueError:
+            fits = re.fullmatch(r"\s*[\d.]+(?:[eE][+-]?\d+)?\s*[a-zA-Z]+\s*", amount) is not None
+        if not fits:
+            raise ArgumentError(f"An amount is a ratio in (0, 1), or a limit such as '8 ms', but is {amount!r}.")
+    if len({*amounts}) < len(amounts):
+        raise ArgumentError(f"Each amount is to be given once, but got {' '.join(amounts)}.")
 
 
 def _ask_for(arguments: Any, amount: str) -> None:
@@ -218,14 +303,24 @@ class _StartingWeights(Callback):
         # A Trainer that can't be told reads everything.
         self._weights_only = config.get("weights_only", False) is not False
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # Before other callbacks copy the network; if it is there yet.
+        if self._path is not None and self._checkpoint()["state_dict"].keys() <= pl_module.state_dict().keys():
+            self._load(trainer, pl_module)
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._path is None:
-            return
-        checkpoint = read_checkpoint(self._path, weights_only=self._weights_only, remedy="add --weights_only false")
+        if self._path is not None:
+            self._load(trainer, pl_module)
+
+    def _checkpoint(self) -> dict[str, Any]:
+        return read_checkpoint(self._path, weights_only=self._weights_only, remedy="add --weights_only false")
+
+    def _load(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        checkpoint, path, self._path = self._checkpoint(), self._path, None
         record = checkpoint.get("callbacks", {}).get(RECORD_KEY, {})
         keeping = [each for each in trainer.callbacks if isinstance(each, KeptRecord)]  # type: ignore[attr-defined]
         if record.get("events") and not keeping:
-            raise ArgumentError(f"{self._path} has been pruned already: begin with the network before that.")
+            raise ArgumentError(f"{path} has been pruned already: begin with the network before that.")
         adopt_shapes_(pl_module, checkpoint["state_dict"])
         pl_module.load_state_dict(checkpoint["state_dict"], strict=pl_module.strict_loading)
         for each in keeping:

@@ -43,10 +43,12 @@ def _plan(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace, list
     parser.add_argument("--out", type=Path, metavar="FILE", help="a JSON file for what is printed")
 
     def run(options: argparse.Namespace, fit: list[str]) -> None:
-        from lit_prune.cli.stages import fit_arguments, look_ahead
+        from lit_prune.cli.stages import check_file, fit_arguments, look_ahead
         from lit_prune.report.foreseen import foreseen_tables
         from lit_prune.report.tables import save_json
 
+        if options.out is not None:
+            check_file(options.out)
         seen = look_ahead(fit_arguments(fit), _table(options))
         console = Console()
         for each in foreseen_tables(seen):

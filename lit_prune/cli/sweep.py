@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from lit_prune.cli.stages import cut, measure, metric_among, train_on
+from lit_prune.cli.stages import check_amounts, cut, fingerprint, make_folder, measure, metric_among, train_on
 from lit_prune.common.arguments import check_whole
 from lit_prune.cost.profile import LatencyTable
 from lit_prune.errors import ArgumentError, PruningError
@@ -21,6 +21,7 @@ from lit_prune.report.curve import Point, curve_figure, curve_table, with_front
 from lit_prune.report.tables import save_json
 
 DENSE = "dense"
+_POINT, _SETTINGS = "point.json", "settings.json"
 
 
 class Sweep:
@@ -36,7 +37,7 @@ class Sweep:
         table: For the latency of each network.
 
     Raises:
-        ArgumentError: If an amount is given twice, or the folder is of another sweep.
+        ArgumentError: If an amount is given twice, or is neither a ratio in (0, 1) nor a limit.
     """
 
     def __init__(
@@ -51,8 +52,7 @@ class Sweep:
         table: LatencyTable | None = None,
     ) -> None:
         check_whole("epochs", epochs, least=0)
-        if len({*amounts}) < len(amounts):
-            raise ArgumentError(f"Each amount is to be given once, but got {' '.join(amounts)}.")
+        check_amounts(amounts)
         self.arguments = [*arguments]
         self.names = [DENSE, *amounts]
         self.out = out
@@ -70,24 +70,32 @@ class Sweep:
         Raises:
             LitPruneError: If the user has to change something.
         """
-        self.out.mkdir(parents=True, exist_ok=True)
+        make_folder(self.out)
         self._check_settings()
         for name in self.names:
-            folder = self.out / re.sub(r"[^\w.-]+", "-", name)
-            if not (folder / "point.json").exists():
+            folder = self._folder(name)
+            if not (folder / _POINT).exists():
                 folder.mkdir(exist_ok=True)
                 try:
                     # The lock of a process that is killed is free again.
                     with FileLock(folder / "in_work.lock", timeout=0):
-                        if not (folder / "point.json").exists():
+                        if not (folder / _POINT).exists():
                             console.rule(name if name == DENSE else f"amount {name}", style="dim")
-                            save_json(self._made(name, folder), folder / "point.json")
+                            point = self._made(name, folder)
+                            save_json(self._settings, self.out / _SETTINGS)
+                            save_json(point, folder / _POINT)
                 except Timeout:
                     console.print(f"{name}: another process is at it.", highlight=False, markup=False)
         return self._report(console)
 
+    def _folder(self, name: str) -> Path:
+        return self.out / re.sub(r"[^\w.-]+", "-", name)
+
     def _made(self, name: str, folder: Path) -> Point:
         started = time.perf_counter()
+        if name == DENSE and self.epochs:
+            # A wrong name shows before something is trained.
+            metric_among(measure(self.arguments), self.metric)
         saved, known = None, {}
         try:
             if name != DENSE:
@@ -103,15 +111,16 @@ class Sweep:
         where = {} if saved is None else {"checkpoint": str(saved.relative_to(self.out))}
         return {"amount": name, "metrics": metrics, **known, **where, "seconds": time.perf_counter() - started}
 
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return {**fingerprint(self.arguments), "epochs": self.epochs}
+
     def _check_settings(self) -> None:
         """Refuse a folder whose points were made in another way."""
-        settings = {"arguments": self.arguments, "epochs": self.epochs}
-        path = self.out / "settings.json"
-        if not path.exists():
-            save_json(settings, path)
-        elif (before := json.loads(path.read_text(encoding="utf-8"))) != settings:
+        path = self.out / _SETTINGS
+        if path.exists() and (before := json.loads(path.read_text(encoding="utf-8"))) != self._settings:
             raise ArgumentError(
-                f"{self.out} has a sweep of other arguments ({' '.join(before['arguments'])}, --epochs "
+                f"{self.out} has a sweep of other arguments or files ({' '.join(before['arguments'])}, --epochs "
                 f"{before['epochs']}): give another folder by --out."
             )
 
@@ -133,10 +142,13 @@ class Sweep:
         if len(told) > 1:
             curve_figure(told, metric).savefig(self.out / "sweep.png")
             written += " and sweep.png"
+        there = sum((self._folder(name) / _POINT).exists() for name in self.names)
         console.print(
-            f"Written: {written} in {self.out}; {len(made)} of {len(self.names)} points are there.",
+            f"Written: {written} in {self.out}; {there} of {len(self.names)} points are there.",
             highlight=False,
             soft_wrap=True,
             markup=False,
         )
+        if failed and len(told) == 1:
+            raise PruningError(f"No amount could be cut: {failed[0]['failed']}")
         return told

@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from lit_prune.common._compat import ITEM, DispatchMode, memory_of, tree_flatten
+from lit_prune.common.arguments import check_choice
 from lit_prune.common.running import eagerly
 from lit_prune.errors import TraceError
 from lit_prune.graph import Call, ChannelGraph
@@ -41,6 +42,7 @@ def peak_memory(network: nn.Module, *inputs: Any, precision: Precision = "float3
         precision: In which values that are floating-point numbers are kept.
 
     Raises:
+        ArgumentError: If the precision is unknown.
         TraceError: If the forward fails on these inputs.
 
     Example:
@@ -48,6 +50,7 @@ def peak_memory(network: nn.Module, *inputs: Any, precision: Precision = "float3
         >>> peak_memory(net, torch.zeros(1, 3, 10, 10))  # 3 of the input, 8 before and 8 behind the ReLU
         7600
     """
+    check_choice("precision", precision, get_args(Precision))
     return int(timeline(ChannelGraph.trace(network, *inputs), precision=precision).max())
 
 

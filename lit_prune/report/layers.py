@@ -71,7 +71,7 @@ def layers_figure(found: Layers) -> Figure:
         )
         for way in ways
     }
-    most = max(1e-6, *(float(np.nanmax(each)) for each in drops.values()))
+    most = max(1e-6, *(float(np.nan_to_num(each).max()) for each in drops.values()))
     figure, axes = _figure(max(6.0, 1.6 + 0.17 * len(names)), 1.4 + (0.5 + 0.3 * len(ratios)) * len(ways), len(ways))
     rows = axes if len(ways) > 1 else [axes]
     for way, one in zip(ways, rows, strict=True):

@@ -16,7 +16,7 @@ from torch import Tensor
 from lit_prune.common.arguments import check_number
 from lit_prune.common.choices import resolve
 from lit_prune.criteria import Evidence
-from lit_prune.errors import ArgumentError, MissingFileError
+from lit_prune.errors import ArgumentError, ArgumentTypeError, MissingFileError, SelectionError
 from lit_prune.select.base import Bundle, Scores, Target, Widths
 from lit_prune.select.spread import Global, Spread, Uniform
 
@@ -34,6 +34,8 @@ class Limited(Spread):
     Raises:
         ArgumentError: If a limit is out of range, or the file is no such file.
         MissingFileError: If there is no such file.
+        ArgumentTypeError: If the limits are neither.
+        SelectionError: At an event, if no limit names a layer that takes part.
 
     Example:
         >>> from lit_prune.select import MacsBudget
@@ -54,8 +56,10 @@ class Limited(Spread):
         check_number("max_drop", max_drop)
         if isinstance(limits, (str, PathLike)):
             self.limits = _limits_of(Path(limits), max_drop, repaired)
-        else:
+        elif isinstance(limits, Mapping):
             self.limits = dict(limits)
+        else:
+            raise ArgumentTypeError(f"Limited takes a dict from patterns to ratios, or a file, but got {limits!r}.")
         for pattern, limit in self.limits.items():
             check_number(f"the limit of {pattern!r}", limit)
             if not 0 <= limit < 1:
@@ -80,6 +84,11 @@ class Limited(Spread):
             limit = next((limit for pattern, limit in self.limits.items() if fnmatchcase(group.name, pattern)), None)
             if limit is not None:
                 least[group.name] = math.ceil(target.widths.get(group.name, group.size) * (1 - limit) - 1e-9)
+        if self.limits and groups and not least:
+            raise SelectionError(
+                f"None of the limits ({', '.join([*self.limits][:3])}, ...) names a layer that takes part: "
+                f"{', '.join(group.name for group in groups[:3])}, ..."
+            )
         # Groups that lose equally many are held by the strictest of them.
         most = {
             group.name: max(least.get(name, 0) for name in group.bundle)
@@ -91,7 +100,7 @@ class Limited(Spread):
 
 def _limits_of(path: Path, max_drop: float, repaired: bool) -> dict[str, float]:
     """The largest ratio of each group up to which the metric was no worse than allowed."""
-    if not path.exists():
+    if not path.is_file():
         raise MissingFileError(f"There is no file {str(path)!r}: `lit-prune sensitivity` makes one.")
     way = "repaired" if repaired else "cut"
     try:
@@ -101,11 +110,16 @@ def _limits_of(path: Path, max_drop: float, repaired: bool) -> dict[str, float]:
         for name, ratios in content["groups"].items():
             found[_literal(name)] = 0.0
             for ratio, scores in sorted(ratios.items(), key=lambda item: float(item[0])):
-                if sign * (content["dense"] - scores[way]) > max_drop + 1e-9:
+                if way not in scores:
+                    raise ArgumentError(f"{path} was measured without repair: give Limited repaired=False.")
+                # What is not a number is not good enough.
+                if not sign * (content["dense"] - scores[way]) <= max_drop + 1e-9:
                     break
                 found[_literal(name)] = float(ratio)
+    except ArgumentError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArgumentError(f"{path} is no file of `lit-prune sensitivity` with {way!r} scores ({error!r}).") from error
+        raise ArgumentError(f"{path} is no file of `lit-prune sensitivity` ({error!r}).") from error
     return found
 
 

@@ -99,7 +99,9 @@ def test_limits_of_a_budget_and_what_is_out_of_reach(trained, capsys):
     [
         (["--amounts", "0.5", "0.5"], "Each amount is to be given once"),
         (["--amounts", "8 ms"], "needs a budget with a class path"),
-        (["--amounts", "1.5"], "amount"),
+        (["--amounts", "1.5"], "An amount is a ratio in (0, 1)"),
+        (["--amounts", "0.5", "train.yaml"], "but is 'train.yaml'"),
+        (["--amounts", "0.5", "--out", "mine.py"], "can't be a folder"),
         (["--amounts", "0.5", "--metric", "los"], "'los' is not logged. Did you mean 'loss'?"),
         (["--amounts", "0.5", "--epochs", "-1"], "epochs"),
         (["--amounts", "0.5", "--model.lrr", "1"], "lrr"),
@@ -109,6 +111,25 @@ def test_limits_of_a_budget_and_what_is_out_of_reach(trained, capsys):
 def test_what_is_wrong_is_told(arguments, message, mine, capsys):
     assert main(["sweep", *mine, *PRUNING, *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_amounts_that_are_all_out_of_reach_are_an_error(trained, capsys):
+    assert main(["sweep", *trained, *BUDGET, "--amounts", "1 MACs"]) == 2
+    assert "No amount could be cut" in capsys.readouterr().err
+
+
+def test_a_folder_is_free_until_a_point_is_made(trained):
+    assert main(["sweep", "none.yaml", "--amounts", "0.5"]) == 2
+    swept(*trained, "--amounts", "0.5")
+
+
+@pytest.mark.parametrize("callback", ["lightning.pytorch.callbacks.StochasticWeightAveraging", "LearningRateMonitor"])
+def test_training_on_beside_other_callbacks(callback, trained):
+    more = [f"--trainer.callbacks+={callback}"]
+    more += ["--trainer.callbacks.swa_lrs=0.01"] if "Averaging" in callback else []
+    # Arguments of a callback go to the last one.
+    swept(*trained, *more, "--amounts", "0.5", "--epochs", "2", "--trainer.max_steps=1")
+    assert torch.load("sweep/0.5/trained.ckpt", weights_only=True)["global_step"] == 4
 
 
 def test_a_folder_of_another_sweep_and_a_network_that_was_cut_are_refused(trained, capsys):

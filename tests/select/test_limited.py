@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from lit_prune import ArgumentError, ChannelGraph, MissingFileError, plan_pruning
+from lit_prune import ArgumentError, ArgumentTypeError, ChannelGraph, MissingFileError, plan_pruning
 from lit_prune.errors import SelectionError
 from lit_prune.select import Limited, MacsBudget
 from tests.toys import network
@@ -63,9 +63,25 @@ def test_limits_of_a_file(file):
     assert Limited("global", file, max_drop=0.05, repaired=False).limits == {"a[[]0]": 0.0, "b": 0.5}
 
 
+def test_what_is_not_a_number_is_not_good_enough(file):
+    content = json.loads(file.read_text())
+    content["groups"]["b"]["0.5"]["repaired"] = float("nan")
+    file.write_text(json.dumps(content))
+    assert Limited("global", file).limits["b"] == 0.0
+
+
+def test_limits_of_another_network_are_refused():
+    with pytest.raises(SelectionError, match=r"None of the limits .* names a layer"):
+        gone(MacsBudget(Limited("uniform", {"zzz": 0.1})))
+
+
 def test_arguments(tmp_path, file):
     with pytest.raises(ArgumentError, match="the limit of 'a' must be in"):
         Limited("global", {"a": -0.1})
+    with pytest.raises(ArgumentTypeError, match="or a file"):
+        Limited("global", [0.1])
+    with pytest.raises(MissingFileError, match="lit-prune sensitivity"):
+        Limited("global", tmp_path)
     with pytest.raises(MissingFileError, match="lit-prune sensitivity"):
         Limited("global", tmp_path / "none.json")
     (tmp_path / "other.json").write_text("{}")
@@ -74,5 +90,5 @@ def test_arguments(tmp_path, file):
     content = json.loads(file.read_text())
     del content["groups"]["b"]["0.5"]["repaired"]
     file.write_text(json.dumps(content))
-    with pytest.raises(ArgumentError, match="'repaired' scores"):
+    with pytest.raises(ArgumentError, match="repaired=False"):
         Limited("global", file)
