@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.progress import track
 
 from lit_prune.cli.foresight import AllIsSeen, Foresight
-from lit_prune.cli.stages import fingerprint, make_folder, metric_among, naming_what_lacks, to_look_at
+from lit_prune.cli.given import fingerprint, make_folder, metric_among
+from lit_prune.cli.stages import naming_what_lacks, to_look_at
 from lit_prune.cli.trainer_commands import run_trainer
 from lit_prune.common.arguments import check_number
 from lit_prune.criteria import Evidence

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from pkgutil import resolve_name
@@ -26,7 +24,6 @@ from lit_prune.checkpoint import RECORD_KEY
 from lit_prune.cli.ckpt_path import KeptRecord
 from lit_prune.cli.foresight import AllIsSeen, Foresight
 from lit_prune.cli.trainer_commands import run_trainer
-from lit_prune.common.choices import nearest
 from lit_prune.common.reading import read_checkpoint
 from lit_prune.cost.profile import LatencyTable
 from lit_prune.errors import ArgumentError
@@ -59,16 +56,6 @@ _APART = (
     ModelSummary,
     ProgressBar,
 )
-
-
-def fit_arguments(arguments: Sequence[str]) -> list[str]:
-    """Arguments of `fit`, of which the first may be the configuration file.
-
-    Example:
-        >>> fit_arguments(["train.yaml", "--model.lr", "0.1"])
-        ['--config', 'train.yaml', '--model.lr', '0.1']
-    """
-    return [*(["--config"] if arguments and not arguments[0].startswith("-") else []), *arguments]
 
 
 def look_ahead(arguments: Sequence[str], table: LatencyTable | None = None) -> Foreseen:
@@ -182,30 +169,6 @@ def naming_what_lacks() -> Iterator[None]:
         raise ArgumentError(f"The network can't be validated: {error}") from error
 
 
-def metric_among(metrics: Mapping[str, float], name: str | None) -> str:
-    """Which of some metrics counts.
-
-    Args:
-        metrics: By name.
-        name: The one that was asked for; may be left out where there is one.
-
-    Raises:
-        ArgumentError: If it is not among them, there are several, or none.
-
-    Example:
-        >>> metric_among({"loss": 0.3}, None)
-        'loss'
-    """
-    if not metrics:
-        raise ArgumentError("A validation logs no metric: `validation_step` is to call `self.log`.")
-    if name is None and len(metrics) == 1:
-        return next(iter(metrics))
-    if name is None or name not in metrics:
-        asked = "" if name is None else f"{name!r} is not logged. {nearest(name, metrics)} "
-        raise ArgumentError(f"{asked}Say by --metric what counts; a validation logs {', '.join(sorted(metrics))}.")
-    return name
-
-
 def _alone(config: Any, stays: Callable[[type], bool]) -> None:
     """Leave of a Trainer's configuration what counts: one process, no file, some of the callbacks."""
     for key, value in _ALONE.items():
@@ -213,62 +176,6 @@ def _alone(config: Any, stays: Callable[[type], bool]) -> None:
     callbacks = config.trainer.get("callbacks") or []
     listed = callbacks if isinstance(callbacks, list) else [callbacks]
     config.trainer["callbacks"] = [each for each in listed if stays(resolve_name(each.class_path))]
-
-
-def fingerprint(arguments: Sequence[str]) -> dict[str, Any]:
-    """Arguments and the files that they name, for the question whether something was made in the same way."""
-    files = {}
-    for argument in arguments:
-        path = Path(argument.rpartition("=")[2])
-        if path.is_file():
-            content = path.read_bytes() if path.stat().st_size < 2**20 else repr(path.stat().st_mtime_ns).encode()
-            files[str(path)] = hashlib.sha256(content).hexdigest()
-    return {"arguments": [*arguments], "files": files}
-
-
-def make_folder(path: Path) -> None:
-    """Make the folder that `--out` names.
-
-    Raises:
-        ArgumentError: If that can't be.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ArgumentError(f"--out {path} can't be a folder: {error.strerror}.") from error
-
-
-def check_file(path: Path) -> None:
-    """Raise unless a file can be written there.
-
-    Raises:
-        ArgumentError: If it is a folder, or there is none to hold it.
-    """
-    if path.is_dir() or not path.parent.is_dir():
-        raise ArgumentError(f"--out {path} can't be a file: {'it is a folder' if path.is_dir() else 'no such folder'}.")
-
-
-def check_amounts(amounts: Sequence[str]) -> None:
-    """Raise unless each is a ratio in (0, 1), or a number with a unit.
-
-    Raises:
-        ArgumentError: If one is neither, or is given twice.
-
-    Example:
-        >>> check_amounts(["0.2", "8 ms"])
-        >>> check_amounts(["train.yaml"])
-        Traceback (most recent call last):
-        lit_prune.errors.ArgumentError: An amount is a ratio in (0, 1), or a limit such as '8 ms', but is 'train.yaml'.
-    """
-    for amount in amounts:
-        try:
-            fits = 0 < float(amount) < 1
-        except ValueError:
-            fits = re.fullmatch(r"\s*[\d.]+(?:[eE][+-]?\d+)?\s*[a-zA-Z]+\s*", amount) is not None
-        if not fits:
-            raise ArgumentError(f"An amount is a ratio in (0, 1), or a limit such as '8 ms', but is {amount!r}.")
-    if len({*amounts}) < len(amounts):
-        raise ArgumentError(f"Each amount is to be given once, but got {' '.join(amounts)}.")
 
 
 def _ask_for(arguments: Any, amount: str) -> None:

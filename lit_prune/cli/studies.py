@@ -43,7 +43,8 @@ def _plan(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace, list
     parser.add_argument("--out", type=Path, metavar="FILE", help="a JSON file for what is printed")
 
     def run(options: argparse.Namespace, fit: list[str]) -> None:
-        from lit_prune.cli.stages import check_file, fit_arguments, look_ahead
+        from lit_prune.cli.given import check_file, fit_arguments
+        from lit_prune.cli.stages import look_ahead
         from lit_prune.report.foreseen import foreseen_tables
         from lit_prune.report.tables import save_json
 
@@ -76,7 +77,7 @@ def _sweep(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace, lis
     )
 
     def run(options: argparse.Namespace, fit: list[str]) -> None:
-        from lit_prune.cli.stages import fit_arguments
+        from lit_prune.cli.given import fit_arguments
         from lit_prune.cli.sweep import Sweep
 
         Sweep(
@@ -108,8 +109,8 @@ def _sensitivity(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespac
     )
 
     def run(options: argparse.Namespace, fit: list[str]) -> None:
+        from lit_prune.cli.given import fit_arguments
         from lit_prune.cli.sensitivity import Sensitivity
-        from lit_prune.cli.stages import fit_arguments
 
         Sensitivity(
             fit_arguments(fit),

@@ -13,7 +13,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from lit_prune.cli.stages import check_amounts, cut, fingerprint, make_folder, measure, metric_among, train_on
+from lit_prune.cli.given import check_amounts, fingerprint, make_folder, metric_among
+from lit_prune.cli.stages import cut, measure, train_on
 from lit_prune.common.arguments import check_whole
 from lit_prune.cost.profile import LatencyTable
 from lit_prune.errors import ArgumentError, PruningError

@@ -4,10 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from lit_prune import ChannelPruning, PruningPlan
 from lit_prune.cli import main, run_trainer
+from lit_prune.cli.foresight import AllIsSeen, Foresight
 from lit_prune.cost.profile import LatencyTable, LayerTimes
+from tests.toys import Classifier, fitted
 
 PRUNING = ["--trainer.callbacks+=ChannelPruning", "--trainer.callbacks.amount=0.5", "--trainer.callbacks.epochs=[1,3]"]
 LONG = ["--trainer.max_epochs=5"]
@@ -111,3 +115,53 @@ def test_events_of_a_run_that_goes_on_are_told_too(mine):
 def test_what_a_run_would_refuse_is_refused(arguments, message, mine, capsys):
     assert main(["plan", *mine, *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_run_that_is_over_can_be_planned_from(mine):
+    run_trainer(["fit", *mine, "--trainer.max_epochs=4", "--trainer.default_root_dir=run"])
+    (path,) = map(str, Path("run").rglob("*.ckpt"))
+    planned = _planned(*mine, *PRUNING, "--trainer.max_epochs=4", f"--ckpt_path={path}")
+    assert [event["at"] for event in planned["events"]] == ["epoch 1", "epoch 3"]
+
+
+def test_a_cut_that_looks_ahead_leaves_the_values_of_what_stays(tmp_path):
+    torch.manual_seed(0)
+    dense = Classifier().state_dict()
+    foresight = Foresight(save=tmp_path / "cut.ckpt")
+    with pytest.raises(AllIsSeen):
+        fitted(foresight, ChannelPruning(0.5, [1, 2], criterion="taylor", round_to=1, verbose=False))
+    left = torch.load(tmp_path / "cut.ckpt", weights_only=True)
+    plan = PruningPlan.from_state_dict(left["callbacks"]["ChannelPruning"]["plan"])
+    assert plan
+    for name, value in left["state_dict"].items():
+        expected = dense[name]
+        for dim, kept in plan.kept.get(name, {}).items():
+            expected = expected.index_select(dim, kept)
+        assert torch.equal(value, expected), name
+
+
+class Scheduled(Classifier):
+    """One that steps by itself, and its schedule too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        optimizer.step()
+        self.lr_schedulers().step()
+
+    def configure_optimizers(self):
+        optimizer = super().configure_optimizers()
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
+
+
+def test_steps_of_the_users_own_change_nothing_either():
+    pruning = ChannelPruning(0.5, [1], criterion="taylor", round_to=1, verbose=False)
+    foresight = Foresight()
+    with pytest.raises(AllIsSeen):
+        fitted(foresight, pruning, kind=Scheduled)
+    assert len(foresight.foreseen["events"]) == 1
