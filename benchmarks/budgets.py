@@ -42,7 +42,7 @@ from benchmarks.accuracy.ways import REPAIRS, Ours, macs_of
 from lit_prune import plan_pruning, shrink_
 from lit_prune.cli.networks import load_network
 from lit_prune.cost import LatencyTable, peak_memory, profile_latency
-from lit_prune.cost.profile import timing, widths_of
+from lit_prune.cost.profile import timing
 from lit_prune.cost.profile.exporting import to_onnx
 from lit_prune.errors import SelectionError
 from lit_prune.select import LatencyBudget, MacsBudget, MemoryBudget
@@ -78,8 +78,7 @@ def cut(
         network, inputs, amount=amount, criterion="magnitude", selection=LatencyBudget(table), round_to=round_to
     )
     left = shrink_(copy.deepcopy(network), plan).eval()
-    predicted = table.ms({name: widths_of(left.get_submodule(name)) for name in table.layers})
-    return left, predicted / table.dense_ms
+    return left, table.ms_of(left) / table.dense_ms
 
 
 def against_clock(name: str, runtime: str, ratios: list[float], round_to: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lit_prune.callback import ChannelPruning
 from lit_prune.common.names import tensors_of
-from lit_prune.cost.profile import LatencyTable, widths_of
+from lit_prune.cost.profile import LatencyTable
 from lit_prune.errors import ArgumentError, PruningError
 from lit_prune.report.foreseen import Foreseen, foreseen
 from lit_prune.select import LatencyBudget
@@ -149,10 +149,7 @@ class Foresight(Callback):
     def _time(self, network: nn.Module) -> None:
         """Note what the table says of the network as it is now."""
         if self._table is not None:
-            prefix = self._table.prefix_in(network)
-            self._ms.append(
-                self._table.ms({name: widths_of(network.get_submodule(prefix + name)) for name in self._table.layers})
-            )
+            self._ms.append(self._table.ms_of(network))
 
     @property
     def foreseen(self) -> Foreseen:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,8 @@ from rich.progress import track
 
 from lit_prune.cli.foresight import AllIsSeen, Foresight
 from lit_prune.cli.given import fingerprint, make_folder, metric_among
-from lit_prune.cli.stages import naming_what_lacks, to_look_at
-from lit_prune.cli.trainer_commands import run_trainer
-from lit_prune.common.arguments import check_number
+from lit_prune.cli.stages import look, naming_what_lacks
+from lit_prune.common.arguments import check_ratio
 from lit_prune.criteria import Evidence
 from lit_prune.errors import ArgumentError
 from lit_prune.plan import PruningPlan
@@ -58,9 +56,7 @@ class Sensitivity:
         repair: bool = True,
     ) -> None:
         for ratio in ratios:
-            check_number("a ratio", ratio)
-            if not 0 < ratio < 1:
-                raise ArgumentError(f"A ratio must be in (0, 1), but is {ratio}.")
+            check_ratio("a ratio", ratio)
         self.arguments = [*arguments]
         self.ratios = sorted({*ratios})
         self.out = out
@@ -141,9 +137,7 @@ class _Bench(Foresight):
     @classmethod
     def of(cls, arguments: Sequence[str]) -> _Bench:
         bench = cls()
-        start, adjust = to_look_at()
-        with suppress(AllIsSeen):
-            run_trainer(["fit", *arguments], adjust, [start, bench])
+        look(arguments, bench)
         bench.trainer.callbacks.clear()  # type: ignore[attr-defined]
         # Detached, it can be copied.
         bench.module.trainer = None

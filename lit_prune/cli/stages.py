@@ -91,17 +91,17 @@ def cut(arguments: Sequence[str], amount: str, save: Path, table: LatencyTable |
         LitPruneError: As a fit would.
     """
     foresight = Foresight(table, save)
-    start, adjust = to_look_at(amount)
-    with suppress(AllIsSeen):
-        run_trainer(["fit", *arguments], adjust, [start, foresight])
+    look(arguments, foresight, amount)
     seen = foresight.foreseen
     return {**seen["events"][-1], "dense": seen["dense"]}
 
 
-def to_look_at(amount: str | None = None) -> tuple[Callback, Callable[[Any], None]]:
-    """What begins a fit with the trained weights alone, and what changes its configuration so that it only looks.
+def look(arguments: Sequence[str], foresight: Foresight, amount: str | None = None) -> None:
+    """Begin a fit with the trained weights alone, until all is seen.
 
     Args:
+        arguments: Of `fit`.
+        foresight: Looks.
         amount: What its one event asks for; by default what is always in reach, since nothing is to come of it.
     """
     start = _StartingWeights()
@@ -113,9 +113,13 @@ def to_look_at(amount: str | None = None) -> tuple[Callback, Callable[[Any], Non
             if amount is None:
                 each.init_args["selection"] = "uniform"
             _ask_for(each.init_args, amount or "0.5")
+        if amount is not None:
+            # An epoch may end before gradients are enough, and nobody asks for its validation.
+            config.trainer["limit_val_batches"] = 0
         start.take_from(config)
 
-    return start, adjust
+    with suppress(AllIsSeen):
+        run_trainer(["fit", *arguments], adjust, [start, foresight])
 
 
 def train_on(arguments: Sequence[str], epochs: int, save: Path, weights: Path | None = None) -> None:
@@ -202,6 +206,8 @@ class _StartingWeights(Callback):
     def __init__(self, path: Path | None = None) -> None:
         self._path: Any = path
         self._weights_only = True
+        # Until its weights are loaded.
+        self._checkpoint: dict[str, Any] | None = None
 
     def take_from(self, config: Any) -> None:
         """Have a command's configuration go on from nothing, and take its checkpoint if there is no other."""
@@ -211,23 +217,23 @@ class _StartingWeights(Callback):
         self._weights_only = config.get("weights_only", False) is not False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self._path is None:
+            return
+        self._checkpoint = read_checkpoint(
+            self._path, weights_only=self._weights_only, remedy="add --weights_only false"
+        )
         # Before other callbacks copy the network; if it is there yet.
-        if self._path is not None and self._checkpoint()["state_dict"].keys() <= pl_module.state_dict().keys():
-            self._load(trainer, pl_module)
+        if self._checkpoint["state_dict"].keys() <= pl_module.state_dict().keys():
+            self.on_fit_start(trainer, pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._path is not None:
-            self._load(trainer, pl_module)
-
-    def _checkpoint(self) -> dict[str, Any]:
-        return read_checkpoint(self._path, weights_only=self._weights_only, remedy="add --weights_only false")
-
-    def _load(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        checkpoint, path, self._path = self._checkpoint(), self._path, None
+        checkpoint, self._checkpoint = self._checkpoint, None
+        if checkpoint is None:
+            return
         record = checkpoint.get("callbacks", {}).get(RECORD_KEY, {})
         keeping = [each for each in trainer.callbacks if isinstance(each, KeptRecord)]  # type: ignore[attr-defined]
         if record.get("events") and not keeping:
-            raise ArgumentError(f"{path} has been pruned already: begin with the network before that.")
+            raise ArgumentError(f"{self._path} has been pruned already: begin with the network before that.")
         adopt_shapes_(pl_module, checkpoint["state_dict"])
         pl_module.load_state_dict(checkpoint["state_dict"], strict=pl_module.strict_loading)
         for each in keeping:

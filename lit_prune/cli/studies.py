@@ -9,6 +9,8 @@ from typing import Any
 
 from rich.console import Console
 
+from lit_prune.cli.given import check_file, fit_arguments
+
 STUDIES = {
     "plan": "tell what a fit by the same arguments would leave of the network, without training",
     "sensitivity": "cut each layer of a trained network alone, and tell what that costs",
@@ -35,7 +37,7 @@ def run_study(arguments: Sequence[str]) -> None:
     )
     run = _ARGUMENTS[command](parser)
     options, fit = parser.parse_known_args(given)
-    run(options, fit)
+    run(options, fit_arguments(fit))
 
 
 def _plan(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace, list[str]], None]:
@@ -43,14 +45,13 @@ def _plan(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace, list
     parser.add_argument("--out", type=Path, metavar="FILE", help="a JSON file for what is printed")
 
     def run(options: argparse.Namespace, fit: list[str]) -> None:
-        from lit_prune.cli.given import check_file, fit_arguments
         from lit_prune.cli.stages import look_ahead
         from lit_prune.report.foreseen import foreseen_tables
         from lit_prune.report.tables import save_json
 
         if options.out is not None:
             check_file(options.out)
-        seen = look_ahead(fit_arguments(fit), _table(options))
+        seen = look_ahead(fit, _table(options))
         console = Console()
         for each in foreseen_tables(seen):
             console.print(each)
@@ -77,11 +78,10 @@ def _sweep(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace, lis
     )
 
     def run(options: argparse.Namespace, fit: list[str]) -> None:
-        from lit_prune.cli.given import fit_arguments
         from lit_prune.cli.sweep import Sweep
 
         Sweep(
-            fit_arguments(fit),
+            fit,
             options.amounts,
             options.out,
             epochs=options.epochs,
@@ -109,11 +109,10 @@ def _sensitivity(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespac
     )
 
     def run(options: argparse.Namespace, fit: list[str]) -> None:
-        from lit_prune.cli.given import fit_arguments
         from lit_prune.cli.sensitivity import Sensitivity
 
         Sensitivity(
-            fit_arguments(fit),
+            fit,
             options.ratios,
             options.out,
             metric=options.metric,

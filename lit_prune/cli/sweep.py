@@ -61,6 +61,7 @@ class Sweep:
         self.metric = metric
         self.mode = mode
         self.table = table
+        self._settings = {**fingerprint(self.arguments), "epochs": epochs}
 
     def run(self, console: Console) -> list[Point]:
         """Make the points that nobody has made or is making, and write what is known so far.
@@ -111,10 +112,6 @@ class Sweep:
         metric_among(metrics, self.metric)
         where = {} if saved is None else {"checkpoint": str(saved.relative_to(self.out))}
         return {"amount": name, "metrics": metrics, **known, **where, "seconds": time.perf_counter() - started}
-
-    @property
-    def _settings(self) -> dict[str, Any]:
-        return {**fingerprint(self.arguments), "epochs": self.epochs}
 
     def _check_settings(self) -> None:
         """Refuse a folder whose points were made in another way."""

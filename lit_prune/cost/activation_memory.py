@@ -21,7 +21,7 @@ from lit_prune.common.running import eagerly
 from lit_prune.errors import TraceError
 from lit_prune.graph import Call, ChannelGraph
 from lit_prune.graph.operation import tensors_among
-from lit_prune.graph.skeleton import is_remembered, remember, remembered, with_values
+from lit_prune.graph.skeleton import is_remembered, on_numbers, remember, remembered, with_values
 from lit_prune.plan import PruningPlan
 
 Precision = Literal["float32", "float16", "int8"]
@@ -144,8 +144,7 @@ class _Living(DispatchMode):  # type: ignore[no-untyped-call]
         for each in made[:1] if "batch_norm" in func.name() else made:
             self._note(each)
         if numbers is not None and isinstance(output, Tensor) and output.is_meta:
-            there = {"device": torch.device("cpu")} if "device" in numbers[1] else {}
-            remember(output, func(*numbers[0], **{**numbers[1], **there}))
+            remember(output, on_numbers(func, numbers))
         self.after.append(self._bytes)
         return output
 

@@ -112,6 +112,13 @@ def remembered(arguments: Any) -> Any:
     return tree_map_only(Tensor, lambda tensor: vars(tensor).get(_VALUE, tensor), arguments)
 
 
+def on_numbers(func: Callable[..., Any], values: Any) -> Any:
+    """What ``func`` makes of the numbers that :func:`remembered` has found for its (arguments, keyword arguments)."""
+    args, kwargs = values
+    there = {"device": torch.device("cpu")} if "device" in kwargs else {}
+    return func(*args, **{**kwargs, **there})
+
+
 def emptied(tensor: Tensor, is_buffer: bool) -> Tensor:
     """What stands for a tensor without values."""
     empty = _alike(_empty(tensor), tensor)

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from lit_prune.common._compat import ITEM, ConvNd, DispatchMode, memory_of
@@ -21,7 +20,7 @@ from lit_prune.graph.operation import Operation, signature, tensors_among
 from lit_prune.graph.origins import Entry, Origins
 from lit_prune.graph.penalties import Penalties
 from lit_prune.graph.recording import MADE, Recording
-from lit_prune.graph.skeleton import MOST_VALUES, remember, remembered
+from lit_prune.graph.skeleton import MOST_VALUES, on_numbers, remember, remembered
 from lit_prune.graph.values import Block
 from lit_prune.graph.vanishing import Vanishing
 
@@ -92,11 +91,7 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
         output = self.result_of(func, args, kwargs)
         self._see(func, args, kwargs, tensors, output)
         if isinstance(output, Tensor) and output.is_meta and output.numel() <= MOST_VALUES:
-            if values is not None:
-                there = {"device": torch.device("cpu")} if "device" in values[1] else {}
-                made = func(*values[0], **{**values[1], **there})
-            else:
-                made = values_made(func, args, kwargs, output)
+            made = values_made(func, args, kwargs, output) if values is None else on_numbers(func, values)
             if made is not None:
                 remember(output, made)
         return output

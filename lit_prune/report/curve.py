@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from lit_prune.report.figures import _DENSE, _EVENT, _GRID, _KEPT, _figure, _title
-from lit_prune.report.tables import human
+from lit_prune.report.tables import add_costs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,17 +56,11 @@ def curve_table(points: Sequence[Point], metric: str) -> Table:
         metric: Which of their metrics counts.
     """
     shown = Table(title_style="bold", header_style="bold", caption="★ no other is as good and costs less")
-    dense = points[0]
     shown.add_column("", no_wrap=True)
     shown.add_column("amount", justify="right", no_wrap=True)
     shown.add_column(metric, justify="right", no_wrap=True)
     columns = {"parameters": "params", "multiply-adds": "macs"}
-    if any("latency_ms" in point for point in points):
-        columns["ms by the table"] = "latency_ms"
-    for heading in columns:
-        shown.add_column(heading, justify="right", no_wrap=True)
-    for point in points:
-        cells = [_cell(key, point.get(key), dense.get(key)) for key in columns.values()]
+    for point, cells in zip(points, add_costs(shown, points, columns, "ms by the table"), strict=True):
         shown.add_row("★" if point["pareto"] else "", point["amount"], f"{point['metrics'][metric]:.4g}", *cells)
     return shown
 
@@ -96,10 +90,3 @@ def curve_figure(points: Sequence[Point], metric: str) -> Figure:
     axes.grid(color=_GRID)
     _title(axes, f"{metric} against cost")
     return figure
-
-
-def _cell(key: str, value: float | None, dense: float | None) -> str:
-    if value is None:
-        return ""
-    text = f"{value:.4g}" if key == "latency_ms" else human(value)
-    return text if not dense else f"{text} ({value / dense:.0%})"

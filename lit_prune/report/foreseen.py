@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from lit_prune.report.tables import Event, fold_groups, human, left_as_is
+from lit_prune.report.tables import Event, add_costs, fold_groups, left_as_is
 
 Foreseen = dict[str, Any]
 """``dense`` (``params``, ``macs``, ``channels``, ``widths`` by group; ``latency_ms`` where a table tells it), and
@@ -70,8 +70,7 @@ def foreseen_tables(seen: Foreseen, max_rows: int | None = 24) -> list[Table]:
 
 
 def _costs(seen: Foreseen) -> Table:
-    dense = seen["dense"]
-    stages = [dense, *seen["events"]]
+    stages = [seen["dense"], *seen["events"]]
     shown = Table(
         title="What would be left",
         title_style="bold",
@@ -81,21 +80,9 @@ def _costs(seen: Foreseen) -> Table:
     )
     shown.add_column("after", no_wrap=True)
     columns = {"parameters": "params", "multiply-adds": "macs", "channels": "channels"}
-    if any("latency_ms" in stage for stage in stages):
-        columns["latency by the table"] = "latency_ms"
-    for heading in columns:
-        shown.add_column(heading, justify="right", no_wrap=True)
-    for stage in stages:
-        cells = [_cell(key, stage.get(key), dense.get(key)) for key in columns.values()]
+    for stage, cells in zip(stages, add_costs(shown, stages, columns, "latency by the table", " ms"), strict=True):
         shown.add_row(stage.get("at", "dense"), *cells)
     return shown
-
-
-def _cell(key: str, value: float | None, dense: float | None) -> str:
-    if value is None:
-        return ""
-    text = f"{value:.4g} ms" if key == "latency_ms" else human(value)
-    return text if not dense else f"{text} ({value / dense:.0%})"
 
 
 def _widths(seen: Foreseen, max_rows: int | None) -> Table:

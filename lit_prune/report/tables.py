@@ -103,6 +103,36 @@ def human(number: float) -> str:
     return f"{number:.0f}"
 
 
+def add_costs(
+    table: Table, networks: Sequence[Mapping[str, Any]], costs: Mapping[str, str], latency: str, unit: str = ""
+) -> list[list[str]]:
+    """Add a column for each cost to a table, and for the latency where it is known of a network.
+
+    Args:
+        table: The table.
+        networks: Their costs by key, those of the whole one first.
+        costs: Heading of a column to the key.
+        latency: Heading of the latency's.
+        unit: What stands behind its milliseconds.
+
+    Returns:
+        The cells of each network, with what each cost is of the whole one's.
+    """
+    timed = {latency: "latency_ms"} if any("latency_ms" in each for each in networks) else {}
+    columns = {**costs, **timed}
+    for heading in columns:
+        table.add_column(heading, justify="right", no_wrap=True)
+
+    def cell(key: str, network: Mapping[str, Any]) -> str:
+        value, whole = network.get(key), networks[0].get(key)
+        if value is None:
+            return ""
+        text = f"{value:.4g}{unit}" if key == "latency_ms" else human(value)
+        return f"{text} ({value / whole:.0%})" if whole else text
+
+    return [[cell(key, each) for key in columns.values()] for each in networks]
+
+
 def relative_change(before: float, after: float) -> str:
     """How much more or less a cost is than it was, as a percentage of what it was.
 

@@ -186,11 +186,11 @@ class Agenda:
 
     def _ahead(self) -> dict[str, float]:
         """The events that are to come, by what messages call them, with the part that is gone after each."""
-        unit = self.schedule.unit.removesuffix("s")
+        unit, ahead = self.schedule.unit.removesuffix("s"), self.ahead
         return {
             f"Event {number} of {len(self.events)} ({unit} {point})": part
             for number, (point, part) in enumerate(self.events.items(), 1)
-            if point in self.ahead
+            if point in ahead
         }
 
     def _attempt(self, action: Callable[[], None]) -> None:

@@ -119,6 +119,17 @@ class LatencyTable:
         """Milliseconds of the network when its layers have these (input, output) widths."""
         return self.constant + sum(float(layer.at(*widths[name])) for name, layer in self.layers.items())
 
+    def ms_of(self, network: nn.Module) -> float:
+        """Milliseconds of a network as wide as it is now.
+
+        Raises:
+            ArgumentError: As for :meth:`prefix_in`.
+        """
+        from lit_prune.cost.profile.layer_widths import widths_of
+
+        prefix = self.prefix_in(network)
+        return self.ms({name: widths_of(network.get_submodule(prefix + name)) for name in self.layers})
+
     def prefix_in(self, network: nn.Module, shrinking: Collection[str] = ()) -> str:
         """What stands before the table's names in the names of a module that holds the network.
 
