@@ -129,7 +129,8 @@ def test_training_on_beside_other_callbacks(callback, trained):
     more += ["--trainer.callbacks.swa_lrs=0.01"] if "Averaging" in callback else []
     # Arguments of a callback go to the last one.
     swept(*trained, *more, "--amounts", "0.5", "--epochs", "2", "--trainer.max_steps=1")
-    assert torch.load("sweep/0.5/trained.ckpt", weights_only=True)["global_step"] == 4
+    # Older releases' averaging leaves a function in its checkpoints.
+    assert torch.load("sweep/0.5/trained.ckpt", weights_only=False)["global_step"] == 4
 
 
 def test_a_folder_of_another_sweep_and_a_network_that_was_cut_are_refused(trained, capsys):
