@@ -42,18 +42,18 @@ def modules_of(network: nn.Module) -> list[tuple[str, nn.Module]]:
         ['', '0', '0.0', '1']
     """
     found: list[tuple[str, nn.Module]] = [("", network)]
-    seen = {id(network)}
-
-    def enter(module: nn.Module, prefix: str) -> None:
-        for name, child in module._modules.items():
-            if child is not None and id(child) not in seen:
-                seen.add(id(child))
-                found.append((prefix + name, child))
-                if child._modules:
-                    enter(child, f"{prefix}{name}.")
-
-    enter(network, "")
+    _enter(network, "", found, {id(network)})
     return found
+
+
+def _enter(module: nn.Module, prefix: str, found: list[tuple[str, nn.Module]], seen: set[int]) -> None:
+    # No function within the other: that would refer to itself, and keep the network until the collector comes by.
+    for name, child in module._modules.items():
+        if child is not None and id(child) not in seen:
+            seen.add(id(child))
+            found.append((prefix + name, child))
+            if child._modules:
+                _enter(child, f"{prefix}{name}.", found, seen)
 
 
 def find_tensor(network: nn.Module, name: str) -> Tensor | None:

@@ -28,13 +28,15 @@ def compare(recording: Recording, again: Recording, plan: PruningPlan) -> None:
     owners: list[str] = []
     before: list[Row] = []
     after: list[Row] = []
+    kept: list[Row] = []
     alone = np.zeros(len(old.reason), dtype=np.bool_)
     for slot, row in recording.slots.items():
-        kept = plan.kept.get(slot[0], {}).get(slot[1])
-        left = row if kept is None else row[kept.numpy()]
+        indices = plan.kept.get(slot[0], {}).get(slot[1])
+        left = row if indices is None else row[indices.numpy()]
+        kept.append(left)
         if slot in again.slots:
-            before.append(old.of[left])
-            after.append(new.of[again.slots[slot]])
+            before.append(left)
+            after.append(again.slots[slot])
             owners.append(slot[0])
         elif len(left) == 1:
             # A dimension of one is not tracked, so nothing is said of what it is coupled with.
@@ -46,7 +48,7 @@ def compare(recording: Recording, again: Recording, plan: PruningPlan) -> None:
     if not before:
         _compare_constants(recording, again)
         return
-    old_of, new_of = np.concatenate(before), np.concatenate(after)
+    old_of, new_of = old.of[np.concatenate(before)], new.of[np.concatenate(after)]
     layer = np.repeat(np.arange(len(owners)), [len(row) for row in before])
     compared = ~alone[old_of]
     old_of, new_of, layer = old_of[compared], new_of[compared], layer[compared]
@@ -60,7 +62,7 @@ def compare(recording: Recording, again: Recording, plan: PruningPlan) -> None:
         name = owners[int(layer[colder].min())].rpartition(".")[0]
         raise TraceError(f"the narrower network freezes channels of {name} that were free", name)
     _compare_pieces(recording, again, old_of, new_of)
-    _compare_views(recording, again, plan)
+    _compare_views(recording, again, old.of[np.concatenate(kept)])
     _compare_constants(recording, again)
 
 
@@ -84,22 +86,18 @@ def _compare_pieces(recording: Recording, again: Recording, before: Row, after: 
             raise _elsewhere(layer)
 
 
-def _compare_views(recording: Recording, again: Recording, plan: PruningPlan) -> None:
+def _compare_views(recording: Recording, again: Recording, kept: Row) -> None:
     """What is left of the pieces that a dimension was taken apart into must be what it is taken apart into now."""
-    if not plan or not any(folds for views in recording.views.values() for _, folds in views):
+    if not any(folds for views in recording.views.values() for _, folds in views):
         return
     of = recording.raw.of
-    gone, known = np.zeros((2, len(recording.raw.reason)), dtype=np.bool_)
-    leaves = []
-    for name, dims in plan.kept.items():
-        for dim, kept in dims.items():
-            if (name, dim) in recording.slots:
-                stays = np.zeros(len(recording.slots[name, dim]), dtype=np.bool_)
-                stays[kept.numpy()] = True
-                leaves.append(recording.slots[name, dim][~stays])
     # What stands for a whole piece (a score of a head) is no channel's.
+    known, stays = np.zeros((2, len(recording.raw.reason)), dtype=np.bool_)
     known[of[np.concatenate([*recording.slots.values()])]] = True
-    gone[of[np.concatenate(leaves)]] = True
+    stays[kept] = True
+    gone = known & ~stays
+    if not gone.any():
+        return
     for layer, before in recording.views.items():
         # How often a value is laid out in another way may depend on its strides, so some may be passed over.
         shapes = iter([shape for shape, _ in again.views.get(layer, [])])

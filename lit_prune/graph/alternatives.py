@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ def follow_alternatives(network: nn.Module, recording: Recording) -> None:
     """
     kinds = (nn.ModuleList, nn.ModuleDict)
     containers = [(path, module) for path, module in modules_of(network) if isinstance(module, kinds)]
-    at_work = {layer for name, _ in recording.slots for layer in _around(name)}
+    at_work = _at_work(recording)
     containers = [
         (path, container)
         for path, container in containers
@@ -58,8 +57,12 @@ def follow_alternatives(network: nn.Module, recording: Recording) -> None:
                             recording.produced.append(own)
 
 
-def _around(name: str) -> Iterator[str]:
-    """The modules that a tensor lies in, innermost first."""
-    while "." in name:
-        name = name.rpartition(".")[0]
-        yield name
+def _at_work(recording: Recording) -> set[str]:
+    """The modules that the tensors of a recording lie in, and those around them."""
+    found: set[str] = set()
+    for tensor, _ in recording.slots:
+        layer = tensor.rpartition(".")[0]
+        while layer and layer not in found:
+            found.add(layer)
+            layer = layer.rpartition(".")[0]
+    return found

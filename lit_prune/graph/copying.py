@@ -76,16 +76,16 @@ class _Copier:
 
     def _fill(self, module: nn.Module) -> None:
         """Give the shell that stands for ``module`` its contents."""
-        state = {}
+        state = dict(module.__dict__)
         for name, value in module.__dict__.items():
             kind = type(value)
-            if kind in _IMMUTABLE:
-                state[name] = value
-            elif name in _OWN:
+            if kind in _IMMUTABLE or (kind is tuple and _IMMUTABLE.issuperset(map(type, value))):
+                continue
+            if name in _OWN:
                 # Most are empty; no two modules share one.
                 state[name] = self._own(name, value) if value else kind()
-            else:
-                state[name] = value if name.startswith(OURS) else self._value(value)
+            elif not name.startswith(OURS):
+                state[name] = self._value(value)
         # Compiled in place, a copy would run the module that it was copied from.
         state[COMPILED_CALL] = None
         # Past `nn.Module.__setattr__`, which looks at what is set.
@@ -94,7 +94,7 @@ class _Copier:
     def _own(self, name: str, value: Any) -> Any:
         """The copy of what ``nn.Module`` itself holds under a name."""
         if name == "_buffers":
-            return type(value)((key, self._value(buffer, is_buffer=True)) for key, buffer in value.items())
+            return type(value)([(key, self._value(buffer, is_buffer=True)) for key, buffer in value.items()])
         if name in RUN_HOOKS:
             return _kept(value)
         # Nothing is loaded into a copy, or saved from it, and these may hold a whole Trainer.

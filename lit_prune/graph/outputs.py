@@ -85,13 +85,15 @@ def left_in_attributes(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     caches = {cls: caches_of(cls) for cls in {type(module) for _, module in modules}}
     for path, module in modules:
         prefix = f"{path}." if path else ""
+        own = vars(module)
         found = [
-            (name, value)
-            for name, value in vars(module).items()
-            if name not in OF_EVERY_MODULE and type(value) not in _ATOMS and not _holds_nothing(value)
+            (name, own[name])
+            for name in sorted(own.keys() - OF_EVERY_MODULE)
+            if type(own[name]) not in _ATOMS and not _holds_nothing(own[name])
         ]
+        computed = _computed(module)
         for name, value in (*found, *module._buffers.items()):
-            if name in caches[type(module)] or name.startswith(OURS) or _is_computed(module, name):
+            if name in caches[type(module)] or name.startswith(OURS) or name in computed:
                 continue
             if isinstance(value, Tensor):
                 yield prefix + name, value
@@ -116,9 +118,11 @@ def _noted(module: nn.Module) -> Iterator[Any]:
     )
 
 
-def _is_computed(module: nn.Module, name: str) -> bool:
-    """Whether it is a weight that each forward computes, from `weight_g` and `weight_v` or the like."""
-    return bool(weight_hooks(module)) and any(own.startswith(f"{name}_") for own in module._parameters)
+def _computed(module: nn.Module) -> set[str]:
+    """The weights that each forward computes, from `weight_g` and `weight_v` or the like."""
+    # Of each parameter what stands before one of its underscores.
+    parameters = [name.split("_") for name in module._parameters] if weight_hooks(module) else []
+    return {"_".join(words[:count]) for words in parameters for count in range(1, len(words))}
 
 
 def _parts(value: Any, ignored: frozenset[str]) -> Iterable[Any]:

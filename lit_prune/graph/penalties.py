@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -25,12 +27,12 @@ class Penalties:
         """Whether there are any."""
         return bool(self._known)
 
-    def say(self, action: Action) -> None:
+    def say(self, action: Callable[..., None], *arguments: Any) -> None:
         """Act at once, or, within a penalty, when it meets data."""
         if self._is_open:
-            self._unsaid.append(action)
+            self._unsaid.append(partial(action, *arguments))
         else:
-            action()
+            action(*arguments)
 
     @contextmanager
     def weighed(

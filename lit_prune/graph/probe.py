@@ -173,8 +173,14 @@ def _restrict(recording: Recording, components: Components, bundle: Bundle, reas
 class _Failure:
     """What went wrong, and how far a trace must go to tell whether it does again; None: to the end."""
 
-    error: TraceError
+    reason: str
+    layer: str
     until: Until | None
+
+    @classmethod
+    def of(cls, error: TraceError, until: Until | None = None) -> _Failure:
+        """What an error says: it holds on to all frames that it came through, and these to the copy that failed."""
+        return cls(str(error), error.layer, until)
 
 
 def _failing(subject: Subject, recording: Recording, grouping: Grouping) -> list[tuple[Bundle, str]]:
@@ -201,7 +207,7 @@ class _Probe:
 
     def nearest(self, failure: _Failure) -> list[tuple[Bundle, str]]:
         """Those that fail, looked for first in the layer that failed, or in one like it."""
-        layer = failure.error.layer
+        layer = failure.layer
         for layers in ([layer], self._alike(layer)):
             near = [bundle for bundle in self._bundles if any(_touches(bundle, name) for name in layers)]
             if near and (cause := self.failure(near, failure.until)):
@@ -218,11 +224,11 @@ class _Probe:
             return None
         except TraceError as error:
             calls = self._recording.calls[error.layer]
-            return _Failure(error, Until(error.layer, calls) if error.layer and calls else None)
+            return _Failure.of(error, Until(error.layer, calls) if error.layer and calls else None)
         try:
             _verify(self._subject, self._recording, again, plan)
         except TraceError as error:
-            return _Failure(error, None)
+            return _Failure.of(error)
         return None
 
     def search(self, tried: Sequence[Bundle], failure: _Failure, alike: bool = True) -> list[tuple[Bundle, str]]:
@@ -239,13 +245,13 @@ class _Probe:
                         break
                 else:
                     # It takes both halves to fail.
-                    return [*found, *((bundle, f"can't be narrowed together: {cause.error}") for bundle in failing)]
-            layer = cause.error.layer
+                    return [*found, *((bundle, f"can't be narrowed together: {cause.reason}") for bundle in failing)]
+            layer = cause.layer
             place = _place(failing[0], layer)
             like = self._alike(layer) if place and alike else []
             same = [bundle for bundle in self._bundles if any(_place(bundle, name) == place for name in like)]
             far = "" if alike else " that far"
-            found.extend((bundle, f"can't be narrowed{far}: {cause.error}") for bundle in same or failing)
+            found.extend((bundle, f"can't be narrowed{far}: {cause.reason}") for bundle in same or failing)
             pending = [bundle for bundle in pending if bundle not in same and bundle is not failing[0]]
             again = self.failure(pending, failure.until) if pending else None
             if again is None:

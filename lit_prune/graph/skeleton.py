@@ -109,7 +109,12 @@ def is_remembered(tensor: Tensor) -> bool:
 
 def remembered(arguments: Any) -> Any:
     """``arguments`` with the remembered value in place of each meta tensor that has one."""
-    return tree_map_only(Tensor, lambda tensor: vars(tensor).get(_VALUE, tensor), arguments)
+    if isinstance(arguments, Tensor):
+        return vars(arguments).get(_VALUE, arguments)
+    if isinstance(arguments, dict):
+        return {name: remembered(value) for name, value in arguments.items()}
+    kind = type(arguments)
+    return kind([remembered(value) for value in arguments]) if kind in (list, tuple) else arguments
 
 
 def on_numbers(func: Callable[..., Any], values: Any) -> Any:
@@ -123,14 +128,19 @@ def emptied(tensor: Tensor, is_buffer: bool) -> Tensor:
     """What stands for a tensor without values."""
     empty = _alike(_empty(tensor), tensor)
     # What a forward may read numbers from: strides, scales and the like; statistics are weights.
-    if tensor.numel() <= _MOST_HELD and not isinstance(tensor, nn.Parameter) and not (is_buffer and tensor.dim()):
+    if tensor.numel() <= _MOST_HELD and not (is_buffer and tensor.dim()) and not _is_parameter(tensor):
         remember(empty, vars(tensor).get(_VALUE, tensor.detach()).clone())
     return empty
 
 
 def _alike(values: Tensor, tensor: Tensor) -> Tensor:
     """``values`` as a parameter where ``tensor`` is one."""
-    return nn.Parameter(values, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else values
+    return nn.Parameter(values, requires_grad=tensor.requires_grad) if _is_parameter(tensor) else values
+
+
+def _is_parameter(tensor: Tensor) -> bool:
+    # To ask torch takes a call of Python's, and most are plain.
+    return type(tensor) is nn.Parameter or (type(tensor) is not Tensor and isinstance(tensor, nn.Parameter))
 
 
 def _empty(tensor: Tensor) -> Tensor:

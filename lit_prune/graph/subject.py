@@ -67,7 +67,9 @@ class Copies:
     @classmethod
     def of(cls, model: nn.Module, calls: Sequence[Call], averages: Pairs, values: bool) -> Copies:
         """Copies of a live network, in eval mode."""
-        network = (replica if values else skeleton)(model).eval()
+        network = (replica if values else skeleton)(model)
+        if any(module.training for _, module in modules_of(network)):
+            network.eval()
         # What is cut later follows its widths as the live network will.
         note_widths_(network)
         return cls(network, calls if values else on_meta(calls), averages)

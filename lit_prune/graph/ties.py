@@ -68,22 +68,26 @@ def unmet(network: nn.Module, recording: Recording, grouping: Grouping) -> dict[
     accounted = set(grouping.unprunable)
     for group in grouping.groups:
         accounted.update(group.layers, group.followers)
-    tensors = dict(tensors_of(network))
-    used = {id(tensors[name]) for name, _ in recording.slots if name in tensors}
+    used: set[int] | None = None
     found = {}
     for name, module in modules_of(network):
         if name in accounted:
             continue
         is_own = "weight" in module._parameters
+        if is_own and not _is_wide(module._parameters["weight"]):
+            continue
         # To look at a weight that is computed is to compute it, which may count as a forward of its own.
         is_computed = "parametrizations" in module._modules and is_parametrized(module, "weight")
         weights = [None if is_computed else _weight_of(module)]
         if not is_own and (is_computed or isinstance(weights[0], Tensor)):
             # It is known by what it is computed from.
             weights.extend(module.parameters())
-        wide = [each for each in weights if isinstance(each, Tensor) and each.dim() > 1 and max(each.shape[:2]) > 1]
+        wide = [each for each in weights if each is not None and _is_wide(each)]
         if not wide:
             continue
+        if used is None:
+            tensors = dict(tensors_of(network))
+            used = {id(tensors[name]) for name, _ in recording.slots if name in tensors}
         is_met = not used.isdisjoint(map(id, wide))
         if is_own and not is_met:
             found[name] = IDLE
@@ -93,9 +97,13 @@ def unmet(network: nn.Module, recording: Recording, grouping: Grouping) -> dict[
     return found
 
 
+def _is_wide(weight: Tensor | None) -> bool:
+    """Whether it maps channels to channels, more than one to one."""
+    return isinstance(weight, Tensor) and weight.dim() > 1 and max(weight.shape[:2]) > 1
+
+
 def _weight_of(module: nn.Module) -> Tensor | None:
     """What a module has under that name: most have nothing, and torch is slow to say so."""
-    tables = (module._parameters, module._buffers, vars(module))
-    has_one = any("weight" in table for table in tables) or hasattr(type(module), "weight")
-    found = getattr(module, "weight", None) if has_one else None
+    own = "weight" in module._parameters or "weight" in module._buffers or "weight" in vars(module)
+    found = getattr(module, "weight", None) if own or hasattr(type(module), "weight") else None
     return found if isinstance(found, Tensor) else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -115,8 +114,9 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
 
     def is_derived(self, tensor: Tensor) -> bool:
         """Whether weights or inputs have entered a value, and it is none of the network's own tensors."""
-        known = id(tensor) in self._values or self.origins.is_other(tensor)
-        return known and id(tensor) not in self._names and not self.origins.is_made(tensor)
+        if id(tensor) in self._names:
+            return False
+        return (id(tensor) in self._values or self.origins.is_other(tensor)) and not self.origins.is_made(tensor)
 
     def watch(self, values: Iterable[Tensor]) -> None:
         """Note from now on which of these values are read."""
@@ -188,11 +188,12 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
             blank = {id(tensor) for tensor, _ in made if not self._values.get(id(tensor), (None, []))[1]}
             small, origins = self.origins.numbers(made, blank)
         if numbers or small or counts:
-            self._penalties.say(
-                partial(self.recording.constants.append, (operation.name, (*numbers, *small), self.layer))
-            )
+            self._say(operation.name, (*numbers, *small))
         if origins:
-            self._penalties.say(partial(self.recording.constants.append, (MADE, origins, self.layer)))
+            self._say(MADE, origins)
+
+    def _say(self, name: str, numbers: tuple[float, ...]) -> None:
+        self._penalties.say(self.recording.constants.append, (name, numbers, self.layer))
 
     def apply(self, operation: Operation, qualified_name: str) -> None:
         """Run the rule of an operation; without one, freeze all that enters it."""
@@ -291,10 +292,11 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
 
     def freeze(self, rows: Sequence[Row | None], reason: str) -> None:
         """Freeze all tracked rows among ``rows``, naming the layer at work."""
-        where = f", in {self.layer}" if self.layer else self.outside
-        for row in rows:
-            if row is not None:
-                self._penalties.say(partial(self.labels.freeze, row, reason + where))
+        tracked = [row for row in rows if row is not None]
+        if tracked:
+            reason += f", in {self.layer}" if self.layer else self.outside
+        for row in tracked:
+            self._penalties.say(self.labels.freeze, row, reason)
 
     def forbid(self, tensor: Tensor, rows: Sequence[Row], reason: str) -> None:
         """Freeze some rows as soon as an operation takes ``tensor``, or the network returns it."""

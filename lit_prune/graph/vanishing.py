@@ -163,7 +163,8 @@ class Vanishing:
         That takes a division, a weight that is written into, or a sum into which none of the network's own enters.
         """
         if isinstance(waiting, Operation):
-            return isinstance(_divisor(waiting), Tensor) or any(id(each) in self._names for each in waiting.outputs())
+            made = [waiting.output] if isinstance(waiting.output, Tensor) else waiting.outputs()
+            return isinstance(_divisor(waiting), Tensor) or not self._names.keys().isdisjoint(map(id, made))
         return not any(id(value) in self._names for value in waiting[0])
 
     def _follow(self, op: Operation) -> None:

@@ -98,7 +98,7 @@ def _widths(module: nn.Module) -> dict[str, set[int]]:
 
 def _features(module: nn.Module) -> list[dict[str, Any]]:
     """What timm's models tell of the maps that they can hand out."""
-    info = getattr(module, _FEATURES, None)
+    info = vars(module).get(_FEATURES)
     entries = getattr(info, "info", info)
     return entries if isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries) else []
 
@@ -159,7 +159,7 @@ def _sources(module: nn.Module, name: str, value: int) -> Sources:
             for path, layer in layers
             if isinstance(layer, _LAYERS)
             for attribute in side
-            if getattr(layer, attribute, None) == value
+            if vars(layer).get(attribute) == value
         )
         if found:
             return found

@@ -182,6 +182,49 @@ def test_the_garbage_collector_is_left_as_it_was(enabled):
     assert not any(seen)
 
 
+class Remembers(nn.Module):
+    """What it remembers can't follow, so that the probe has to search."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.width = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1), 8
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.second(self.first(image).view(len(image), self.width, *image.shape[2:]))
+
+
+class Loops(nn.Module):
+    """How often it runs follows from values, so that its copies have weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        image = self.first(image)
+        for _ in range(int(image.sum().item() > 1e6) + 1):
+            image = image.relu()
+        return self.second(image)
+
+
+@pytest.mark.parametrize("kind", [Remembers, Loops])
+@pytest.mark.parametrize("is_hooked", [False, True])
+def test_no_copy_waits_for_the_garbage_collector(kind, is_hooked):
+    net = kind()
+    if is_hooked:
+        net.first.register_forward_hook(lambda module, args, output: output * 2)
+    before = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        graph = ChannelGraph.trace(net, IMAGES)
+        graph.rehearse(graph.plan({}))
+        del graph
+        assert [each for each in gc.get_objects() if type(each) is kind] == [net]
+    finally:
+        (gc.enable if before else gc.disable)()
+
+
 def test_a_coupled_layer_is_told_under_which_group_it_is():
     graph = ChannelGraph.trace(network(), torch.zeros(1, 3, 8, 8))
     with pytest.raises(
