@@ -58,6 +58,7 @@ _DIVISORS = {
     "fake_quantize_learnable_per_tensor_affine": "scale",
     "fused_moving_avg_obs_fq_helper": "scale",
 }
+_DIVIDING = frozenset((*_DIVISORS, "pow"))
 # Products, each with what its output gets labels from.
 _MAKERS = {
     **dict.fromkeys("convolution conv1d conv2d conv3d cudnn_convolution mkldnn_convolution linear".split(), "weight"),
@@ -163,8 +164,9 @@ class Vanishing:
         That takes a division, a weight that is written into, or a sum into which none of the network's own enters.
         """
         if isinstance(waiting, Operation):
-            made = [waiting.output] if isinstance(waiting.output, Tensor) else waiting.outputs()
-            return isinstance(_divisor(waiting), Tensor) or not self._names.keys().isdisjoint(map(id, made))
+            if isinstance(waiting.output, Tensor) and id(waiting.output) not in self._names:
+                return waiting.name in _DIVIDING and isinstance(_divisor(waiting), Tensor)
+            return isinstance(_divisor(waiting), Tensor) or any(id(each) in self._names for each in waiting.outputs())
         return not any(id(value) in self._names for value in waiting[0])
 
     def _follow(self, op: Operation) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -55,8 +56,8 @@ class Evidence:
         gram, cross, square = self.gram / self.rows, self.cross / self.rows, self.square / self.rows
         if centred:
             mean, missing = self.entering / self.rows, self.missing / self.rows
-            gram -= mean[:, :, None] * mean[:, None, :]
-            cross -= mean[:, :, None] * missing[:, None, :]
+            gram.baddbmm_(mean[:, :, None], mean[:, None, :], alpha=-1)
+            cross.baddbmm_(mean[:, :, None], missing[:, None, :], alpha=-1)
             square = square - missing.square().sum(1)
         return Moments(gram, cross, float(square.sum()))
 
@@ -90,14 +91,13 @@ class Moments:
         """
         gram, cross = self.gram, self.cross
         scale = gram.diagonal(dim1=1, dim2=2).mean(1).clamp(min=usual)
-        eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
         # Inputs that are nothing anywhere need some penalty, too.
         penalty = (ridge * scale).clamp(min=torch.finfo(gram.dtype).tiny ** 0.5)
-        factor, failed = torch.linalg.cholesky_ex(gram + penalty[:, None, None] * eye)
+        factor, failed = torch.linalg.cholesky_ex(_with_diagonal(gram, penalty))
         if bool(failed.any()):
             # Not every device has double precision.
-            gram, cross, penalty, eye = (each.cpu().double() for each in (gram, cross, penalty, eye))
-            factor = torch.linalg.cholesky(gram + (penalty[:, None, None] + 1e-7) * eye)
+            gram, cross, penalty = (each.cpu().double() for each in (gram, cross, penalty))
+            factor = torch.linalg.cholesky(_with_diagonal(gram, penalty + 1e-7))
         return torch.cholesky_solve(cross, factor).to(self.gram)
 
     def left(self, added: Tensor) -> float:
@@ -111,6 +111,20 @@ def best_penalty(fitted: Moments, held_out: Moments, usual: float = 0.0) -> tupl
     Returns:
         One of :data:`RIDGES`, and the mean square of what is missing still in the rows that were held out.
     """
-    left = {ridge: held_out.left(fitted.solve(ridge, usual)) for ridge in RIDGES}
-    ridge = min(RIDGES, key=left.__getitem__)
-    return (ridge, left[ridge]) if left[ridge] < held_out.square else (None, held_out.square)
+    best, least = None, held_out.square
+    before = math.inf
+    for ridge in RIDGES:
+        left = held_out.left(fitted.solve(ridge, usual))
+        if left < least:
+            best, least = ridge, left
+        if left > before:
+            # Too much of it from here on.
+            break
+        before = left
+    return best, least
+
+
+def _with_diagonal(gram: Tensor, added: Tensor) -> Tensor:
+    result = gram.clone()
+    result.diagonal(dim1=1, dim2=2).add_(added[:, None])
+    return result

@@ -231,11 +231,12 @@ class Repairing(_Mode):
         missing = wanted.reshape(len(wanted), len(matrix), -1).transpose(0, 1) - answers
         entering = entering - state.shift[:, None]
         # Neighbours may be alike, as frames of one film are: a stretch of its own shows how the others are met.
-        last = int(at.examples.max())
-        held = at.examples >= min(last, int((1 - _HELD_OUT) * (last + 1)))
-        if bool(held.all()):
-            held = torch.arange(len(held), device=held.device) >= (1 - _HELD_OUT) * len(held)
-        found = [Evidence.of(entering[:, part], missing[:, part]) for part in (~held, held)]
+        last, rows = int(at.examples.max()), len(at.examples)
+        # Rows come in the order of their examples.
+        fitted = int((at.examples < min(last, int((1 - _HELD_OUT) * (last + 1)))).sum())
+        if not fitted:
+            fitted = math.ceil((1 - _HELD_OUT) * rows)
+        found = [Evidence.of(entering[:, part], missing[:, part]) for part in (slice(fitted), slice(fitted, rows))]
         if not all(each.is_finite for each in found):
             raise CalibrationError(
                 f"What enters or leaves {layer_of(name)} has NaN or infinite values on the calibration batches, so it "

@@ -36,8 +36,10 @@ class Statistics:
     @classmethod
     def of(cls, values: Tensor) -> Statistics:
         """Of ``(N, channels, ...)``."""
-        dims = [dim for dim in range(values.dim()) if dim != 1]
-        var, mean = torch.var_mean(values.detach().float(), dims, correction=0)
+        flat = values.detach().float()[..., None].flatten(2)
+        # One dimension after the other: over several at once torch takes seven times as long.
+        mean = flat.mean(2).mean(0)
+        var = (flat - mean[:, None]).square_().mean(2).mean(0)
         return cls(values.numel() // values.shape[1], mean.cpu().double(), var.cpu().double())
 
     def __add__(self, other: Statistics) -> Statistics:
