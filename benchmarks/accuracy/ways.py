@@ -50,11 +50,12 @@ class Ours:
                     yield f"{criterion}, {selection}; {name}", partial(self.cut, criterion, selection, repair)
 
     def trained(self, epochs: int) -> Iterator[tuple[str, Callable[[float, int], nn.Module]]]:
-        """As users do it: the callback, in a Trainer that goes on with the whole network."""
+        """As users do it: the callback, in a Trainer that goes on with the whole network; and one of that size."""
         for events in (1, 3):
             for weight in (0.0, 1.0):
                 name = f"in training, {events} event{'s' * (events > 1)}{', distilled' * (weight > 0)}"
                 yield name, partial(self._in_training, epochs, events, weight)
+        yield "a narrower network from the start", partial(self._from_the_start, epochs)
 
     def cut(
         self, criterion: str, selection: str, repair: Repair | None, amount: float, draw: int
@@ -100,6 +101,11 @@ class Ours:
         )
         teaching = [Distillation(weight * self.row.loss_scale)] if weight else []
         return self.row.train(copy.deepcopy(self.row.network), epochs, draw, [pruning, *teaching])
+
+    def _from_the_start(self, epochs: int, amount: float, draw: int) -> nn.Module:
+        """Every layer narrower by the same share, and trained as the whole network was, for as long in all."""
+        plan = self._plan(amount, draw, "random", "uniform")
+        return self.row.train_anew(shrink_(copy.deepcopy(self.row.network), plan), epochs, draw)
 
 
 def macs_of(row: Row, network: nn.Module) -> float:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback
 from torch import Tensor, nn
 
@@ -65,9 +66,23 @@ class Row(ABC):
         """The same network after so many epochs, from a seed of its own."""
         raise NotImplementedError
 
+    def train_anew(self, network: nn.Module, epochs: int, draw: int) -> nn.Module:
+        """The same network from random weights, trained as the whole one was, and for so many epochs more."""
+        raise NotImplementedError
+
 
 def still(network: nn.Module) -> None:
     """Norms in eval mode: gradients are those of the network that is cut."""
     for module in network.modules():
         if isinstance(module, NormBase):
             module.eval()
+
+
+def restarted(network: nn.Module, draw: int) -> nn.Module:
+    """The network with random weights in place of all that is trained."""
+    torch.manual_seed(draw)
+    for module in network.modules():
+        own = [*module.parameters(recurse=False)]
+        if own and all(parameter.requires_grad for parameter in own):
+            module.reset_parameters()
+    return network

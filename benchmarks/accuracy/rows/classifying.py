@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.accuracy.rows.base import QUIET, Row
+from benchmarks.accuracy.rows.base import QUIET, Row, restarted
 from lit_prune import Repair
 
 _WARMUP = 0.1  # of the run
@@ -104,6 +104,9 @@ class Classifying(Row):
     def train(self, network: nn.Module, epochs: int, draw: int, callbacks: Sequence[Callback] = ()) -> nn.Module:
         # Half the rate of the first training.
         return self._trained(network, epochs, draw, self.lr / 2, callbacks)
+
+    def train_anew(self, network: nn.Module, epochs: int, draw: int) -> nn.Module:
+        return self._trained(restarted(network, draw), self.epochs + epochs, draw, self.lr)
 
     def _trained(
         self, network: nn.Module, epochs: int, draw: int, lr: float, callbacks: Sequence[Callback] = ()

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
 from torch import Tensor, nn
+from ultralytics.nn.modules import Detect
 
-from benchmarks.accuracy.rows.base import QUIET, Row, still
+from benchmarks.accuracy.rows.base import QUIET, Row, restarted, still
 from lit_prune import Repair
 from lit_prune.yolo import LitYOLO
 
@@ -24,12 +25,23 @@ class Detecting(Row):
         size: Height and width of an image.
         batch_size: Of the data.
         logged: The measure's name in the log.
+        epochs: Of the first training.
+        warmup: The part of it in which its rate rose.
     """
 
     outputs = ("Detect", "Attention")
 
-    def __init__(self, module: LitYOLO, data: LightningDataModule, size: int, batch_size: int, logged: str) -> None:
-        self.module, self.data, self.logged = module, data, logged
+    def __init__(
+        self,
+        module: LitYOLO,
+        data: LightningDataModule,
+        size: int,
+        batch_size: int,
+        logged: str,
+        epochs: int,
+        warmup: float,
+    ) -> None:
+        self.module, self.data, self.logged, self.epochs, self.warmup = module, data, logged, epochs, warmup
         self.network = module.model.eval()
         self.image = torch.zeros(1, 3, size, size)
         # The loss is a sum over images.
@@ -61,10 +73,27 @@ class Detecting(Row):
         return float(self.trainer.validate(module.eval(), self.data, verbose=False)[0][self.logged])
 
     def train(self, network: nn.Module, epochs: int, draw: int, callbacks: Sequence[Callback] = ()) -> nn.Module:
+        # Half the rate of the first training, after a twentieth of the run.
+        return self._trained(network, epochs, draw, self.module.lr / 2, 0.05, callbacks)
+
+    def train_anew(self, network: nn.Module, epochs: int, draw: int) -> nn.Module:
+        for module in restarted(network, draw).modules():
+            if isinstance(module, Detect):
+                module.bias_init()
+        return self._trained(network, self.epochs + epochs, draw, self.module.lr, self.warmup)
+
+    def _trained(
+        self,
+        network: nn.Module,
+        epochs: int,
+        draw: int,
+        lr: float,
+        warmup: float,
+        callbacks: Sequence[Callback] = (),
+    ) -> nn.Module:
         seed_everything(draw, verbose=False)
         module = self._module(network.train())
-        # Half the rate of the first training, after a twentieth of the run.
-        module.lr, module.warmup_epochs = self.module.lr / 2, epochs / 20
+        module.lr, module.warmup_epochs = lr, warmup * epochs
         Trainer(max_epochs=epochs, limit_val_batches=0, callbacks=[*callbacks], **QUIET).fit(module, self.data)
         return module.model.eval()
 

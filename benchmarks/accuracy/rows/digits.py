@@ -29,4 +29,4 @@ class Digits(Detecting):
             module = train(recipe).detector
             if weights is not None:
                 torch.save(module.model.state_dict(), weights)
-        super().__init__(module, scenes, recipe.image_size, 32, "val/map")
+        super().__init__(module, scenes, recipe.image_size, 32, "val/map", recipe.epochs, recipe.warmup)

@@ -37,10 +37,10 @@ class Trees(Detecting):
     """
 
     measure = "mAP50"
-    size, epochs, lr = 160, 24, 2e-3
+    size, lr = 160, 2e-3
 
     def __init__(self, network: str = "yolo11n.yaml", weights: Path | None = None, data: Path | None = None) -> None:
-        self.name = network
+        self.name, epochs, warmup = network, 24, 0.1
         # It goes with the row.
         self.folder = TemporaryDirectory()
         images = YOLODataModule(
@@ -53,15 +53,15 @@ class Trees(Detecting):
             rectangular=False,
         )
         seed_everything(0, verbose=False)
-        module = LitYOLO(network, num_classes=1, lr=self.lr, warmup_epochs=self.epochs / 10)
+        module = LitYOLO(network, num_classes=1, lr=self.lr, warmup_epochs=warmup * epochs)
         if weights is not None and weights.exists():
             module.model.load_state_dict(torch.load(weights))
         else:
-            Trainer(max_epochs=self.epochs, limit_val_batches=0, **QUIET).fit(module, images)
+            Trainer(max_epochs=epochs, limit_val_batches=0, **QUIET).fit(module, images)
             if weights is not None:
                 torch.save(module.model.state_dict(), weights)
         images.setup("fit")
-        super().__init__(module, images, self.size, _BATCH, "val/map_50")
+        super().__init__(module, images, self.size, _BATCH, "val/map_50", epochs, warmup)
 
     def _written(self, source: Path) -> Path:
         """Crops as a data set of Ultralytics: beside each other, those for training half over each other."""
