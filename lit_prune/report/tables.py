@@ -11,6 +11,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from lit_prune.common.names import ALLOWED, LEFT
 from lit_prune.errors import ArgumentTypeError
 
 Event = Mapping[str, Any]
@@ -23,7 +24,10 @@ History = Mapping[str, Sequence[Mapping[str, float]]]
 
 _BAR = 12  # characters of a bar in a table
 _UNITS = {"ms": "the latency", "B": "the size", "B of activations": "the peak memory of activations"}
+_SUMS = ("MACs", "params", "B")  # to which every layer adds
 _NEAR = 0.02  # the difference between two ratios that nobody minds
+_ROUNDED = "kept widths are multiples of `round_to`, and at least `min_channels`"
+_SPENT = 0.99  # of a budget, at least, that is used up
 
 
 def event_table(event: Event, max_rows: int | None = 24) -> Table:
@@ -196,13 +200,14 @@ def _outcome(event: Event) -> list[str]:
     if gone is None:
         return []
     told = f"gone so far: {gone['channels']:.0%} of these channels, {gone['macs']:.0%} of the multiply-adds"
-    # Of other units than these it is not known how much is gone.
+    # A budget says by itself what is left of it, and of other units than these it is not known how much is gone.
     if (
         event.get("unit", "MACs") == "MACs"
+        and f"{ALLOWED}MACs" not in event.get("findings", {})
         and ratio is not None
         and all(abs(part - ratio) > _NEAR for part in gone.values())
     ):
-        told += "\nnot the target: kept widths are multiples of `round_to`, and at least `min_channels`"
+        told += f"\nnot the target: {_ROUNDED}"
     return [told]
 
 
@@ -212,9 +217,22 @@ def _caption(event: Event) -> str:
     if "table_ms" in found:
         clock = f", {found['clock_ms']:.4g} ms by the clock" if "clock_ms" in found else ""
         lines.append(f"latency: {found['table_ms']:.4g} ms by the table{clock}")
-    if "memory" in found:
-        lines.append(f"peak memory of activations: {human(found['memory'])}B")
+    lines.extend(_budgets(found))
     return "\n".join([*lines, *left_as_is(event)])
+
+
+def _budgets(found: Mapping[str, float]) -> list[str]:
+    """What budgets allow and what is left; where that is clearly less, why."""
+    lines = []
+    for name, allowed in found.items():
+        if name.startswith(ALLOWED):
+            unit = name.removeprefix(ALLOWED)
+            left = found[f"{LEFT}{unit}"]
+            shown, most = (f"{each:.4g} " if each < 100 else human(each) for each in (left, allowed))
+            lines.append(f"budget: {shown}{unit}, {most}{unit} allowed")
+            if unit in _SUMS and left < _SPENT * allowed:
+                lines[-1] += f"; no layer could be a step wider: {_ROUNDED}"
+    return lines
 
 
 def left_as_is(event: Event) -> list[str]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import re
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from torch import Tensor
 
 from lit_prune.common.arguments import check_choice, check_positive
 from lit_prune.common.choices import resolve
-from lit_prune.common.names import count_parameters
+from lit_prune.common.names import ALLOWED, LEFT, count_parameters
 from lit_prune.cost.activation_memory import BYTES, Precision
 from lit_prune.criteria import Evidence
 from lit_prune.errors import ArgumentError, ArgumentTypeError, SelectionError
@@ -37,6 +37,8 @@ class Budget(Selection):
 
     unit: str = ""
     """What ``at_most`` may be given in, with a prefix such as k or M."""
+    adds_up: bool = True
+    """Whether the cost is a sum to which each layer adds."""
 
     @property
     def counted(self) -> str:
@@ -47,6 +49,7 @@ class Budget(Selection):
         self.spread = _as_spread(spread)
         self.at_most = None if at_most is None else quantity("at_most", at_most, self.unit)
         self.has_limit = at_most is not None
+        self.findings: Mapping[str, float] = {}
 
     @abstractmethod
     def cost(self, evidence: Evidence) -> Cost:
@@ -76,7 +79,8 @@ class Budget(Selection):
         """
         limit, cost = self.limit(evidence, target), self.cost(evidence)
         bundles = self.concerned(bundled(evidence.groups, scores), evidence, target, limit)
-        widths = fit(self.spread, bundles, scores, target, cost, limit, counted=self.counted)
+        widths = fit(self.spread, bundles, scores, target, cost, limit, self.counted, self.adds_up)
+        self.findings = spent(self.counted, limit, cost(widths))
         return lowest(flat(bundles), scores, widths)
 
     def concerned(self, bundles: list[Bundle], evidence: Evidence, target: Target, limit: float) -> list[Bundle]:
@@ -201,6 +205,7 @@ class Budgets(Selection):
                 "the same ratio of each."
             )
         self.has_limit = self.budgets[0].has_limit
+        self.findings: dict[str, float] = {}
 
     def __call__(self, evidence: Evidence, scores: Scores, target: Target) -> dict[str, Tensor]:
         """Remove channels until each budget is met.
@@ -218,7 +223,22 @@ class Budgets(Selection):
         def most(widths: Widths) -> float:
             return max(cost(widths) / limit for limit, cost in parts)
 
-        return lowest(flat(bundles), scores, fit(self.spread, bundles, scores, target, most, 1.0, counted="budgets"))
+        adds_up = all(budget.adds_up for budget in self.budgets)
+        widths = fit(self.spread, bundles, scores, target, most, 1.0, "budgets", adds_up)
+        self.findings = {}
+        for budget, (limit, cost) in zip(self.budgets, parts, strict=True):
+            self.findings |= spent(budget.counted, limit, cost(widths))
+        return lowest(flat(bundles), scores, widths)
+
+
+def spent(counted: str, limit: float, left: float) -> dict[str, float]:
+    """What a choice leaves of what a budget allows, as findings have it.
+
+    Example:
+        >>> spent("B", 2e6, 1.99e6)
+        {'allowed B': 2000000.0, 'left B': 1990000.0}
+    """
+    return {f"{ALLOWED}{counted}": float(limit), f"{LEFT}{counted}": float(left)}
 
 
 def _as_spread(given: Spread | str) -> Spread:

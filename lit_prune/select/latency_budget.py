@@ -18,7 +18,7 @@ from lit_prune.criteria import Evidence
 from lit_prune.errors import ArgumentError, SelectionError
 from lit_prune.graph.skeleton import replica
 from lit_prune.select.base import Bundle, Scores, Target, Widths, bundled, flat, lowest
-from lit_prune.select.budgets import Budget, removal_of
+from lit_prune.select.budgets import Budget, removal_of, spent
 from lit_prune.select.knapsack import Choice, cheapest, choose, cost_of
 from lit_prune.select.spread import Cost, Global, Spread, fit, out_of_reach
 from lit_prune.surgery import shrink_
@@ -88,7 +88,6 @@ class LatencyBudget(Budget):
             raise ArgumentError(f"{self.table} is not of runtime={runtime!r}: profile the network there.")
         count = threads or int(self.table.conditions.get("threads", 1))
         self.runtime = None if runtime is None else runtime_of(runtime, count)
-        self.findings: Mapping[str, float] = {}
 
     def cost(self, evidence: Evidence) -> Cost:
         """Milliseconds, by the table."""
@@ -130,6 +129,7 @@ class LatencyBudget(Budget):
             clock = self._clock(evidence, widths)
             if clock is not None:
                 found["clock_ms"] = clock
+            found |= spent(self.counted, limit, found["table_ms"] * scale if clock is None else clock)
             # Of those that are fast enough the slowest, of others the fastest: it loses least, or is too slow by least.
             if best is None or _nearness(clock, limit) > _nearness(self.findings.get("clock_ms"), limit):
                 best, self.findings = widths, found
@@ -154,7 +154,7 @@ class LatencyBudget(Budget):
     ) -> Widths:
         bundles = bundled(evidence.groups, scores)
         if not self.by_table:
-            return fit(self.spread, bundles, scores, target, self.cost(evidence), limit, counted=self.unit)
+            return fit(self.spread, bundles, scores, target, self.cost(evidence), limit, self.unit)
         options = [_options(bundle, target) for bundle in bundles]
         costs = self._costs(evidence, bundles, options)
         losses = [_losses(bundle, widths, scores, target) for bundle, widths in zip(bundles, options, strict=True)]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import get_args
 
 from torch import Tensor
 
 from lit_prune.common.arguments import check_choice, check_whole
+from lit_prune.common.names import LEFT
 from lit_prune.cost.activation_memory import Precision, Timeline, timeline
 from lit_prune.criteria import Evidence
 from lit_prune.errors import SelectionError
@@ -45,6 +45,7 @@ class MemoryBudget(Budget):
     """
 
     unit = "B"
+    adds_up = False
 
     def __init__(
         self,
@@ -58,7 +59,6 @@ class MemoryBudget(Budget):
         check_whole("batch_size", batch_size)
         self.precision = precision
         self.batch_size = batch_size
-        self.findings: Mapping[str, float] = {}
 
     @property
     def counted(self) -> str:
@@ -111,10 +111,8 @@ class MemoryBudget(Budget):
             SelectionError: As for :class:`Budget`.
         """
         removal = super().__call__(evidence, scores, target)
-        dense = self.dense(evidence, target)
-        sizes = {group.name: group.size for group in evidence.groups}
-        widths = {name: sizes[name] - len(gone) for name, gone in removal.items()}
-        self.findings = {_FOUND: float(self._timeline(evidence, widths).max()), _FOUND_DENSE: dense}
+        left = self.findings[f"{LEFT}{self.counted}"]
+        self.findings = {**self.findings, _FOUND: left, _FOUND_DENSE: self.dense(evidence, target)}
         return removal
 
     def _timeline(self, evidence: Evidence, widths: Widths) -> Timeline:

@@ -14,6 +14,8 @@ from lit_prune.errors import ArgumentError, SelectionError
 from lit_prune.select.base import Bundle, Scores, Selection, Target, Widths, bundled, flat, lowest
 
 _TINY = torch.finfo(torch.float64).tiny
+# A budget of which that much is used is used up.
+_SPENT = 0.99
 Cost = Callable[[Widths], float]
 """What a network costs at some widths."""
 
@@ -111,8 +113,20 @@ def fit(
     cost: Cost,
     budget: float,
     counted: str = "channels",
+    adds_up: bool = True,
 ) -> Widths:
     """The widths of the lowest level whose cost is within ``budget``, with what is left of it spent where it counts.
+
+    Args:
+        spread: How the removal is shared out.
+        bundles: What may lose channels.
+        scores: Group name to scores.
+        target: Which widths are allowed.
+        cost: Of widths.
+        budget: The most that they may cost.
+        counted: What that is counted in, for the message.
+        adds_up: Whether each layer has a part of the cost. Then no layer could be wider by a step within the budget
+            where more than a hundredth of it is left.
 
     Raises:
         SelectionError: If even the highest level costs more.
@@ -133,16 +147,32 @@ def fit(
         if wide == narrow:
             break
 
-    def regained(bundle: Bundle) -> float:
-        curve, name = spread.curve(bundle, scores, target), bundle[0].name
-        return float(curve[len(curve) - wide[name] : len(curve) - narrow[name]].mean())
+    curves = {bundle[0].name: spread.curve(bundle, scores, target) for bundle in bundles}
+
+    def worth(bundle: Bundle, width: int) -> float:
+        """Of the channels that a bundle would have back at a width."""
+        curve, now = curves[bundle[0].name], narrow[bundle[0].name]
+        return float(curve[len(curve) - width : len(curve) - now].mean())
 
     # Rounding makes many layers jump at the same level: give back to those whose channels score highest.
     jumped = [bundle for bundle in bundles if any(wide[group.name] != narrow[group.name] for group in bundle)]
-    for bundle in sorted(jumped, key=lambda bundle: -regained(bundle)):
+    for bundle in sorted(jumped, key=lambda bundle: -worth(bundle, wide[bundle[0].name])):
         trial = narrow | {group.name: wide[group.name] for group in bundle}
         if cost(trial) <= budget:
             narrow = trial
+    waiting = [*bundles] if adds_up else []
+    while cost(narrow) < _SPENT * budget:
+        waiting = [bundle for bundle in waiting if narrow[bundle[0].name] < bundle[0].size]
+        if not waiting:
+            break
+        step = {bundle[0].name: min(target.round_to, bundle[0].size - narrow[bundle[0].name]) for bundle in waiting}
+        best = max(waiting, key=lambda bundle: worth(bundle, narrow[bundle[0].name] + step[bundle[0].name]))
+        trial = narrow | {group.name: narrow[group.name] + step[best[0].name] for group in best}
+        if cost(trial) <= budget:
+            narrow = trial
+        else:
+            # What does not fit now does not later, for all get wider.
+            waiting.remove(best)
     return narrow
 
 

@@ -72,6 +72,27 @@ def test_event_table_says_what_table_and_clock_found():
     assert "by the clock" not in _printed(event_table(_event(findings={"table_ms": 7.9})))
 
 
+@pytest.mark.parametrize(
+    ("unit", "allowed", "left", "told"),
+    [
+        ("MACs", 4e7, 3.98e7, "budget: 39.8 MMACs, 40.0 MMACs allowed"),
+        (
+            "params",
+            2e6,
+            1.8e6,
+            "budget: 1.80 Mparams, 2.00 Mparams allowed; no layer could be a step wider: kept",
+        ),
+        ("ms", 8.0, 7.2, "budget: 7.2 ms, 8 ms allowed"),
+        ("B of activations", 4e6, 3e6, "budget: 3.00 MB of activations, 4.00 MB of activations allowed"),
+    ],
+)
+def test_event_table_says_what_is_left_of_a_budget_and_why_not_more(unit, allowed, left, told):
+    found = {f"allowed {unit}": allowed, f"left {unit}": left}
+    text = " ".join(_printed(event_table(_event(findings=found))).split())
+    assert told in text
+    assert ("wider" in text) == ("wider" in told)
+
+
 def test_event_table_folds_blocks_only_when_there_are_too_many_groups():
     channels = {f"net.{block}.m.{layer}": [8, 4] for block in range(5) for layer in range(6)}
 

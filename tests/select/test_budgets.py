@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from lit_prune import ArgumentError, ChannelPruning, plan_pruning, shrink_
+from lit_prune import ArgumentError, ChannelGraph, ChannelPruning, plan_pruning, shrink_
 from lit_prune.common.names import count_parameters
 from lit_prune.cost import Cost
 from lit_prune.errors import SelectionError
@@ -54,6 +54,25 @@ def test_a_ratio_is_that_of_what_is_counted(kind):
     torch.manual_seed(0)
     net, measure = network().eval(), MEASURES[kind]
     assert 0.5 * measure(net) < measure(left(net, kind(), amount=0.4)) <= 0.6 * measure(net)
+
+
+@pytest.mark.parametrize("net", [*NETS.values(), network], ids=[*NETS, "residual"])
+@pytest.mark.parametrize("spread", ["uniform", "global"])
+@pytest.mark.parametrize("kind", MEASURES)
+def test_what_is_left_over_is_not_enough_for_a_step_in_any_layer(net, spread, kind):
+    torch.manual_seed(0)
+    net, measure, step = net().eval(), MEASURES[kind], 4
+    whole, graph = measure(net), ChannelGraph.trace(net, IMAGES)
+    for part in (0.8, 0.7, 0.6):
+        plan = plan_pruning(net, IMAGES, selection=kind(spread, at_most=part * whole), round_to=step)
+        gone = {group.name: group.size - group.width_under(plan) for group in graph.groups}
+        assert measure(shrink_(copy.deepcopy(net), plan)) <= part * whole
+        if measure(shrink_(copy.deepcopy(net), plan)) < 0.99 * part * whole:
+            for group in graph.groups:
+                wider = gone | {name: max(0, gone[name] - step) for name in group.bundle}
+                if wider != gone:
+                    trial = graph.plan({name: range(number) for name, number in wider.items()})
+                    assert measure(shrink_(copy.deepcopy(net), trial)) > part * whole
 
 
 def test_a_width_more_would_be_too_much():
