@@ -218,7 +218,7 @@ class Budgets(Selection):
         narrow = self.spread.widths(1.0, bundles, scores, target)
         for budget, (limit, cost) in zip(self.budgets, parts, strict=True):
             if cost(narrow) > limit:
-                raise out_of_reach(limit, cost(narrow), len(narrow), budget.counted)
+                raise out_of_reach(limit, cost(narrow), len(narrow), budget.counted, self.spread.advice)
 
         def most(widths: Widths) -> float:
             return max(cost(widths) / limit for limit, cost in parts)

@@ -45,6 +45,8 @@ class Limited(Spread):
         lit_prune.errors.ArgumentError: the limit of 'model.0' must be in [0, 1), but is 1.0.
     """
 
+    advice = Spread.advice.replace("Ask for less,", "Ask for less, raise the limits of `Limited`,")
+
     def __init__(
         self,
         spread: Spread | str,

@@ -23,6 +23,9 @@ Cost = Callable[[Widths], float]
 class Spread(Selection):
     """A way to share out a removal among layers, from nothing (level 0) to as much as is allowed (level 1)."""
 
+    advice: str = "Ask for less, lower `round_to` or `min_channels`, or widen `blocks`."
+    """What to do where that is not enough."""
+
     @abstractmethod
     def widths(self, level: float, bundles: Sequence[Bundle], scores: Scores, target: Target) -> Widths:
         """Group name to what it keeps at a level in [0, 1]; never wider at a higher level."""
@@ -136,7 +139,7 @@ def fit(
     if cost(wide) <= budget:
         return wide
     if cost(narrow) > budget:
-        raise out_of_reach(budget, cost(narrow), len(narrow), counted)
+        raise out_of_reach(budget, cost(narrow), len(narrow), counted, spread.advice)
     for _ in range(24):
         level = (low + high) / 2
         widths = spread.widths(level, bundles, scores, target)
@@ -176,11 +179,11 @@ def fit(
     return narrow
 
 
-def out_of_reach(wanted: float, least: float, groups: int, counted: str) -> SelectionError:
+def out_of_reach(wanted: float, least: float, groups: int, counted: str, advice: str = Spread.advice) -> SelectionError:
     """What is said where a budget can't be met."""
     return SelectionError(
         f"The wanted {_shown(wanted)} {counted} are out of reach: with each of the {groups} groups at its least "
-        f"width, {_shown(least)} are left. Ask for less, lower `round_to` or `min_channels`, or widen `blocks`."
+        f"width, {_shown(least)} are left. {advice}"
     )
 
 

@@ -42,7 +42,7 @@ def test_rounding_keeps_more_and_never_less():
 
 
 def test_what_limits_put_out_of_reach_is_told():
-    with pytest.raises(SelectionError, match="out of reach"):
+    with pytest.raises(SelectionError, match=r"out of reach.* Ask for less, raise the limits of `Limited`, lower"):
         gone(MacsBudget(Limited("global", {"*": 0.1})), 0.5)
 
 
