@@ -20,6 +20,7 @@ from lit_prune.common.arguments import check_choice
 from lit_prune.common.running import eagerly
 from lit_prune.errors import TraceError
 from lit_prune.graph import Call, ChannelGraph
+from lit_prune.graph.memo import output_of
 from lit_prune.graph.operation import tensors_among
 from lit_prune.graph.skeleton import is_remembered, on_numbers, remember, remembered, with_values
 from lit_prune.plan import PruningPlan
@@ -138,7 +139,7 @@ class _Living(DispatchMode):  # type: ignore[no-untyped-call]
         numbers = _numbers(args, kwargs)
         if func is ITEM and numbers is not None:
             return func(*numbers[0])
-        output = func(*args, **kwargs)
+        output = output_of(func, args, kwargs)
         made = tensors_among([output])
         # Without values a norm makes statistics also where it takes those that it has.
         for each in made[:1] if "batch_norm" in func.name() else made:
