@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, get_args
 
 from torch import Tensor
@@ -19,6 +20,15 @@ from lit_prune.errors import ArgumentError, ArgumentTypeError, SelectionError
 from lit_prune.plan import belongs_to_any
 from lit_prune.select.base import Bundle, Scores, Selection, Target, Widths, bundled, flat, lowest
 from lit_prune.select.spread import Cost, Global, Spread, Uniform, fit, out_of_reach, ratio_of
+
+Meets = Callable[[Widths], bool]
+"""Whether something holds of some widths."""
+
+
+def always(_: Widths) -> bool:
+    """Nothing else must hold."""
+    return True
+
 
 _PREFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30}
 
@@ -71,17 +81,45 @@ class Budget(Selection):
         dense, ratio = self.dense(evidence, target), ratio_of(target, self)
         return dense * (1 - ratio) if self.at_most is None else dense - ratio * (dense - min(dense, self.at_most))
 
+    @property
+    def leads(self) -> bool:
+        """Whether it shares the removal out in a way of its own, which :class:`Budgets` follows then."""
+        return False
+
     def __call__(self, evidence: Evidence, scores: Scores, target: Target) -> dict[str, Tensor]:
         """Remove channels until the budget is met.
 
         Raises:
             SelectionError: If it is out of reach; the message has what can be reached.
         """
+        widths = self.within(evidence, scores, target)
+        return lowest([group for group in evidence.groups if group.name in widths], scores, widths)
+
+    def within(
+        self, evidence: Evidence, scores: Scores, target: Target, meets: Meets = always, roughly: bool = False
+    ) -> Widths:
+        """What is to be left of the groups that are concerned; findings say how far that goes.
+
+        Args:
+            evidence: As for a call.
+            scores: As for a call.
+            target: As for a call.
+            meets: What else must hold; if it does of some widths, it does of narrower ones.
+            roughly: Whether it is to be quick, and to find out nothing.
+
+        Raises:
+            SelectionError: As for a call.
+        """
         limit, cost = self.limit(evidence, target), self.cost(evidence)
         bundles = self.concerned(bundled(evidence.groups, scores), evidence, target, limit)
-        widths = fit(self.spread, bundles, scores, target, cost, limit, self.counted, self.adds_up)
-        self.findings = spent(self.counted, limit, cost(widths))
-        return lowest(flat(bundles), scores, widths)
+
+        def within(widths: Widths) -> float:
+            return cost(widths) if meets(widths) else math.inf
+
+        widths = fit(self.spread, bundles, scores, target, within, limit, self.counted, self.adds_up)
+        if not roughly:
+            self.findings = spent(self.counted, limit, cost(widths))
+        return widths
 
     def concerned(self, bundles: list[Bundle], evidence: Evidence, target: Target, limit: float) -> list[Bundle]:
         """Those of which fewer channels cost less; by default all."""
@@ -180,7 +218,8 @@ class Budgets(Selection):
 
     Args:
         budgets: Each with its own ``at_most``, or all without, for one amount.
-        spread: How the removal is shared out; that of each budget by itself is not looked at.
+        spread: How the removal is shared out; that of each budget by itself is not looked at. By default a
+            :class:`LatencyBudget` among them says it by its table, as it does alone; without one it is ``"uniform"``.
 
     Raises:
         ArgumentError: If there is none, or only some have a limit.
@@ -191,14 +230,15 @@ class Budgets(Selection):
         True
     """
 
-    def __init__(self, budgets: Sequence[Budget], spread: Spread | str = "uniform") -> None:
+    def __init__(self, budgets: Sequence[Budget], spread: Spread | str | None = None) -> None:
         if not isinstance(budgets, Sequence) or not all(isinstance(budget, Budget) for budget in budgets):
             raise ArgumentTypeError(
                 "Budgets takes a list of budgets, such as [MacsBudget(at_most='40 MMACs'), SizeBudget(at_most='2 MB')],"
                 f" but got {budgets!r}."
             )
         self.budgets = [*budgets]
-        self.spread = _as_spread(spread)
+        self.spread = _as_spread("uniform" if spread is None else spread)
+        self._leading = next((budget for budget in budgets if spread is None and budget.leads), None)
         if not self.budgets or len({budget.has_limit for budget in self.budgets}) > 1:
             raise ArgumentError(
                 "Budgets takes at least one budget, and either each has its at_most or none has: then the amount is "
@@ -213,22 +253,43 @@ class Budgets(Selection):
         Raises:
             SelectionError: If one is out of reach; the message has what can be reached of that one.
         """
+        widths = self._widths(evidence, scores, target, roughly=False)
+        return lowest(flat(bundled(evidence.groups, scores)), scores, widths)
+
+    def foretell(self, evidence: Evidence, scores: Scores, target: Target) -> Mapping[str, object]:
+        """As a call, but that nothing is timed."""
+        return removal_of(evidence, self._widths(evidence, scores, target, roughly=True))
+
+    def _widths(self, evidence: Evidence, scores: Scores, target: Target, roughly: bool) -> Widths:
         bundles = bundled(evidence.groups, scores)
-        parts = [(budget.limit(evidence, target), budget.cost(evidence)) for budget in self.budgets]
+        parts = [(budget, budget.limit(evidence, target), budget.cost(evidence)) for budget in self.budgets]
         narrow = self.spread.widths(1.0, bundles, scores, target)
-        for budget, (limit, cost) in zip(self.budgets, parts, strict=True):
+        for budget, limit, cost in parts:
             if cost(narrow) > limit:
                 raise out_of_reach(limit, cost(narrow), len(narrow), budget.counted, self.spread.advice)
+        leading, found = self._leading, {}
+
+        def meets(widths: Widths) -> bool:
+            return all(cost(widths) <= limit for budget, limit, cost in parts if budget is not leading)
 
         def most(widths: Widths) -> float:
-            return max(cost(widths) / limit for limit, cost in parts)
+            return max(cost(widths) / limit for _, limit, cost in parts)
 
-        adds_up = all(budget.adds_up for budget in self.budgets)
-        widths = fit(self.spread, bundles, scores, target, most, 1.0, "budgets", adds_up)
-        self.findings = {}
-        for budget, (limit, cost) in zip(self.budgets, parts, strict=True):
-            self.findings |= spent(budget.counted, limit, cost(widths))
-        return lowest(flat(bundles), scores, widths)
+        widths: Widths | None = None
+        if leading is not None:
+            # Layers that save no time have to go all the same where the others are strict.
+            with suppress(SelectionError):
+                widths = leading.within(evidence, scores, target, meets, roughly)
+                found = {**leading.findings}
+        if widths is None:
+            adds_up = all(budget.adds_up for budget in self.budgets)
+            widths = fit(self.spread, bundles, scores, target, most, 1.0, "budgets", adds_up)
+        if not roughly:
+            self.findings = {}
+            for budget, limit, cost in parts:
+                self.findings |= spent(budget.counted, limit, cost(widths))
+            self.findings |= found
+        return widths
 
 
 def spent(counted: str, limit: float, left: float) -> dict[str, float]:

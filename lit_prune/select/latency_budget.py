@@ -8,7 +8,6 @@ from os import PathLike
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from lit_prune.common.arguments import check_whole
 from lit_prune.common.ranks import is_rank_zero, warn_once
@@ -17,8 +16,8 @@ from lit_prune.cost.profile.runtimes import Name
 from lit_prune.criteria import Evidence
 from lit_prune.errors import ArgumentError, SelectionError
 from lit_prune.graph.skeleton import replica
-from lit_prune.select.base import Bundle, Scores, Target, Widths, bundled, flat, lowest
-from lit_prune.select.budgets import Budget, removal_of, spent
+from lit_prune.select.base import Bundle, Scores, Target, Widths, bundled, flat
+from lit_prune.select.budgets import Budget, Meets, always, removal_of, spent
 from lit_prune.select.knapsack import Choice, cheapest, choose, cost_of
 from lit_prune.select.spread import Cost, Global, Spread, fit, out_of_reach
 from lit_prune.surgery import shrink_
@@ -27,6 +26,8 @@ Floats = npt.NDArray[np.float64]
 Wholes = npt.NDArray[np.int64]
 # So often a choice is made again that the clock finds too slow, or faster than this part of what is allowed.
 _TRIES, _NEAR = 4, 0.97
+# Steps in which a faster choice is looked for that meets other budgets, too.
+_HALVINGS = 10
 # A first-order score says too little of a layer that loses much. Raised to a power, the worthiest channel that a layer
 # loses counts most, so that no layer is all but emptied for being dear.
 _POWER = 4
@@ -107,20 +108,33 @@ class LatencyBudget(Budget):
         """The latency of the network that was profiled."""
         return self.table.dense_ms
 
-    def __call__(self, evidence: Evidence, scores: Scores, target: Target) -> dict[str, Tensor]:
-        """Remove channels until the network is fast enough.
+    @property
+    def leads(self) -> bool:
+        """Whether layers lose channels by the table."""
+        return self.by_table
+
+    def foretell(self, evidence: Evidence, scores: Scores, target: Target) -> Mapping[str, object]:
+        """What the table alone says."""
+        return removal_of(evidence, self.within(evidence, scores, target, roughly=True))
+
+    def within(
+        self, evidence: Evidence, scores: Scores, target: Target, meets: Meets = always, roughly: bool = False
+    ) -> Widths:
+        """As of any budget; by the clock where there is one, and ``roughly`` by the table alone.
 
         Raises:
-            SelectionError: If the budget is out of reach (the message has what can be reached), or the table is of
-                another network.
+            SelectionError: If the budget is out of reach (the message has what can be reached), if the table is of
+                another network, or if no choice of the table's meets what else must hold.
         """
         limit, last = self.limit(evidence, target), target.findings
+        if roughly:
+            return self._meeting(evidence, scores, target, limit, meets, roughly)
         scale = last["clock_ms"] / last["table_ms"] if "clock_ms" in last else 1.0
         cost = self.cost(evidence)
         best: Widths | None = None
         for _ in range(_TRIES):
             try:
-                widths = self._widths(evidence, scores, target, limit / scale)
+                widths = self._meeting(evidence, scores, target, limit / scale, meets)
             except SelectionError:
                 if best is None:
                     raise
@@ -132,7 +146,10 @@ class LatencyBudget(Budget):
             found |= spent(self.counted, limit, found["table_ms"] * scale if clock is None else clock)
             # Of those that are fast enough the slowest, of others the fastest: it loses least, or is too slow by least.
             if best is None or _nearness(clock, limit) > _nearness(self.findings.get("clock_ms"), limit):
-                best, self.findings = widths, found
+                # What else must hold may have it be faster than need be.
+                before, best, self.findings = best, widths, found
+                if before == best:
+                    break
             if clock is None or _NEAR * limit <= clock <= limit:
                 break
             scale = clock / found["table_ms"]
@@ -142,12 +159,31 @@ class LatencyBudget(Budget):
                 f"The network takes {self.findings['clock_ms']:.4g} ms by the clock where {limit:.4g} ms were wanted, "
                 f"after {_TRIES} choices; the table says {self.findings['table_ms']:.4g} ms. Is the machine busy?"
             )
-        return lowest(flat(bundled(evidence.groups, scores)), scores, best)
+        return best
 
-    def foretell(self, evidence: Evidence, scores: Scores, target: Target) -> Mapping[str, object]:
-        """What the table alone says."""
-        widths = self._widths(evidence, scores, target, self.limit(evidence, target), roughly=True)
-        return removal_of(evidence, widths)
+    def _meeting(
+        self, evidence: Evidence, scores: Scores, target: Target, limit: float, meets: Meets, roughly: bool = False
+    ) -> Widths:
+        """The slowest choice within a limit that meets what else must hold."""
+        widths = self._widths(evidence, scores, target, limit, roughly)
+        if meets(widths):
+            return widths
+        found: Widths | None = None
+        low, high = 0.0, limit
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            try:
+                widths = self._widths(evidence, scores, target, middle, roughly=True)
+            except SelectionError:
+                low = middle
+                continue
+            if meets(widths):
+                found, low = widths, middle
+            else:
+                high = middle
+        if found is None:
+            raise SelectionError("No choice by the table meets all budgets.")
+        return found
 
     def _widths(
         self, evidence: Evidence, scores: Scores, target: Target, limit: float, roughly: bool = False

@@ -83,6 +83,43 @@ def test_it_stands_beside_other_budgets():
     assert sum(parameter.numel() for parameter in net.parameters()) <= 40_000
 
 
+def params(net):
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+def test_beside_other_budgets_its_table_says_which_layers_lose():
+    limit = 0.6 * table(dear=500.0).dense_ms
+    dear = LatencyBudget(table(dear=500.0), limit)
+    alone = left(chain(), dear)
+    beside = left(chain(), Budgets([dear, ParamsBudget(at_most=2 * params(alone))]))
+    assert [widths_of(alone[i]) for i in (0, 2, 5)] == [widths_of(beside[i]) for i in (0, 2, 5)]
+
+    strict = [ParamsBudget(at_most=0.6 * params(alone)), dear]
+    by_table, by_spread = (left(chain(), Budgets(strict, spread)) for spread in (None, "uniform"))
+    for net in (by_table, by_spread):
+        assert params(net) <= 0.6 * params(alone)
+        assert ms(net, table(dear=500.0)) <= limit
+    assert ms(by_table, table(dear=500.0)) < ms(by_spread, table(dear=500.0))
+
+
+def test_layers_that_save_no_time_lose_where_another_budget_wants_it():
+    free = LatencyTable({"0": LayerTimes((3,), (8, 16, 24, 32), [[1.0, 2.0, 3.0, 4.0]])})
+    least = params(left(chain(), ParamsBudget(at_most=params(chain()) / 8)))
+    net = left(chain(), Budgets([LatencyBudget(free, "3.9 ms"), ParamsBudget(at_most=least)]))
+    assert params(net) <= least
+    assert net[2].out_channels < 48
+
+
+def test_beside_other_budgets_it_is_timed_and_corrected():
+    whole = table().dense_ms
+    timed = LatencyBudget(table(input=[1, 3, 16, 16]), 0.5 * whole, runtime=slow_clock)
+    both = Budgets([timed, ParamsBudget(at_most="1 Mparams")])
+    net = left(chain(), both)
+    assert 0.85 * 0.5 * whole < 1.2 * ms(net) <= 0.5 * whole
+    assert both.findings["clock_ms"] == pytest.approx(1.2 * both.findings["table_ms"])
+    assert both.findings["allowed ms"] == 0.5 * whole >= both.findings["left ms"] == both.findings["clock_ms"]
+
+
 def slow_clock(network, images):
     """A fifth slower than the table says."""
     assert images.shape == IMAGES.shape
