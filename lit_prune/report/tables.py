@@ -24,7 +24,7 @@ History = Mapping[str, Sequence[Mapping[str, float]]]
 
 _BAR = 12  # characters of a bar in a table
 _UNITS = {"ms": "the latency", "B": "the size", "B of activations": "the peak memory of activations"}
-_SUMS = ("MACs", "params", "B")  # to which every layer adds
+_SUMS = frozenset(("MACs", "params", "B"))  # to which every layer adds
 _NEAR = 0.02  # the difference between two ratios that nobody minds
 _ROUNDED = "kept widths are multiples of `round_to`, and at least `min_channels`"
 _SPENT = 0.99  # of a budget, at least, that is used up
@@ -222,16 +222,16 @@ def _caption(event: Event) -> str:
 
 
 def _budgets(found: Mapping[str, float]) -> list[str]:
-    """What budgets allow and what is left; where that is clearly less, why."""
-    lines = []
-    for name, allowed in found.items():
-        if name.startswith(ALLOWED):
-            unit = name.removeprefix(ALLOWED)
-            left = found[f"{LEFT}{unit}"]
-            shown, most = (f"{each:.4g} " if each < 100 else human(each) for each in (left, allowed))
-            lines.append(f"budget: {shown}{unit}, {most}{unit} allowed")
-            if unit in _SUMS and left < _SPENT * allowed:
-                lines[-1] += f"; no layer could be a step wider: {_ROUNDED}"
+    """What budgets allow and what is left; where that is less of all of them, why."""
+    lines, used = [], []
+    units = [name.removeprefix(ALLOWED) for name in found if name.startswith(ALLOWED)]
+    for unit in units:
+        left, allowed = found[f"{LEFT}{unit}"], found[f"{ALLOWED}{unit}"]
+        shown, most = (f"{each:.4g} " if each < 100 else human(each) for each in (left, allowed))
+        lines.append(f"budget: {shown}{unit}, {most}{unit} allowed")
+        used.append(left / allowed)
+    if units and max(used) < _SPENT and set(units) <= _SUMS:
+        lines.append(f"no layer could be a step wider within it: {_ROUNDED}")
     return lines
 
 

@@ -78,7 +78,10 @@ class Budget(Selection):
 
     def limit(self, evidence: Evidence, target: Target) -> float:
         """What may be left after the event."""
-        dense, ratio = self.dense(evidence, target), ratio_of(target, self)
+        ratio = ratio_of(target, self)
+        if self.at_most is not None and ratio == 1:
+            return self.at_most
+        dense = self.dense(evidence, target)
         return dense * (1 - ratio) if self.at_most is None else dense - ratio * (dense - min(dense, self.at_most))
 
     @property
@@ -118,8 +121,19 @@ class Budget(Selection):
 
         widths = fit(self.spread, bundles, scores, target, within, limit, self.counted, self.adds_up)
         if not roughly:
-            self.findings = spent(self.counted, limit, cost(widths))
+            self.findings = self.found(evidence, target, limit, cost(widths))
         return widths
+
+    def found(self, evidence: Evidence, target: Target, limit: float, left: float) -> dict[str, float]:
+        """What is to be known of an event.
+
+        Args:
+            evidence: As for a call.
+            target: As for a call.
+            limit: What was allowed.
+            left: What is left.
+        """
+        return {f"{ALLOWED}{self.counted}": float(limit), f"{LEFT}{self.counted}": float(left)}
 
     def concerned(self, bundles: list[Bundle], evidence: Evidence, target: Target, limit: float) -> list[Bundle]:
         """Those of which fewer channels cost less; by default all."""
@@ -267,7 +281,7 @@ class Budgets(Selection):
         for budget, limit, cost in parts:
             if cost(narrow) > limit:
                 raise out_of_reach(limit, cost(narrow), len(narrow), budget.counted, self.spread.advice)
-        leading, found = self._leading, {}
+        leading = self._leading
 
         def meets(widths: Widths) -> bool:
             return all(cost(widths) <= limit for budget, limit, cost in parts if budget is not leading)
@@ -280,26 +294,16 @@ class Budgets(Selection):
             # Layers that save no time have to go all the same where the others are strict.
             with suppress(SelectionError):
                 widths = leading.within(evidence, scores, target, meets, roughly)
-                found = {**leading.findings}
+        is_led = widths is not None
         if widths is None:
             adds_up = all(budget.adds_up for budget in self.budgets)
             widths = fit(self.spread, bundles, scores, target, most, 1.0, "budgets", adds_up)
         if not roughly:
             self.findings = {}
             for budget, limit, cost in parts:
-                self.findings |= spent(budget.counted, limit, cost(widths))
-            self.findings |= found
+                timed = is_led and budget is leading
+                self.findings |= budget.findings if timed else budget.found(evidence, target, limit, cost(widths))
         return widths
-
-
-def spent(counted: str, limit: float, left: float) -> dict[str, float]:
-    """What a choice leaves of what a budget allows, as findings have it.
-
-    Example:
-        >>> spent("B", 2e6, 1.99e6)
-        {'allowed B': 2000000.0, 'left B': 1990000.0}
-    """
-    return {f"{ALLOWED}{counted}": float(limit), f"{LEFT}{counted}": float(left)}
 
 
 def _as_spread(given: Spread | str) -> Spread:

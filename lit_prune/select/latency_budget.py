@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from os import PathLike
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +18,9 @@ from lit_prune.criteria import Evidence
 from lit_prune.errors import ArgumentError, SelectionError
 from lit_prune.graph.skeleton import replica
 from lit_prune.select.base import Bundle, Scores, Target, Widths, bundled, flat
-from lit_prune.select.budgets import Budget, Meets, always, removal_of, spent
+from lit_prune.select.budgets import Budget, Meets, always, removal_of
 from lit_prune.select.knapsack import Choice, cheapest, choose, cost_of
-from lit_prune.select.spread import Cost, Global, Spread, fit, out_of_reach
+from lit_prune.select.spread import Cost, Global, Spread, filled, fit, out_of_reach
 from lit_prune.surgery import shrink_
 
 Floats = npt.NDArray[np.float64]
@@ -68,7 +69,8 @@ class LatencyBudget(Budget):
 
     def __init__(
         self,
-        table: LatencyTable | str | PathLike[str],
+        # Of `PathLike` jsonargparse would think that it is a class, and read the file.
+        table: LatencyTable | str | Path,
         at_most: float | str | None = None,
         spread: Spread | str | None = None,
         runtime: Name | Stopwatch | Runtime | None = None,
@@ -143,7 +145,8 @@ class LatencyBudget(Budget):
             clock = self._clock(evidence, widths)
             if clock is not None:
                 found["clock_ms"] = clock
-            found |= spent(self.counted, limit, found["table_ms"] * scale if clock is None else clock)
+            left = found["table_ms"] * scale if clock is None else clock
+            found = {**super().found(evidence, target, limit, left), **found}
             # Of those that are fast enough the slowest, of others the fastest: it loses least, or is too slow by least.
             if best is None or _nearness(clock, limit) > _nearness(self.findings.get("clock_ms"), limit):
                 # What else must hold may have it be faster than need be.
@@ -161,10 +164,14 @@ class LatencyBudget(Budget):
             )
         return best
 
+    def found(self, evidence: Evidence, target: Target, limit: float, left: float) -> dict[str, float]:
+        """What the table says as well, where nothing was timed."""
+        return {**super().found(evidence, target, limit, left), "table_ms": left}
+
     def _meeting(
         self, evidence: Evidence, scores: Scores, target: Target, limit: float, meets: Meets, roughly: bool = False
     ) -> Widths:
-        """The slowest choice within a limit that meets what else must hold."""
+        """The slowest choice within a limit that meets what else must hold, and what room there is then."""
         widths = self._widths(evidence, scores, target, limit, roughly)
         if meets(widths):
             return widths
@@ -183,7 +190,14 @@ class LatencyBudget(Budget):
                 high = middle
         if found is None:
             raise SelectionError("No choice by the table meets all budgets.")
-        return found
+        if roughly:
+            return found
+        cost = self.cost(evidence)
+
+        def within(widths: Widths) -> float:
+            return cost(widths) if meets(widths) else math.inf
+
+        return filled(self.spread, bundled(evidence.groups, scores), scores, target, within, limit, found)
 
     def _widths(
         self, evidence: Evidence, scores: Scores, target: Target, limit: float, roughly: bool = False

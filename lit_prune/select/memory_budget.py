@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import get_args
 
-from torch import Tensor
-
 from lit_prune.common.arguments import check_choice, check_whole
-from lit_prune.common.names import LEFT
 from lit_prune.cost.activation_memory import Precision, Timeline, timeline
 from lit_prune.criteria import Evidence
 from lit_prune.errors import SelectionError
-from lit_prune.select.base import Bundle, Scores, Target, Widths
+from lit_prune.select.base import Bundle, Target, Widths
 from lit_prune.select.budgets import Budget, removal_of
 from lit_prune.select.spread import Cost, Spread
 
@@ -104,16 +101,13 @@ class MemoryBudget(Budget):
 
         return [bundle for bundle in bundles if helps(bundle)] if above.any() else bundles
 
-    def __call__(self, evidence: Evidence, scores: Scores, target: Target) -> dict[str, Tensor]:
-        """Remove channels until the memory suffices.
-
-        Raises:
-            SelectionError: As for :class:`Budget`.
-        """
-        removal = super().__call__(evidence, scores, target)
-        left = self.findings[f"{LEFT}{self.counted}"]
-        self.findings = {**self.findings, _FOUND: left, _FOUND_DENSE: self.dense(evidence, target)}
-        return removal
+    def found(self, evidence: Evidence, target: Target, limit: float, left: float) -> dict[str, float]:
+        """The memory before the first event as well: later ones can't tell."""
+        known = super().found(evidence, target, limit, left)
+        try:
+            return {**known, _FOUND: left, _FOUND_DENSE: self.dense(evidence, target)}
+        except SelectionError:
+            return {**known, _FOUND: left}
 
     def _timeline(self, evidence: Evidence, widths: Widths) -> Timeline:
         graph = evidence.graph

@@ -150,33 +150,63 @@ def fit(
         if wide == narrow:
             break
 
-    curves = {bundle[0].name: spread.curve(bundle, scores, target) for bundle in bundles}
-
-    def worth(bundle: Bundle, width: int) -> float:
-        """Of the channels that a bundle would have back at a width."""
-        curve, now = curves[bundle[0].name], narrow[bundle[0].name]
-        return float(curve[len(curve) - width : len(curve) - now].mean())
+    def regained(bundle: Bundle) -> float:
+        name = bundle[0].name
+        return _worth(spread.curve(bundle, scores, target), narrow[name], wide[name])
 
     # Rounding makes many layers jump at the same level: give back to those whose channels score highest.
     jumped = [bundle for bundle in bundles if any(wide[group.name] != narrow[group.name] for group in bundle)]
-    for bundle in sorted(jumped, key=lambda bundle: -worth(bundle, wide[bundle[0].name])):
+    for bundle in sorted(jumped, key=regained, reverse=True):
         trial = narrow | {group.name: wide[group.name] for group in bundle}
         if cost(trial) <= budget:
             narrow = trial
-    waiting = [*bundles] if adds_up else []
-    while cost(narrow) < _SPENT * budget:
-        waiting = [bundle for bundle in waiting if narrow[bundle[0].name] < bundle[0].size]
-        if not waiting:
-            break
-        step = {bundle[0].name: min(target.round_to, bundle[0].size - narrow[bundle[0].name]) for bundle in waiting}
-        best = max(waiting, key=lambda bundle: worth(bundle, narrow[bundle[0].name] + step[bundle[0].name]))
-        trial = narrow | {group.name: narrow[group.name] + step[best[0].name] for group in best}
+    return filled(spread, bundles, scores, target, cost, budget, narrow) if adds_up else narrow
+
+
+def filled(
+    spread: Spread,
+    bundles: Sequence[Bundle],
+    scores: Scores,
+    target: Target,
+    cost: Cost,
+    budget: float,
+    widths: Widths,
+) -> Widths:
+    """Widths from which no layer could be a step wider, unless less than a hundredth of the budget is left.
+
+    Args:
+        spread: Says which channels are worth most.
+        bundles: What may have some back.
+        scores: As for :func:`fit`.
+        target: As for :func:`fit`.
+        cost: As for :func:`fit`.
+        budget: As for :func:`fit`.
+        widths: What is within it.
+    """
+    curves = {bundle[0].name: spread.curve(bundle, scores, target) for bundle in bundles}
+
+    def step(bundle: Bundle) -> int:
+        return min(target.round_to, bundle[0].size - widths[bundle[0].name])
+
+    def worth(bundle: Bundle) -> float:
+        name = bundle[0].name
+        return _worth(curves[name], widths[name], widths[name] + step(bundle))
+
+    waiting = [*bundles]
+    while cost(widths) < _SPENT * budget and (waiting := [bundle for bundle in waiting if step(bundle)]):
+        best = max(waiting, key=worth)
+        trial = widths | {group.name: widths[group.name] + step(best) for group in best}
         if cost(trial) <= budget:
-            narrow = trial
+            widths = trial
         else:
             # What does not fit now does not later, for all get wider.
             waiting.remove(best)
-    return narrow
+    return widths
+
+
+def _worth(curve: Tensor, narrow: int, wide: int) -> float:
+    """Of a channel, in the mean, that makes the difference between two widths."""
+    return float(curve[len(curve) - wide : len(curve) - narrow].mean())
 
 
 def out_of_reach(wanted: float, least: float, groups: int, counted: str, advice: str = Spread.advice) -> SelectionError:

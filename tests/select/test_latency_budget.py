@@ -94,12 +94,10 @@ def test_beside_other_budgets_its_table_says_which_layers_lose():
     beside = left(chain(), Budgets([dear, ParamsBudget(at_most=2 * params(alone))]))
     assert [widths_of(alone[i]) for i in (0, 2, 5)] == [widths_of(beside[i]) for i in (0, 2, 5)]
 
-    strict = [ParamsBudget(at_most=0.6 * params(alone)), dear]
-    by_table, by_spread = (left(chain(), Budgets(strict, spread)) for spread in (None, "uniform"))
-    for net in (by_table, by_spread):
-        assert params(net) <= 0.6 * params(alone)
-        assert ms(net, table(dear=500.0)) <= limit
-    assert ms(by_table, table(dear=500.0)) < ms(by_spread, table(dear=500.0))
+    most = 0.6 * params(alone)
+    net = left(chain(), Budgets([ParamsBudget(at_most=most), dear]))
+    assert 0.9 * most < params(net) <= most
+    assert ms(net, table(dear=500.0)) <= limit
 
 
 def test_layers_that_save_no_time_lose_where_another_budget_wants_it():

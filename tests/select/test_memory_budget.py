@@ -91,6 +91,17 @@ def test_with_other_budgets():
     assert peak_memory(left(net, both), IMAGES) <= 0.7 * whole
 
 
+def test_with_other_budgets_in_several_events():
+    dense = peak_memory(Classifier().net, torch.zeros(1, 3, 8, 8))
+    limits = Budgets([MemoryBudget(at_most=0.5 * dense), MacsBudget(at_most="1 GMACs")])
+    pruning = ChannelPruning(None, [1, 2], selection=limits, round_to=1, verbose=False)
+    module = fitted(pruning, max_epochs=3)
+    memory = [event["findings"]["memory"] for event in pruning.events]
+    assert 0.5 * dense < memory[0] <= 0.75 * dense
+    assert memory[1] == peak_memory(module.net, torch.zeros(1, 3, 8, 8)) <= 0.5 * dense
+    assert {event["findings"]["dense_memory"] for event in pruning.events} == {dense}
+
+
 def test_a_network_that_was_cut_otherwise_needs_a_limit(tmp_path):
     first = ChannelPruning(0.3, [1], selection="uniform", round_to=1, verbose=False)
     fitted(first, ModelCheckpoint(tmp_path, filename="one"), max_epochs=2)
