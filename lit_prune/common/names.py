@@ -11,8 +11,6 @@ OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 """The attributes that a module has because it is one; others are of its class."""
 OURS = "_lit_prune_"
 """What the names of attributes begin with that this package leaves on modules and tensors."""
-ALLOWED, LEFT = "allowed ", "left "
-"""What a selection that keeps to a budget finds out, before the unit: what may be left after an event, and what is."""
 
 
 def find_module(network: nn.Module, path: str) -> nn.Module | None:

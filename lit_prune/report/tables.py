@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from lit_prune.common.names import ALLOWED, LEFT
+from lit_prune.common.findings import allowances
 from lit_prune.errors import ArgumentTypeError
 
 Event = Mapping[str, Any]
@@ -203,7 +203,7 @@ def _outcome(event: Event) -> list[str]:
     # A budget says by itself what is left of it, and of other units than these it is not known how much is gone.
     if (
         event.get("unit", "MACs") == "MACs"
-        and f"{ALLOWED}MACs" not in event.get("findings", {})
+        and "MACs" not in allowances(event.get("findings", {}))
         and ratio is not None
         and all(abs(part - ratio) > _NEAR for part in gone.values())
     ):
@@ -223,14 +223,11 @@ def _caption(event: Event) -> str:
 
 def _budgets(found: Mapping[str, float]) -> list[str]:
     """What budgets allow and what is left; where that is less of all of them, why."""
-    lines, used = [], []
-    units = [name.removeprefix(ALLOWED) for name in found if name.startswith(ALLOWED)]
-    for unit in units:
-        left, allowed = found[f"{LEFT}{unit}"], found[f"{ALLOWED}{unit}"]
+    lines, budgets = [], allowances(found)
+    for counted, (allowed, left) in budgets.items():
         shown, most = (f"{each:.4g} " if each < 100 else human(each) for each in (left, allowed))
-        lines.append(f"budget: {shown}{unit}, {most}{unit} allowed")
-        used.append(left / allowed)
-    if units and max(used) < _SPENT and set(units) <= _SUMS:
+        lines.append(f"budget: {shown}{counted}, {most}{counted} allowed")
+    if budgets and budgets.keys() <= _SUMS and all(left < _SPENT * allowed for allowed, left in budgets.values()):
         lines.append(f"no layer could be a step wider within it: {_ROUNDED}")
     return lines
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lit_prune.common.arguments import check_choice, check_positive
 from lit_prune.common.choices import resolve
-from lit_prune.common.names import ALLOWED, LEFT, count_parameters
+from lit_prune.common.findings import allowance
+from lit_prune.common.names import count_parameters
 from lit_prune.cost.activation_memory import BYTES, Precision
 from lit_prune.criteria import Evidence
 from lit_prune.errors import ArgumentError, ArgumentTypeError, SelectionError
@@ -133,7 +134,7 @@ class Budget(Selection):
             limit: What was allowed.
             left: What is left.
         """
-        return {f"{ALLOWED}{self.counted}": float(limit), f"{LEFT}{self.counted}": float(left)}
+        return allowance(self.counted, limit, left)
 
     def concerned(self, bundles: list[Bundle], evidence: Evidence, target: Target, limit: float) -> list[Bundle]:
         """Those of which fewer channels cost less; by default all."""
