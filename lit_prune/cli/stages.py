@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -56,6 +57,10 @@ _APART = (
     ModelSummary,
     ProgressBar,
 )
+
+
+# A file that this command has written is read as a whole: in some releases schedulers leave functions in it.
+_TRUSTED = ["--weights_only=false"] if "weights_only" in inspect.signature(Trainer.validate).parameters else []
 
 
 def look_ahead(arguments: Sequence[str], table: LatencyTable | None = None) -> Foreseen:
@@ -158,7 +163,7 @@ def measure(arguments: Sequence[str], checkpoint: Path | None = None) -> dict[st
         _alone(config, lambda kind: False)
         config["verbose"] = False
 
-    which = [] if checkpoint is None else ["--ckpt_path", str(checkpoint)]
+    which = [] if checkpoint is None else ["--ckpt_path", str(checkpoint), *_TRUSTED]
     with naming_what_lacks():
         command = run_trainer(["validate", *arguments, *which], adjust)
     return {name: float(value) for name, value in command.trainer.callback_metrics.items()}
