@@ -25,9 +25,9 @@ os.environ.setdefault("YOLO_OFFLINE", "true")
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
+from benchmarks.accuracy.budget_tables import repair_table
 from benchmarks.extraction import batches
 from lit_prune import Repair, plan_pruning, prune_
 from lit_prune.yolo import LitYOLO
@@ -92,10 +92,12 @@ def measure(size: int, repeats: int) -> dict[str, Any]:
         for name, plan in plans.items():
             network = copy.deepcopy(module.model)
             taken[name].append(seconds(lambda n=network, p=plan: prune_(n, p, data=data)))
-    return {
+    found: dict[str, Any] = {
         name: {"median_s": statistics.median(each), "least_s": min(each), "most_s": max(each)}
         for name, each in taken.items()
     }
+    found["step"]["images"] = STEP[size]
+    return found
 
 
 def peak(number: int, repairs: int) -> float:
@@ -124,18 +126,6 @@ def peak_of(number: int, repairs: int) -> float:
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
-def table(result: dict[str, Any]) -> Table:
-    shown = Table("image size", "images a step", "step s", "repair", "s", "steps", "two plain forwards")
-    for size, each in result["costs"].items():
-        step, plain = (each[name]["median_s"] for name in ("step", "two plain forwards"))
-        for name, found in each.items():
-            if name.startswith("-"):
-                took = found["median_s"]
-                row = (size, str(STEP[int(size)]), f"{step:.2f}", name, f"{took:.2f}")
-                shown.add_row(*row, f"{took / step:.1f}", f"{took / plain:.1f}")
-    return shown
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", choices=STEP, default=[*STEP])
@@ -153,7 +143,7 @@ def main() -> None:
     result = {"torch": torch.__version__, "threads": 1, "costs": costs, "memory": memory}
     OUT.write_text(json.dumps(result, indent=1) + "\n")
     console = Console()
-    console.print(table(result))
+    console.print(repair_table(result), markup=False, highlight=False, soft_wrap=True)
     for number, each in memory.items():
         console.print(f"{number} images: {each['plain_mb']:.0f} MB for forwards, {each['repair_mb']:.0f} MB to repair")
 

@@ -47,6 +47,8 @@ def test_the_tables_of_budgets_are_those_of_the_file():
             assert made["accuracy_table"](result) in text
     assert f"{results['solver']['searches']} small" in text
     assert made["memory_table"](results["memory"]) in text
+    repairs = json.loads((root / "benchmarks" / "repair.json").read_text(encoding="utf-8"))
+    assert made["repair_table"](repairs) in text
     studies = json.loads((root / "benchmarks" / "studies.json").read_text(encoding="utf-8"))
     assert made["sweeps_table"](studies["sweeps"]) in text
 

@@ -1,4 +1,4 @@
-"""What `benchmarks.budgets` and `benchmarks.studies` measured, as the tables of docs/accuracy.md."""
+"""What `benchmarks.budgets`, `studies` and `repair` measured, as the tables of docs/accuracy.md."""
 
 from __future__ import annotations
 
@@ -41,6 +41,24 @@ def accuracy_table(result: Mapping[str, Any]) -> str:
             f"| {names[each['budget']]} | {each['amount']:.2f} | {mean(each['scores']):.3f} "
             f"| {mean(each['clock']):.3f} | {mean(each['macs']):.3f} |"
         )
+    return "\n".join(lines)
+
+
+def repair_table(results: Mapping[str, Any]) -> str:
+    """A row for each image size and cut: seconds, steps, and passes over the same images without a repair."""
+    lines = [
+        "| image size, images a step | a step | cut by magnitude | repair | steps | two plain forwards |",
+        "|---|---|---|---|---|---|",
+    ]
+    for size, found in results["costs"].items():
+        step, plain = found["step"]["median_s"], found["two plain forwards"]["median_s"]
+        first = f"{size}, {found['step']['images']} | {step:.2f} s"
+        for name, each in found.items():
+            if name.startswith("-"):
+                took = each["median_s"]
+                cut = name.replace("-", "−")
+                lines.append(f"| {first} | {cut} | {took:.1f} s | {took / step:.1f} | {took / plain:.1f} × |")
+                first = " | "
     return "\n".join(lines)
 
 
