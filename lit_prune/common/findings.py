@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+SPENT = 0.99
+"""A budget of which that much is used is used up."""
+
 _ALLOWED, _LEFT = "allowed ", "left "
 
 

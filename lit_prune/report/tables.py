@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from lit_prune.common.findings import allowances
+from lit_prune.common.findings import SPENT, allowances
 from lit_prune.errors import ArgumentTypeError
 
 Event = Mapping[str, Any]
@@ -27,7 +27,6 @@ _UNITS = {"ms": "the latency", "B": "the size", "B of activations": "the peak me
 _SUMS = frozenset(("MACs", "params", "B"))  # to which every layer adds
 _NEAR = 0.02  # the difference between two ratios that nobody minds
 _ROUNDED = "kept widths are multiples of `round_to`, and at least `min_channels`"
-_SPENT = 0.99  # of a budget, at least, that is used up
 
 
 def event_table(event: Event, max_rows: int | None = 24) -> Table:
@@ -227,7 +226,7 @@ def _budgets(found: Mapping[str, float]) -> list[str]:
     for counted, (allowed, left) in budgets.items():
         shown, most = (f"{each:.4g} " if each < 100 else human(each) for each in (left, allowed))
         lines.append(f"budget: {shown}{counted}, {most}{counted} allowed")
-    if budgets and budgets.keys() <= _SUMS and all(left < _SPENT * allowed for allowed, left in budgets.values()):
+    if budgets and budgets.keys() <= _SUMS and all(left < SPENT * allowed for allowed, left in budgets.values()):
         lines.append(f"no layer could be a step wider within it: {_ROUNDED}")
     return lines
 

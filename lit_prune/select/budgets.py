@@ -116,11 +116,7 @@ class Budget(Selection):
         """
         limit, cost = self.limit(evidence, target), self.cost(evidence)
         bundles = self.concerned(bundled(evidence.groups, scores), evidence, target, limit)
-
-        def within(widths: Widths) -> float:
-            return cost(widths) if meets(widths) else math.inf
-
-        widths = fit(self.spread, bundles, scores, target, within, limit, self.counted, self.adds_up)
+        widths = fit(self.spread, bundles, scores, target, cost_where(meets, cost), limit, self.counted, self.adds_up)
         if not roughly:
             self.findings = self.found(evidence, target, limit, cost(widths))
         return widths
@@ -305,6 +301,11 @@ class Budgets(Selection):
                 timed = is_led and budget is leading
                 self.findings |= budget.findings if timed else budget.found(evidence, target, limit, cost(widths))
         return widths
+
+
+def cost_where(meets: Meets, cost: Cost) -> Cost:
+    """A cost that no budget has room for where something else does not hold."""
+    return lambda widths: cost(widths) if meets(widths) else math.inf
 
 
 def _as_spread(given: Spread | str) -> Spread:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from lit_prune.criteria import Evidence
 from lit_prune.errors import ArgumentError, SelectionError
 from lit_prune.graph.skeleton import replica
 from lit_prune.select.base import Bundle, Scores, Target, Widths, bundled, flat
-from lit_prune.select.budgets import Budget, Meets, always, removal_of
+from lit_prune.select.budgets import Budget, Meets, always, cost_where, removal_of
 from lit_prune.select.knapsack import Choice, cheapest, choose, cost_of
 from lit_prune.select.spread import Cost, Global, Spread, filled, fit, out_of_reach
 from lit_prune.surgery import shrink_
@@ -192,12 +191,8 @@ class LatencyBudget(Budget):
             raise SelectionError("No choice by the table meets all budgets.")
         if roughly:
             return found
-        cost = self.cost(evidence)
-
-        def within(widths: Widths) -> float:
-            return cost(widths) if meets(widths) else math.inf
-
-        return filled(self.spread, bundled(evidence.groups, scores), scores, target, within, limit, found)
+        cost = cost_where(meets, self.cost(evidence))
+        return filled(self.spread, bundled(evidence.groups, scores), scores, target, cost, limit, found)
 
     def _widths(
         self, evidence: Evidence, scores: Scores, target: Target, limit: float, roughly: bool = False

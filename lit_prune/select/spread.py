@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from lit_prune.common.arguments import check_number
+from lit_prune.common.findings import SPENT
 from lit_prune.criteria import Evidence
 from lit_prune.errors import ArgumentError, SelectionError
 from lit_prune.select.base import Bundle, Scores, Selection, Target, Widths, bundled, flat, lowest
 
 _TINY = torch.finfo(torch.float64).tiny
-# A budget of which that much is used is used up.
-_SPENT = 0.99
 Cost = Callable[[Widths], float]
 """What a network costs at some widths."""
 
@@ -183,6 +182,9 @@ def filled(
         budget: As for :func:`fit`.
         widths: What is within it.
     """
+    used = cost(widths)
+    if used >= SPENT * budget:
+        return widths
     curves = {bundle[0].name: spread.curve(bundle, scores, target) for bundle in bundles}
 
     def step(bundle: Bundle) -> int:
@@ -193,11 +195,12 @@ def filled(
         return _worth(curves[name], widths[name], widths[name] + step(bundle))
 
     waiting = [*bundles]
-    while cost(widths) < _SPENT * budget and (waiting := [bundle for bundle in waiting if step(bundle)]):
+    while used < SPENT * budget and (waiting := [bundle for bundle in waiting if step(bundle)]):
         best = max(waiting, key=worth)
         trial = widths | {group.name: widths[group.name] + step(best) for group in best}
-        if cost(trial) <= budget:
-            widths = trial
+        needed = cost(trial)
+        if needed <= budget:
+            widths, used = trial, needed
         else:
             # What does not fit now does not later, for all get wider.
             waiting.remove(best)
