@@ -2,13 +2,27 @@
 
 import copy
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.nn import functional as F
 
-from lit_prune import ChannelGraph, ChannelPruning, mask_, shrink_
+from lit_prune import (
+    ArgumentError,
+    ChannelGraph,
+    ChannelPruning,
+    Distillation,
+    Recovery,
+    ScaleSparsity,
+    mask_,
+    plan_pruning,
+    shrink_,
+)
+from lit_prune.cost import profile_latency
+from lit_prune.select import LatencyBudget
 from tests.toys import Classifier, loader, network, trainer, widths
 from tests.training.setups import SETUPS, Setup
 from tests.training.test_ddp import assert_equal, ranks_of, start
@@ -144,6 +158,131 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, precision):
     whole, resumed = run(4), run(4, ckpt_path=tmp_path / "epoch=1.ckpt")
     for (name, expected), value in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(expected, value), name
+
+
+MIXED = ["32-true", "16-mixed", "bf16-mixed"]
+
+
+def at_the_first_step(precision, accelerator="gpu", **options):
+    """A module right after an event before its first step, and the callback."""
+    torch.manual_seed(0)
+    module = Classifier()
+    module.example_input_array = torch.zeros(1, 3, 8, 8)
+    callback = ChannelPruning(0.5, 0, round_to=4, verbose=False, **options)
+    found = {}
+
+    class Keep(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx == 0:
+                found.update({name: value.cpu().clone() for name, value in pl_module.state_dict().items()})
+
+    trainer(callback, Keep(), accelerator=accelerator, precision=precision, max_epochs=1).fit(module, loader(64))
+    return found, callback
+
+
+@pytest.mark.parametrize("precision", MIXED)
+def test_what_is_left_is_repaired_as_on_the_cpu(precision):
+    expected, on_cpu = at_the_first_step("32-true", "cpu", repair=True)
+    found, callback = at_the_first_step(precision, repair=True)
+    sliced, _ = at_the_first_step("32-true", "cpu")
+    assert callback.plan == on_cpu.plan
+    exact = precision == "32-true"
+    for layer, (before, after) in on_cpu.events[0]["repair"].items():
+        assert callback.events[0]["repair"][layer] == pytest.approx((before, after), abs=1e-3 if exact else 0.05)
+    for name, value in expected.items():
+        if value.is_floating_point():
+            changed = float((value - sliced[name]).norm())
+            off = float((found[name] - value).norm())
+            assert off <= (1e-3 if exact else 0.3) * (changed + 1e-2 * float(value.norm())), name
+
+
+@pytest.mark.parametrize("precision", MIXED)
+@pytest.mark.parametrize("criterion", ["taylor", "fisher"])
+def test_gradients_are_those_of_the_loss_whatever_it_was_scaled_by(precision, criterion):
+    kept = []
+    for accelerator in ("cpu", "gpu"):
+        torch.manual_seed(0)
+        # Nothing is learnt, so that the gradients are the same.
+        module = Classifier(lr=0.0)
+        callback = ChannelPruning(0.5, 1, criterion=criterion, selection="uniform", round_to=4, verbose=False)
+        options = {"precision": precision if accelerator == "gpu" else "32-true"}
+        trainer(callback, accelerator=accelerator, max_epochs=2, **options).fit(module, loader())
+        kept.append(callback.plan.kept["net.2.0.weight"][0])
+    assert len(kept[0]) == len(kept[1])
+    assert len(set(kept[0].tolist()) & set(kept[1].tolist())) >= 0.9 * len(kept[0])
+
+
+@pytest.mark.parametrize("precision", MIXED)
+@pytest.mark.parametrize("added", [lambda: Distillation(3.0), lambda: ScaleSparsity(0.1)], ids=["teacher", "sparsity"])
+def test_what_is_added_to_gradients_is_scaled_as_they_are(precision, added):
+    def run(*callbacks, **options):
+        torch.manual_seed(0)
+        module = Classifier(lr=1e-4)
+        callback = ChannelPruning(0.5, 1, round_to=4, verbose=False)
+        trainer(callback, *callbacks, accelerator="gpu", **options).fit(module, loader(64))
+        return torch.cat([parameter.detach().flatten().cpu() for parameter in module.parameters()])
+
+    # By the scale that it begins with steps overflow, and are left out.
+    scaler = torch.amp.GradScaler(init_scale=16.0) if precision == "16-mixed" else None
+    options = {"plugins": [MixedPrecision(precision, "cuda", scaler)]} if precision != "32-true" else {}
+    expected, found, without = run(added()), run(added(), **options), run()
+    assert (found - expected).norm() < 0.2 * (expected - without).norm()
+
+
+class EverWorse(Classifier):
+    def validation_step(self, batch, batch_idx):
+        self.log("score", -float(self.current_epoch))
+
+
+@pytest.mark.parametrize("precision", MIXED)
+def test_what_is_taken_back_is_as_it_was(precision):
+    def run(*callbacks, epochs):
+        torch.manual_seed(0)
+        module = EverWorse(optimizer="adamw", fused=True)
+        options = {"precision": precision, "deterministic": True, "max_epochs": epochs}
+        trainer(*callbacks, accelerator="gpu", **options).fit(module, loader(), loader())
+        return module
+
+    recovery = Recovery(max_drop=0.5, monitor="score")
+    callback = ChannelPruning(0.5, 2, verbose=False, repair=True, recovery=recovery)
+    expected = run(epochs=2)
+    with pytest.warns(UserWarning, match="was taken back"):
+        found = run(callback, epochs=3)
+    torch.testing.assert_close(dict(found.state_dict()), dict(expected.state_dict()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("runtime", ["torch", "cudagraphs"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_profile_tells_of_all_layers_and_a_clock_agrees_with_it(runtime, dtype):
+    torch.manual_seed(0)
+    net = network(64).eval()
+    images = torch.rand(8, 3, 64, 64, device="cuda", dtype=dtype).to(memory_format=torch.channels_last)
+    table = profile_latency(net, images, runtime, networks=8)
+    assert set(table.layers) == {"0.0", "1.conv", "2.0", "3.2"}
+    assert all(layer.ms.max() > 0 for layer in table.layers.values())
+    assert table.conditions["precision"] == str(dtype).removeprefix("torch.")
+    assert table.conditions["layout"] == "channels_last"
+    assert not next(net.parameters()).is_cuda
+    selection = LatencyBudget(table, runtime=runtime)
+    plan_pruning(net, images.float().cpu(), amount=0.2, selection=selection, round_to=8)
+    assert selection.findings["clock_ms"] > 0
+
+
+def test_what_cannot_be_captured_is_told():
+    class Waits(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = network(64)
+
+        def forward(self, x):
+            x = self.net(x)
+            return x * (2 if float(x.detach().sum()) > 0 else 1)
+
+    images = torch.rand(2, 3, 32, 32, device="cuda")
+    with pytest.raises(ArgumentError, match="can't be captured as a CUDA graph"):
+        profile_latency(Waits().eval(), images, "cudagraphs", networks=8)
+    # The device is as it was.
+    assert torch.ones(3, device="cuda").sum() == 3
 
 
 def test_two_processes_on_one_gpu(tmp_path):

@@ -212,8 +212,11 @@ def _add_profile(commands: Any) -> None:
         commands, "profile", run_profile, "measure how long each layer takes at each width, for LatencyBudget; minutes"
     )
     profile.add_argument("model", metavar="MODEL", help="as for inspect")
-    profile.add_argument("--runtime", default="onnxruntime", help="onnxruntime, openvino or torch")
+    profile.add_argument("--runtime", default="onnxruntime", help="onnxruntime, openvino, torch or cudagraphs")
     profile.add_argument("--threads", type=int, default=1, help="of the CPU")
+    profile.add_argument("--device", help="of torch: cpu, which is the default, or cuda, which is that of cudagraphs")
+    profile.add_argument("--precision", default="float32", help="of torch and cudagraphs: float32, float16 or bfloat16")
+    profile.add_argument("--channels-last", action="store_true", help="of torch and cudagraphs: the memory format")
     profile.add_argument("--batch", type=int, default=1, help="images that are computed at once")
     profile.add_argument("--image-size", type=int, metavar="PIXELS", help="as for inspect")
     profile.add_argument("--round-to", type=int, default=8, help="widths to look at are multiples of it")

@@ -11,18 +11,25 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from lit_prune.common.arguments import check_choice
 from lit_prune.cost.profile import LatencyTable, timing
 from lit_prune.errors import ArgumentError, LitPruneError
 from lit_prune.report.tables import ratio_bar
 
 _SLOWEST = 12
-_COUNTS = ("model", "image_size", "batch", "threads", "runtime", "round_to", "networks")
+_COUNTS = (
+    *("model", "image_size", "batch", "threads", "runtime", "round_to", "networks"),
+    *("device", "precision", "channels_last"),
+)
+_TORCH = ("torch", "cudagraphs")
+_PRECISIONS = ("float32", "float16", "bfloat16")
 
 
 def run_profile(options: argparse.Namespace) -> None:
     """Measure a latency table, write a script that measures one elsewhere, or read what such a script measured."""
     if options.script is not None and options.measured is not None:
         raise ArgumentError("--script writes what measures on a device, --measured reads what it found: give one.")
+    _check_place(options)
     console = Console()
     if options.script is None and options.measured is None and (known := _known(options)) is not None:
         _say(console, f"{options.out} has been measured under the same conditions; --again measures anew.")
@@ -44,12 +51,38 @@ def run_profile(options: argparse.Namespace) -> None:
     else:
         with console.status(f"timing {options.networks} networks in {options.runtime}"):
             table = profile_latency(
-                network, images, options.runtime, options.threads, options.round_to, options.networks
+                network, _placed(images, options), options.runtime, options.threads, options.round_to, options.networks
             )
         table = replace(table, conditions={**table.conditions, "asked": _asked(options)})
     table.save(options.out)
     console.print(slowest_layers(table))
     _say(console, f"Written: {options.out}")
+
+
+def _check_place(options: argparse.Namespace) -> None:
+    """See whether torch is to run on a device, and in a way, that there is."""
+    options.device = options.device or ("cuda" if options.runtime == "cudagraphs" else "cpu")
+    check_choice("--precision", options.precision, _PRECISIONS)
+    usual = (options.device, options.precision, options.channels_last) == ("cpu", "float32", False)
+    if options.runtime not in _TORCH and not usual:
+        raise ArgumentError(
+            f"--device, --precision and --channels-last are for --runtime torch and cudagraphs; {options.runtime} runs "
+            "on the CPU, in the precision of the exported network."
+        )
+    if options.device.startswith("cuda"):
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ArgumentError(f"--runtime {options.runtime} is to run on a GPU here, but torch sees none.")
+
+
+def _placed(images: Any, options: argparse.Namespace) -> Any:
+    if options.runtime not in _TORCH:
+        return images
+    import torch
+
+    layout = torch.channels_last if options.channels_last else torch.contiguous_format
+    return images.to(options.device, getattr(torch, options.precision), memory_format=layout)
 
 
 def slowest_layers(table: LatencyTable) -> Table:
@@ -79,15 +112,23 @@ def _asked(options: argparse.Namespace) -> dict[str, Any] | None:
     file = Path(options.model)
     known = file.stat() if file.is_file() else None
     try:
-        release = version(options.runtime)
+        release = version("torch" if options.runtime in _TORCH else options.runtime)
     except PackageNotFoundError:
         return None
     return {
         **{name: getattr(options, name) for name in _COUNTS},
         "file": None if known is None else [known.st_size, known.st_mtime_ns],
-        "device": timing.device(),
+        "on": _device_of(options),
         "version": release,
     }
+
+
+def _device_of(options: argparse.Namespace) -> str:
+    if not options.device.startswith("cuda"):
+        return timing.device()
+    import torch
+
+    return torch.cuda.get_device_name(options.device)
 
 
 def _known(options: argparse.Namespace) -> LatencyTable | None:

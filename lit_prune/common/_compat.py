@@ -51,11 +51,20 @@ CLASS_PATH, INSTANTIATOR = "_class_path", "_instantiator"
 # Without it each operation of a tracer would come back to the tracer. Public modes only add to what is seen.
 without_dispatch = torch._C._DisableTorchDispatch
 
+_CYCLES = 2e9
+"""Of a GPU in a second."""
+
 # What `Tensor.item()` does; as an operator it has no public name.
 ITEM = torch.ops.aten._local_scalar_dense.default
 
 # One kernel for all tensors of an average; torch's own `AveragedModel` uses it, and there is no public one.
 lerp_all_ = torch._foreach_lerp_
+
+
+def hold_device(seconds: float) -> None:
+    """Keep the current GPU busy for about so long; nothing public does so without work."""
+    if seconds > 0:
+        torch.cuda._sleep(int(seconds * _CYCLES))  # type: ignore[no-untyped-call]
 
 
 class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]

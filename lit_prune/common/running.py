@@ -6,7 +6,7 @@ import copy
 import random
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,12 @@ def untouched(model: nn.Module) -> Iterator[None]:
         for module in model.modules():
             module.training = False
         yield
+
+
+def in_full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Within, autocast takes nothing down: what is computed there is not the network's."""
+    enabled = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if enabled else nullcontext()
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from lit_prune.common.names import layer_of
+from lit_prune.common.running import in_full_precision
 from lit_prune.errors import CalibrationError
 from lit_prune.repair.fit import Evidence, best_penalty
 from lit_prune.repair.recalibration import Recalibration, Statistics, as_in_training, of_norm
@@ -109,7 +110,8 @@ class Listening(_Mode):
             product = Product(func, args, kwargs)
             place = self._place(product.weight)
             if place is not None and product.has_batch:
-                self._note_product(product, place, output)
+                with in_full_precision(output.device):
+                    self._note_product(product, place, output)
         return output
 
     def _note_product(self, product: Product, place: Place, output: Tensor) -> None:
@@ -210,7 +212,10 @@ class Repairing(_Mode):
             product = Product(func, args, kwargs)
             place = self._place(product.weight)
             if place in self._answers.leaving and place is not None and place[0] in self._compensated:
-                self._compensate(product, place)
+                with in_full_precision(product.weight.device):
+                    self._compensate(product, place)
+                # Autocast keeps weights as it has cast them; this one may run again.
+                torch.clear_autocast_cache()
         elif func is F.batch_norm:
             given = of_norm(args, kwargs)
             place = self._place(given["running_mean"])

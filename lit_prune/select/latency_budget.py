@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from lit_prune.common.arguments import check_whole
 from lit_prune.common.ranks import is_rank_zero, warn_once
@@ -225,13 +226,29 @@ class LatencyBudget(Budget):
         network = shrink_(replica(evidence.network), evidence.graph.plan(removal_of(evidence, widths)))
         prefix = self.table.prefix_in(network, _shrinking(evidence))
         part = network.get_submodule(prefix.rstrip(".")).eval().float()
-        # The random numbers of the run stay as they are.
-        images = torch.rand(self.table.shape, generator=torch.Generator().manual_seed(0))
         try:
-            return self.runtime.whole(part, images.to(next(part.parameters()).device))
+            images = self._images(next(part.parameters()).device)
+            self._check_device(images)
+            return self.runtime.whole(part, images)
         except Exception as error:
             warn_once(f"{type(part).__name__} could not be timed, so its latency is that of the table. {error}")
             return None
+
+    def _images(self, device: torch.device) -> Tensor:
+        """Such as the table was made with, where it was made."""
+        told = self.table.conditions
+        # The random numbers of the run stay as they are.
+        images = torch.rand(self.table.shape, generator=torch.Generator().manual_seed(0))
+        layout = torch.channels_last if told.get("layout") == "channels_last" else torch.contiguous_format
+        return images.to(
+            told.get("device_type", device), getattr(torch, told.get("precision", "float32")), memory_format=layout
+        )
+
+    def _check_device(self, images: Tensor) -> None:
+        assert self.runtime is not None
+        known, here = self.table.conditions.get("device"), self.runtime.conditions(images).get("device")
+        if None not in (known, here) and known != here:
+            raise ArgumentError(f"The table is of {known}, but this is {here}: profile the network here.")
 
 
 class _Costs:

@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from lit_prune.cost.profile.latency_table import LatencyTable, LayerTimes
     from lit_prune.cost.profile.layer_widths import is_transposed, widths_of
     from lit_prune.cost.profile.profiling import export_profile, profile_latency, read_profile
-    from lit_prune.cost.profile.runtimes import Runtime, Stopwatch, runtime_of
+    from lit_prune.cost.profile.runtime import Runtime
+    from lit_prune.cost.profile.runtimes import Stopwatch, runtime_of
 
 __all__ = [
     "LatencyTable",

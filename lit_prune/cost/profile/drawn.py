@@ -45,7 +45,7 @@ class Drawn:
 
     Args:
         network: Any module; it stays as it is.
-        inputs: The one tensor that it takes.
+        inputs: The one tensor that it takes; it may lie elsewhere, in another precision.
         number: How many.
         round_to: Widths are multiples of it; of narrow layers, of a part of it.
         seed: Of the draws.
@@ -68,9 +68,11 @@ class Drawn:
     """
 
     def __init__(self, network: nn.Module, inputs: Tensor, number: int, round_to: int = 8, seed: int = 0) -> None:
-        self._network = copy.deepcopy(network).eval()
+        self._network = copy.deepcopy(network).eval().float()
+        own = next(iter(network.parameters()), inputs).device
+        self._inputs = (inputs.float() if inputs.is_floating_point() else inputs).to(own).contiguous()
         self.name, self.inputs, self.round_to = type(network).__name__, inputs, round_to
-        self.graph = ChannelGraph.trace(network, inputs)
+        self.graph = ChannelGraph.trace(self._network, self._inputs)
         bundles = dict.fromkeys(group.bundle for group in self.graph.groups)
         if not bundles:
             raise ArgumentError(f"No layer of {type(network).__name__} can have fewer channels: nothing to profile.")
@@ -116,7 +118,7 @@ class Drawn:
         handles = [module.register_forward_hook(note) for module in names]
         try:
             with untouched(self._network):
-                self._network(self.inputs)
+                self._network(self._inputs)
         finally:
             for handle in handles:
                 handle.remove()

@@ -14,7 +14,8 @@ from lit_prune.cost.profile.drawn import Drawn, shapes_of
 from lit_prune.cost.profile.exporting import numbered, owners, to_onnx, write_script
 from lit_prune.cost.profile.fitting import fit_table
 from lit_prune.cost.profile.latency_table import LatencyTable
-from lit_prune.cost.profile.runtimes import Name, Runtime, Stopwatch, Timings, by_layer, runtime_of
+from lit_prune.cost.profile.runtime import Runtime, Timings
+from lit_prune.cost.profile.runtimes import Name, Stopwatch, by_layer, runtime_of
 from lit_prune.errors import ArgumentError, MissingFileError
 
 _FEWEST = 8
@@ -37,10 +38,12 @@ def profile_latency(
 
     Args:
         network: Any module whose forward takes one tensor; it stays as it is.
-        inputs: The example input, with the batch that counts; for ``"torch"``, on the device that counts.
-        runtime: ``"onnxruntime"`` or ``"openvino"``, on the CPU; ``"torch"``; or a function of a network and its input
-            that returns milliseconds, which may run it elsewhere. Of a function nothing is known but the whole network,
-            so its table is coarse.
+        inputs: The example input, with the batch that counts; for ``"torch"`` and ``"cudagraphs"`` also on the device,
+            in the precision and in the memory format that count, whatever those of the network are.
+        runtime: ``"onnxruntime"`` or ``"openvino"``, on the CPU; ``"torch"``, eagerly; ``"cudagraphs"``, torch on a GPU
+            with norms folded, launched as one CUDA graph; or a function of a network and its input that returns
+            milliseconds, which may run it elsewhere. Of a function nothing is known but the whole network, so its table
+            is coarse.
         threads: Of the CPU.
         round_to: As for :class:`lit_prune.ChannelPruning`: of other widths than its multiples the table tells little,
             for devices compute channels in blocks. OpenVINO likes 16 or 32.

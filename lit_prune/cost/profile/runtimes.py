@@ -3,59 +3,22 @@
 from __future__ import annotations
 
 import re
-import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
-from itertools import pairwise
-from statistics import median
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
 from lit_prune.common.arguments import check_choice
 from lit_prune.common.packages import require
-from lit_prune.common.running import untouched
-from lit_prune.cost.latency import device_name, synchronize
 from lit_prune.cost.profile import timing
 from lit_prune.cost.profile.exporting import numbered, owners, to_onnx
+from lit_prune.cost.profile.runtime import Runtime, Timings
+from lit_prune.cost.profile.torch_runtime import CudaGraphRuntime, TorchRuntime
 from lit_prune.errors import ArgumentTypeError
 
-Name = Literal["torch", "onnxruntime", "openvino"]
+Name = Literal["torch", "cudagraphs", "onnxruntime", "openvino"]
 Stopwatch = Callable[[nn.Module, Tensor], float]
 """A network in eval mode and its input to the milliseconds of one forward."""
-
-
-@dataclass
-class Timings:
-    """What a runtime tells of some networks.
-
-    Attributes:
-        wholes: Of each network, the milliseconds of one forward.
-        layers: Of each, the milliseconds of its layers, as far as the runtime tells them.
-        conditions: ``device``, ``runtime``, ``version``, ``threads``.
-    """
-
-    wholes: list[float] = field(default_factory=list)
-    layers: list[dict[str, float]] = field(default_factory=list)
-    conditions: dict[str, Any] = field(default_factory=dict)
-
-
-class Runtime(ABC):
-    """Times networks."""
-
-    @abstractmethod
-    def time(self, networks: Iterable[nn.Module], inputs: Tensor, layers: Collection[str]) -> Timings:
-        """Times of networks, and of layers within them."""
-
-    @abstractmethod
-    def whole(self, network: nn.Module, inputs: Tensor) -> float:
-        """The milliseconds of one forward."""
-
-    @abstractmethod
-    def conditions(self, inputs: Tensor) -> dict[str, Any]:
-        """Where and by what it times."""
 
 
 def runtime_of(given: Runtime | Name | Stopwatch, threads: int = 1, seconds: float = 0.3) -> Runtime:
@@ -75,8 +38,8 @@ def runtime_of(given: Runtime | Name | Stopwatch, threads: int = 1, seconds: flo
         return given
     if isinstance(given, str):
         check_choice("runtime", given, get_args(Name))
-        if given == "torch":
-            return TorchRuntime(threads, seconds)
+        if given in ("torch", "cudagraphs"):
+            return (TorchRuntime if given == "torch" else CudaGraphRuntime)(threads, seconds)
         require(f"The runtime {given!r}", given, extra="export" if given == "onnxruntime" else "")
         return OnnxRuntime(given, threads, seconds)
     if not callable(given):
@@ -112,74 +75,6 @@ class OnnxRuntime(Runtime):
     def conditions(self, inputs: Tensor) -> dict[str, Any]:
         """Where and by what it times."""
         return timing.conditions(self.name, self.threads)
-
-
-class TorchRuntime(Runtime):
-    """Torch itself, eagerly, on the device of the input: a layer's time is that until the next one begins.
-
-    Args:
-        threads: Of the CPU.
-        seconds: How long a network runs each time.
-    """
-
-    def __init__(self, threads: int = 1, seconds: float = 0.3) -> None:
-        self.threads, self.seconds = threads, seconds
-
-    def time(self, networks: Iterable[nn.Module], inputs: Tensor, layers: Collection[str]) -> Timings:
-        """Times of networks, and of layers within them."""
-        found = Timings(conditions=self.conditions(inputs))
-        for network in networks:
-            found.wholes.append(self.whole(network, inputs))
-            found.layers.append(self._layers(network, inputs, layers))
-        return found
-
-    def whole(self, network: nn.Module, inputs: Tensor) -> float:
-        """The milliseconds of one forward."""
-        return timing.median_ms(self._repeated(network, inputs))
-
-    def conditions(self, inputs: Tensor) -> dict[str, Any]:
-        """Where and by what it times."""
-        where = device_name(inputs.device) if inputs.device.type != "cpu" else timing.device()
-        return {"device": where, "runtime": "torch", "version": torch.__version__, "threads": self.threads}
-
-    def _repeated(self, network: nn.Module, inputs: Tensor) -> list[float]:
-        def forward() -> None:
-            network(inputs)
-            synchronize(inputs.device)
-
-        threads = torch.get_num_threads()
-        torch.set_num_threads(self.threads)
-        try:
-            with untouched(network):
-                synchronize(inputs.device)
-                return timing.repeat(forward, self.seconds)
-        finally:
-            torch.set_num_threads(threads)
-
-    def _layers(self, network: nn.Module, inputs: Tensor, layers: Collection[str]) -> dict[str, float]:
-        begun: list[tuple[str, float]] = []
-
-        def note(name: str) -> Callable[..., None]:
-            def begin(module: nn.Module, given: object) -> None:
-                synchronize(inputs.device)
-                begun.append((name, time.perf_counter()))
-
-            return begin
-
-        handles = [network.get_submodule(name).register_forward_pre_hook(note(name)) for name in layers]
-        handles.append(network.register_forward_hook(lambda *_: begun.append(("", time.perf_counter()))))
-        try:
-            self._repeated(network, inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
-        forwards: list[dict[str, float]] = [{}]
-        for (name, start), (_, end) in pairwise(begun):
-            if not name:
-                forwards.append({})
-            else:
-                forwards[-1][name] = forwards[-1].get(name, 0.0) + 1e3 * (end - start)
-        return {name: median(each.get(name, 0.0) for each in forwards[timing.WARMUP :]) for name in layers}
 
 
 class FunctionRuntime(Runtime):
