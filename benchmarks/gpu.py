@@ -4,25 +4,31 @@ Training: a YOLOv8 network on random images that lie in pinned memory, with fuse
 precision, and once compiled. Dense epochs run with the callback and without it by turns; then come two events. Times
 are of the wall clock, the device waited for.
 
+Repaired: the same with channels chosen by what the loss would lose, a repair after each event, and the whole network as
+a teacher.
+
 Latency: fused networks as they are deployed, half of their multiply-adds gone, with kept widths in several multiples;
 launched operation by operation, and as one CUDA graph, in which the host has no part. Dense and pruned take turns.
 
+Budgets: widths by a table of the GPU, float16 and channels_last, and what the clock says of them; and again after the
+table was scaled once to the clock. Memory: the peak of a forward as it is foretold, and as torch's allocator has it.
+
 What is measured is added to the file, in the place of rows of the same kind; a kind for itself fits a short loan.
 
-    python -m benchmarks.gpu [--kinds training latency compiled] [--model yolov8s.yaml] [--image-size 640] [--out FILE]
+    python -m benchmarks.gpu [--kinds training repaired] [--model yolov8s.yaml] [--image-size 640] [--out FILE]
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import statistics
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
-from copy import deepcopy
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +39,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from benchmarks.budgets import cut
 from benchmarks.callback import fit, phases
-from lit_prune import ChannelPruning, plan_pruning, shrink_
-from lit_prune.cost import Cost, measure_latency
+from lit_prune import ChannelPruning, Distillation, plan_pruning, shrink_
+from lit_prune.cli.networks import load_network
+from lit_prune.cost import Cost, measure_latency, peak_memory, profile_latency
+from lit_prune.cost.profile.torch_runtime import CudaGraphRuntime, captured
+from lit_prune.errors import SelectionError
 from lit_prune.report.tables import save_json
+from lit_prune.select import MacsBudget, MemoryBudget
 from lit_prune.yolo import LitYOLO, build_detector
 
 # What runs in each epoch of a training: dense ones by turns with the callback and without it.
@@ -44,7 +55,9 @@ WARM_UP, WITH, WITHOUT, EVENT, AFTER = "warm-up", "with", "without", "event", "a
 EPOCHS = [WARM_UP, WITH, WITHOUT, WITHOUT, WITH, WITH, WITHOUT, EVENT, AFTER, EVENT, AFTER]
 # Each width of a compiled network is compiled anew.
 EPOCHS_COMPILED = [WARM_UP, WITH, WITHOUT, EVENT, AFTER]
-KINDS = ["training", "latency", "compiled"]
+EPOCHS_REPAIRED = [WARM_UP, WITH, WITHOUT, EVENT, AFTER, EVENT, AFTER]
+KINDS = ["training", "repaired", "latency", "budgets", "memory", "compiled"]
+NETWORKS = ["yolov8n.yaml", "yolov8s.yaml", "torchvision:resnet50", "torchvision:mobilenet_v3_large"]
 
 
 class Fused(LitYOLO):
@@ -103,21 +116,25 @@ def batches(size: int, batch_size: int, number: int = 4) -> list[dict[str, Tenso
     ]
 
 
-def train(options: argparse.Namespace, precision: str, compiled: bool) -> dict[str, Any]:
+def train(options: argparse.Namespace, kind: str, precision: str) -> dict[str, Any]:
     torch.manual_seed(0)
     torch._dynamo.reset()
-    epochs = EPOCHS_COMPILED if compiled else EPOCHS
+    compiled, repaired = kind == "compiled", kind == "repaired"
+    epochs = EPOCHS_COMPILED if compiled else EPOCHS_REPAIRED if repaired else EPOCHS
     module: pl.LightningModule = Fused(options.model, num_classes=10).to(memory_format=torch.channels_last)
     if compiled:
         module.model.compile()
-    pruning = ChannelPruning(
-        0.5, [epoch for epoch, kind in enumerate(epochs) if kind == EVENT], selection="macs", verbose=False
-    )
+    how: dict[str, Any] = {"selection": "macs"}
+    if repaired:
+        how = {"criterion": "taylor", "selection": MacsBudget("global"), "repair": True, "round_to": 32}
+    pruning = ChannelPruning(0.5, [epoch for epoch, each in enumerate(epochs) if each == EVENT], verbose=False, **how)
+    # Ultralytics' loss is a sum over images.
+    others: list[pl.Callback] = [Distillation(float(options.batch_size))] if repaired else []
     turns = ByTurns(pruning, epochs)
     loaded = batches(options.image_size, options.batch_size)
     data = DataLoader(loaded * (options.steps // len(loaded)), batch_size=None, pin_memory=True)
     with phases() as spent:
-        fit(module, data, [pruning, turns], accelerator="gpu", precision=precision, max_epochs=len(epochs))
+        fit(module, data, [pruning, *others, turns], accelerator="gpu", precision=precision, max_epochs=len(epochs))
     without = turns.median_of(WITHOUT)
     return {
         "precision": precision,
@@ -139,19 +156,11 @@ class Graphed(nn.Module):
 
     def __init__(self, network: nn.Module, images: Tensor) -> None:
         super().__init__()
-        self._graph = torch.cuda.CUDAGraph()
-        beside = torch.cuda.Stream()
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.no_grad(), torch.cuda.stream(beside):
-            for _ in range(3):
-                network(images)
-        torch.cuda.current_stream().wait_stream(beside)
-        with torch.no_grad(), torch.cuda.graph(self._graph):
-            self._output = network(images)
+        with torch.no_grad():
+            self._replay = captured(network, images)
 
     def forward(self, images: Tensor) -> Any:
-        self._graph.replay()
-        return self._output
+        return self._replay()
 
 
 def latencies(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -161,11 +170,11 @@ def latencies(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     networks = {"dense": dense}
     for multiple in options.multiples:
         plan = plan_pruning(dense, image, amount=0.5, round_to=multiple)
-        networks[f"multiples of {multiple}"] = shrink_(deepcopy(dense), plan)
+        networks[f"multiples of {multiple}"] = shrink_(copy.deepcopy(dense), plan)
     macs = {name: Cost.of(network, image).macs for name, network in networks.items()}
     for dtype in (torch.float32, torch.float16):
         ready = {
-            name: deepcopy(network).fuse(verbose=False).to(dtype=dtype, memory_format=torch.channels_last).eval()
+            name: copy.deepcopy(network).fuse(verbose=False).to(dtype=dtype, memory_format=torch.channels_last).eval()
             for name, network in networks.items()
         }
         for batch_size in options.batch_sizes:
@@ -187,6 +196,94 @@ def latencies(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 }
 
 
+def budgets(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    for name in options.networks:
+        network, image = load_network(name, options.image_size if name.startswith("yolo") else None)
+        for batch_size in options.batch_sizes:
+            images = image.expand(batch_size, -1, -1, -1).to("cuda", torch.float16, memory_format=torch.channels_last)
+            for multiple in options.multiples:
+                if multiple >= 8:
+                    yield {"network": name, "batch_size": batch_size} | budget(network, images, multiple, options)
+
+
+def budget(network: nn.Module, images: Tensor, multiple: int, options: argparse.Namespace) -> dict[str, Any]:
+    """A profile, and networks cut by it to some ratios of the dense latency: what was foretold, and the clock."""
+    torch.manual_seed(0)
+    started = time.perf_counter()
+    timer = CudaGraphRuntime(seconds=0.1)
+    table = profile_latency(network, images, timer, round_to=multiple)
+    found: dict[str, Any] = {
+        "multiple": multiple,
+        "profile_s": round(time.perf_counter() - started, 1),
+        "error_of_fit": table.conditions["error"],
+        "dense_ms": table.dense_ms,
+        "budgets": [],
+    }
+
+    def clock(left: nn.Module) -> float:
+        ready = {"dense": timer.ready(copy.deepcopy(network), images), "left": timer.ready(left, images)}
+        graphs = {each: Graphed(made.eval(), images) for each, made in ready.items()}
+        measured = measure_latency(graphs, images, repeats=options.repeats)
+        return measured["left"].median_ms / measured["dense"].median_ms
+
+    for ratio in options.ratios:
+        try:
+            left, predicted = cut(network, images[:1].float().cpu(), table, 1 - ratio, multiple)
+            measured = clock(copy.deepcopy(left))
+            scale = measured / predicted
+            again, corrected = cut(network, images[:1].float().cpu(), table, 1 - ratio / scale, multiple)
+        except SelectionError as error:
+            found["budgets"].append({"asked": ratio, "out_of_reach": str(error)})
+            continue
+        found["budgets"].append(
+            {
+                "asked": ratio,
+                "predicted": predicted,
+                "clock": measured,
+                "corrected": corrected * scale,
+                "clock_corrected": clock(again),
+                "macs": Cost.of(left, images[:1].float().cpu()).macs / Cost.of(network, images[:1].float().cpu()).macs,
+            }
+        )
+    return found
+
+
+def memories(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    for name in options.networks:
+        torch.manual_seed(0)
+        network, image = load_network(name, options.image_size if name.startswith("yolo") else None)
+        images = image.expand(8, *image.shape[1:]).contiguous()
+        for amount in (0.0, 0.3, 0.5):
+            left = network
+            try:
+                if amount:
+                    selection = MemoryBudget("global", batch_size=len(images))
+                    left = shrink_(
+                        copy.deepcopy(network), plan_pruning(network, image, amount=amount, selection=selection)
+                    )
+            except SelectionError as error:
+                yield {"network": name, "amount": amount, "out_of_reach": str(error)}
+                continue
+            predicted = peak_memory(left, images)
+            there = copy.deepcopy(left).cuda().eval()
+            given = images.cuda()
+            with torch.no_grad():
+                there(given)
+                torch.cuda.synchronize()
+                torch.cuda.reset_peak_memory_stats()
+                before = torch.cuda.memory_allocated() - given.numel() * given.element_size()
+                there(given)
+                torch.cuda.synchronize()
+            measured = torch.cuda.max_memory_allocated() - before
+            yield {
+                "network": name,
+                "amount": amount,
+                "predicted": predicted,
+                "allocator": measured,
+                "ratio": round(predicted / measured, 4),
+            }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="yolov8s.yaml")
@@ -195,6 +292,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=32, help="in an epoch")
     parser.add_argument("--batch-sizes", type=int, nargs="*", default=[1, 8, 32], help="of the latencies")
     parser.add_argument("--multiples", type=int, nargs="*", default=[1, 8, 16, 32, 64], help="of kept widths")
+    parser.add_argument("--networks", nargs="*", default=NETWORKS, help="of the budgets and of the memory")
+    parser.add_argument("--ratios", type=float, nargs="*", default=[0.7, 0.5], help="budgets, of the dense latency")
     parser.add_argument("--repeats", type=int, default=60)
     parser.add_argument("--kinds", nargs="*", default=KINDS, choices=KINDS, help="what to measure")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
@@ -221,21 +320,28 @@ def main() -> None:
         # What comes later may fail, or run out of time.
         save_json(result, options.out)
 
-    def train_in(kind: str, precision: str, compiled: bool = False) -> None:
+    def keep_all(kind: str, rows: Iterator[dict[str, Any]]) -> None:
         try:
-            keep(kind, train(options, precision, compiled))
+            for row in rows:
+                keep(kind, row)
         except Exception as error:
             traceback.print_exc()
-            keep(kind, {"precision": precision, "compiled": compiled, "failed": f"{type(error).__name__}: {error}"})
+            keep(kind, {"failed": f"{type(error).__name__}: {error}"})
 
-    if "training" in options.kinds:
-        for precision in ("16-mixed", "bf16-mixed", "32-true"):
-            train_in("training", precision)
-    if "latency" in options.kinds:
-        for row in latencies(options):
-            keep("latency", row)
-    if "compiled" in options.kinds:
-        train_in("compiled", "bf16-mixed", compiled=True)
+    def training(kind: str, precisions: Sequence[str]) -> Iterator[dict[str, Any]]:
+        for precision in precisions:
+            yield train(options, kind, precision)
+
+    measurements = {
+        "training": training("training", ("16-mixed", "bf16-mixed", "32-true")),
+        "repaired": training("repaired", ("16-mixed", "bf16-mixed")),
+        "latency": latencies(options),
+        "budgets": budgets(options),
+        "memory": memories(options),
+        "compiled": training("compiled", ("bf16-mixed",)),
+    }
+    for kind in options.kinds:
+        keep_all(kind, measurements[kind])
 
 
 if __name__ == "__main__":

@@ -140,7 +140,8 @@ class Distillation(Callback):
         try:
             for name, weights in state_dict["teachers"].items():
                 teacher = self._whole.get_submodule(name)
-                teacher.load_state_dict(weights)
+                # In the precision that they have: a Trainer casts the network to its own only after `setup`.
+                teacher.load_state_dict(weights, assign=True)
                 self._teachers[name] = _as_teacher(teacher)
             self._taken = dict(state_dict.get("taken", {}))
         except (AttributeError, RuntimeError) as error:

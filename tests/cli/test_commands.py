@@ -106,7 +106,12 @@ def test_profile_writes_a_script_for_another_device(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["profile", "torchvision:resnet18", "--runtime", "tensorrt"], "runtime must be one of 'torch', 'onnxruntime'"),
+        (["profile", "torchvision:resnet18", "--runtime", "tensorrt"], "runtime must be one of 'torch', 'cudagraphs'"),
+        (["profile", "torchvision:resnet18", "--precision", "float16"], "onnxruntime runs on the CPU"),
+        (
+            ["profile", "torchvision:resnet18", "--runtime", "torch", "--precision", "half"],
+            "'bfloat16', but got 'half'",
+        ),
         (["profile", "torchvision:resnet18", "--script", "a.py", "--measured", "b.json"], "give one"),
         (["profile", "torchvision:resnet18", "--networks", "2"], "networks"),
         (["inspect", "torchvision:resnt18"], "Did you mean resnet18"),

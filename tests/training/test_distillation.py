@@ -81,10 +81,13 @@ def test_it_is_as_a_term_of_the_loss_would_have_it(kind, accumulate):
     assert without.losses[:4] == found.losses[:4]
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
-    module = fitted(pruning((1, 2)), Distillation(0.1), ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1))
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true", "bf16-mixed"])
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, precision):
+    saving = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    module = fitted(pruning((1, 2)), Distillation(0.1), saving, precision=precision)
     for epoch in (0, 1, 2):
-        resumed = fitted(pruning((1, 2)), Distillation(0.1), ckpt_path=tmp_path / f"epoch={epoch}.ckpt")
+        callbacks = pruning((1, 2)), Distillation(0.1)
+        resumed = fitted(*callbacks, ckpt_path=tmp_path / f"epoch={epoch}.ckpt", precision=precision)
         torch.testing.assert_close(dict(resumed.state_dict()), dict(module.state_dict()), rtol=0, atol=0)
 
 

@@ -46,10 +46,12 @@ def test_right_after_an_event_more_of_the_answers_is_left():
         assert shares[0] < shares[1] <= 1
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
-    module = fitted(pruning([1, 3]), ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1))
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true", "bf16-mixed"])
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, precision):
+    saving = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    module = fitted(pruning([1, 3]), saving, precision=precision)
     for epoch in (0, 1, 2):
-        resumed = fitted(pruning([1, 3]), ckpt_path=tmp_path / f"epoch={epoch}.ckpt")
+        resumed = fitted(pruning([1, 3]), ckpt_path=tmp_path / f"epoch={epoch}.ckpt", precision=precision)
         torch.testing.assert_close(dict(resumed.state_dict()), dict(module.state_dict()), rtol=0, atol=0)
 
 

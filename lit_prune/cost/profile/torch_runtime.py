@@ -51,7 +51,7 @@ class TorchRuntime(Runtime):
         """Times of networks, and of layers within them."""
         found = Timings(conditions=self.conditions(inputs))
         for network in networks:
-            ready = self._ready(network, inputs)
+            ready = self.ready(network, inputs)
             whole = timing.median_ms(self._repeated(ready, inputs))
             found.wholes.append(whole)
             found.layers.append(self._layers(ready, inputs, layers, whole))
@@ -59,7 +59,7 @@ class TorchRuntime(Runtime):
 
     def whole(self, network: nn.Module, inputs: Tensor) -> float:
         """The milliseconds of one forward."""
-        return timing.median_ms(self._repeated(self._ready(network, inputs), inputs))
+        return timing.median_ms(self._repeated(self.ready(network, inputs), inputs))
 
     def conditions(self, inputs: Tensor) -> dict[str, Any]:
         """Where and by what it times."""
@@ -73,7 +73,8 @@ class TorchRuntime(Runtime):
             "layout": "channels_last" if _is_channels_last(inputs) else "contiguous",
         }
 
-    def _ready(self, network: nn.Module, inputs: Tensor) -> nn.Module:
+    def ready(self, network: nn.Module, inputs: Tensor) -> nn.Module:
+        """The same network, where and as it is to run; it is changed in place."""
         network = network.to(inputs.device, _precision(inputs))
         return network.to(memory_format=torch.channels_last) if _is_channels_last(inputs) else network
 
@@ -123,9 +124,10 @@ class CudaGraphRuntime(TorchRuntime):
             )
         return super().conditions(inputs)
 
-    def _ready(self, network: nn.Module, inputs: Tensor) -> nn.Module:
+    def ready(self, network: nn.Module, inputs: Tensor) -> nn.Module:
+        """The same network, where and as it is to run, with its norms folded; it is changed in place."""
         self.conditions(inputs)
-        return fold_norms_(super()._ready(network, inputs), inputs)
+        return fold_norms_(super().ready(network, inputs), inputs)
 
     def _call(self, network: nn.Module, inputs: Tensor) -> Callable[[], Any]:
         return captured(network, inputs)
