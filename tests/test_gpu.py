@@ -255,7 +255,7 @@ def test_what_is_taken_back_is_as_it_was(precision):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_profile_tells_of_all_layers_and_a_clock_agrees_with_it(runtime, dtype):
     torch.manual_seed(0)
-    net = network(64).eval()
+    net = network(256).eval()
     images = torch.rand(8, 3, 64, 64, device="cuda", dtype=dtype).to(memory_format=torch.channels_last)
     table = profile_latency(net, images, runtime, networks=8)
     assert set(table.layers) == {"0.0", "1.conv", "2.0", "3.2"}
@@ -264,7 +264,7 @@ def test_a_profile_tells_of_all_layers_and_a_clock_agrees_with_it(runtime, dtype
     assert table.conditions["layout"] == "channels_last"
     assert not next(net.parameters()).is_cuda
     selection = LatencyBudget(table, runtime=runtime)
-    plan_pruning(net, images.float().cpu(), amount=0.2, selection=selection, round_to=8)
+    plan_pruning(net, images.float().cpu(), amount=0.1, selection=selection, round_to=8)
     assert selection.findings["clock_ms"] > 0
 
 
