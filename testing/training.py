@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import lightning.pytorch as pl
 
-ACCELERATOR = os.environ.get("TEST_ACCELERATOR", "cpu")
-"""Where tests train that do not say: with `gpu`, what they hold is to hold there, too."""
-
 
 def quiet_trainer(*callbacks: pl.Callback, **options: Any) -> pl.Trainer:
-    """On the CPU by default, and without logs, files, progress or checks before it; ``options`` say otherwise."""
+    """On the CPU, and without logs, files, progress or checks before it; ``options`` say otherwise."""
     quiet = {
-        "accelerator": ACCELERATOR,
+        "accelerator": "cpu",
         "devices": 1,
         "logger": False,
         "enable_checkpointing": False,

@@ -323,15 +323,17 @@ def quantity(name: str, given: float | str, unit: str) -> float:
         (1500.0, 2048.0, 3.0)
     """
     value: Any = given
+    example = "8 ms" if unit == "ms" else f"2 M{unit}"
+    refusal = f"{name} must be in {unit}, such as {example!r}, or a number, but is {given!r}."
     if isinstance(given, str):
         number = r"\d+(?:\.\d*)?(?:[eE][+-]?\d+)?"
         match = re.fullmatch(rf"\s*({number})\s*([kKMG]?i?)\s*(?:{re.escape(unit)})?\s*", given)
         prefix = match[2].replace("K", "k") if match and match[2] == "K" else match[2] if match else ""
         if match is None or prefix not in _PREFIXES:
-            raise ArgumentError(f"{name} must be in {unit}, such as '2 M{unit}', or a number, but is {given!r}.")
+            raise ArgumentError(refusal)
         value = float(match[1]) * _PREFIXES[prefix]
     if isinstance(value, bool):
-        raise ArgumentTypeError(f"{name} must be in {unit}, such as '2 M{unit}', or a number, but is {given!r}.")
+        raise ArgumentTypeError(refusal)
     check_positive(name, value)
     return float(value)
 

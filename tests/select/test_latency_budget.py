@@ -10,6 +10,7 @@ from torch import nn
 from lit_prune import ArgumentError, ChannelPruning, plan_pruning, shrink_
 from lit_prune.cost import LatencyTable, profile_latency
 from lit_prune.cost.profile import LayerTimes, widths_of
+from lit_prune.cost.profile.torch_runtime import TorchRuntime
 from lit_prune.errors import RehearsalError, SelectionError
 from lit_prune.select import Budgets, LatencyBudget, ParamsBudget
 from tests.toys import Classifier, fitted
@@ -133,6 +134,11 @@ def test_the_clock_is_believed_before_the_table():
     assert selection.findings["clock_ms"] == pytest.approx(1.2 * selection.findings["table_ms"])
 
 
+def test_another_unit_is_told_with_an_example():
+    with pytest.raises(ArgumentError, match=r"must be in ms, such as '8 ms', or a number, but is '1 s'"):
+        LatencyBudget(table(), "1 s")
+
+
 def test_a_budget_that_the_clock_never_confirms_is_warned_of():
     with pytest.warns(UserWarning, match=r"takes 7 ms by the clock where 4\.\d+ ms were wanted"):
         left(chain(), LatencyBudget(table(input=[1, 3, 16, 16]), runtime=lambda network, images: 7.0), amount=0.4)
@@ -153,6 +159,33 @@ def test_a_clock_that_fails_is_warned_of():
 
     with pytest.warns(UserWarning, match="could not be timed.*no board"):
         net = left(chain(), LatencyBudget(table(input=[1, 3, 16, 16]), runtime=stopped), amount=0.4)
+    assert ms(net) <= 0.6 * table().dense_ms
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_clock_runs_as_the_table_was_made(precision, layout, monkeypatch):
+    seen = []
+    ready = TorchRuntime.ready
+
+    def noted(self, network, inputs):
+        seen.append((inputs.shape, inputs.dtype, inputs.is_contiguous(memory_format=layout)))
+        return ready(self, network, inputs)
+
+    monkeypatch.setattr(TorchRuntime, "ready", noted)
+    told = {"precision": str(precision).removeprefix("torch."), "device_type": "cpu", "runtime": "torch"}
+    told["layout"] = "channels_last" if layout is torch.channels_last else "contiguous"
+    # What the clock says of so small a network is none of the table's business.
+    selection = LatencyBudget(table(input=[2, 3, 16, 16], **told), "3 ms", runtime="torch")
+    left(chain(), selection)
+    assert selection.findings["clock_ms"] > 0
+    assert set(seen) == {((2, 3, 16, 16), precision, True)}
+
+
+def test_a_clock_of_another_device_is_not_looked_at():
+    made = table(input=[1, 3, 16, 16], device="a phone", runtime="torch")
+    with pytest.warns(UserWarning, match="could not be timed.*The table is of a phone, but this is"):
+        net = left(chain(), LatencyBudget(made, runtime="torch"), amount=0.4)
     assert ms(net) <= 0.6 * table().dense_ms
 
 
