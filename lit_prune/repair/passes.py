@@ -250,10 +250,15 @@ class Repairing(_Mode):
         state.fitted = found[0] if state.fitted is None else state.fitted + found[0]
         state.held_out = found[1] if state.held_out is None else state.held_out + found[1]
         state.batches += 1
+        evidence = state.fitted + state.held_out
         # To choose takes several times as long as to solve, and changes less and less.
-        if math.log(state.batches, 4).is_integer():
-            self._choose(name, state, state.fitted, state.held_out)
-        self._solve(product, state, state.fitted + state.held_out)
+        chooses = math.log(state.batches, 4).is_integer()
+        added = self._choose(name, state, state.fitted, state.held_out) if chooses else None
+        # What is seen later on counts in the end; until then, what the choice was made with does.
+        ends = all(other != name for other, _, _ in self._answers.leaving)
+        if state.ridge is not None and (ends or not chooses):
+            added = evidence.moments(state.constant).solve(state.ridge, state.usual)
+        self._change_(product, state, evidence, added)
 
     def _begin(self, product: Product, name: str, wanted: Tensor, entering: Tensor) -> _State:
         own = product.bias is not None and id(product.bias) in self._names
@@ -271,21 +276,23 @@ class Repairing(_Mode):
             spread / squares if squares else 0.0,
         )
 
-    def _choose(self, name: str, state: _State, fitted: Evidence, held_out: Evidence) -> None:
+    def _choose(self, name: str, state: _State, fitted: Evidence, held_out: Evidence) -> Tensor | None:
+        """Choose a penalty; what is added with it."""
         seen = held_out.moments(state.constant)
-        state.ridge, left = best_penalty(fitted.moments(state.constant), seen, state.usual)
+        state.ridge, added, left = best_penalty(fitted.moments(state.constant), seen, state.usual)
         spread = max(state.spread, torch.finfo(torch.float32).tiny)
         self.fits[name] = Fit(1 - seen.square / spread, 1 - left / spread)
+        return added
 
-    def _solve(self, product: Product, state: _State, evidence: Evidence) -> None:
-        nothing = torch.zeros_like(evidence.cross)
-        added = nothing if state.ridge is None else evidence.moments(state.constant).solve(state.ridge, state.usual)
-        product.weight.data.copy_(state.weight + product.weight_of(added))
+    def _change_(self, product: Product, state: _State, evidence: Evidence, added: Tensor | None) -> None:
+        """Add to the weight, and to the bias what makes the means right."""
+        means, constant = evidence.means()
+        product.weight.data.copy_(state.weight if added is None else state.weight + product.weight_of(added))
         self.changed.add(self._names[id(product.weight)])
         if product.bias is not None and state.bias is not None and state.constant:
-            # The inputs' means are counted from their shift.
-            means = evidence.entering / evidence.rows + state.shift
-            constant = evidence.missing / evidence.rows - (means[:, None] @ added)[:, 0]
+            if added is not None:
+                # The inputs' means are counted from their shift.
+                constant = constant - ((means + state.shift)[:, None] @ added)[:, 0]
             product.bias.data.copy_(state.bias + constant.flatten())
             self.changed.add(self._names[id(product.bias)])
 
