@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from benchmarks.accuracy.rows.base import Row
+from benchmarks.accuracy.simpler_repairs import compensated_
 from lit_prune import ChannelPruning, Distillation, PruningPlan, Repair, plan_pruning, shrink_
 from lit_prune.cost import Cost
 from lit_prune.criteria import Random
@@ -23,6 +25,8 @@ REPAIRS: dict[str, Repair | None] = {
     "recalibrated": Repair(compensation=False),
     "repaired": Repair(),
 }
+# Whether it is sequential.
+SIMPLER = {"channel map": False, "sequential channel map": True}
 Cut = Callable[[float, int], tuple[nn.Module, float]]
 """An amount and a draw to what is left, and the seconds that a repair took."""
 
@@ -48,6 +52,8 @@ class Ours:
             for selection in self.selections:
                 for name, repair in REPAIRS.items():
                     yield f"{criterion}, {selection}; {name}", partial(self.cut, criterion, selection, repair)
+                for name, sequential in SIMPLER.items():
+                    yield f"{criterion}, {selection}; {name}", partial(self.folded, criterion, selection, sequential)
 
     def trained(self, epochs: int) -> Iterator[tuple[str, Callable[[float, int], nn.Module]]]:
         """As users do it: the callback, in a Trainer that goes on with the whole network; and one of that size."""
@@ -67,6 +73,17 @@ class Ours:
         if repair is not None:
             batches = self.row.calibration(draw, repair)
             repaired(self.row.network, plan, lambda: batches, len(batches), repair).apply_(network)
+        return network, time.perf_counter() - started
+
+    def folded(
+        self, criterion: str, selection: str, sequential: bool, amount: float, draw: int
+    ) -> tuple[nn.Module, float]:
+        """What is left, compensated in a simpler way, and the seconds that it took."""
+        plan = self._plan(amount, draw, criterion, selection)
+        network = shrink_(copy.deepcopy(self.row.network), plan).eval()
+        started = time.perf_counter()
+        images = torch.cat([images for (images,) in self.row.calibration(draw, Repair())])
+        compensated_(network, self.row.network, plan, images, sequential)
         return network, time.perf_counter() - started
 
     def _plan(self, *key: Any) -> PruningPlan:
