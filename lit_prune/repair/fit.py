@@ -256,9 +256,10 @@ def _ridge(gram: Tensor, wanted: Tensor, penalty: Tensor) -> Tensor:
     penalty = penalty.clamp(min=torch.finfo(gram.dtype).tiny ** 0.5)
     factor, failed = torch.linalg.cholesky_ex(_with_diagonal(gram, penalty))
     if bool(failed.any()):
-        # Not every device has double precision.
-        gram, penalty = (each.cpu().double() for each in (gram, penalty))
-        factor = torch.linalg.cholesky(_with_diagonal(gram, penalty + 1e-7))
+        # Not every device has double precision. What single precision has rounded off may be more than the penalty.
+        rounded = torch.finfo(gram.dtype).eps * gram.shape[1] * gram.diagonal(dim1=1, dim2=2).amax(1)
+        gram, penalty, rounded = (each.cpu().double() for each in (gram, penalty, rounded))
+        factor = torch.linalg.cholesky(_with_diagonal(gram, penalty + rounded.clamp(min=1e-7)))
     return torch.cholesky_solve(wanted.to(factor), factor).to(wanted)
 
 

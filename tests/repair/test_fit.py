@@ -74,3 +74,18 @@ def test_one_row_told_many_times_is_solved_in_double_precision():
     rows = Rows(entering, torch.ones(1, 18, 2))
     assert rows.moments(False).solve(1e-12).isfinite().all()
     assert rows.sums().moments(False).solve(1e-12).isfinite().all()
+
+
+@pytest.mark.parametrize("rows", [18, 400])
+@pytest.mark.parametrize("loud", [1e3, 1e6])
+def test_what_single_precision_rounds_off_does_not_end_it(rows, loud):
+    """Inputs that are all one, and one of them far louder than the others: their products have no inverse."""
+    generator = torch.Generator().manual_seed(0)
+    entering = torch.randn(1, rows, 1, generator=generator) * torch.ones(1, 1, INPUTS)
+    entering[..., 0] *= loud
+    entering += 1e-4 * torch.randn(1, rows, INPUTS, generator=generator)
+    missing = entering[..., 1:3]
+    moments = Evidence.of(entering, missing).moments(centred=True)
+    added = moments.solve(1e-9)
+    assert added.isfinite().all()
+    assert moments.left(added) < 0.1 * moments.square
