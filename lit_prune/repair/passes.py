@@ -39,12 +39,14 @@ class Answers:
 
     Attributes:
         positions: Where each call of a layer was sampled.
+        spans: The shape of what it was sampled in.
         leaving: ``(rows, outputs)`` what left there, of the outputs that stay.
         statistics: Of what entered each BatchNorm, of the channels that stay.
         normed: Names of weights behind which a BatchNorm takes any constant out.
     """
 
     positions: dict[Place, Positions] = field(default_factory=dict)
+    spans: dict[Place, tuple[int, ...]] = field(default_factory=dict)
     leaving: dict[Place, Tensor] = field(default_factory=dict)
     statistics: dict[Place, Statistics] = field(default_factory=dict)
     normed: set[str] = field(default_factory=set)
@@ -119,7 +121,7 @@ class Listening(_Mode):
         at = product.positions(output, min(self._rows, _ROWS_PER_INPUT * product.inputs), generator)
         leaving = product.leaving(output.detach(), at).float()
         kept = self._kept.get(place[0])
-        self.answers.positions[place] = at
+        self.answers.positions[place], self.answers.spans[place] = at, product.span
         self.answers.leaving[place] = leaving if kept is None else leaving[:, kept.to(leaving.device)]
         self._outputs[id(output)] = output, place[0]
 
@@ -225,7 +227,11 @@ class Repairing(_Mode):
 
     def _compensate(self, product: Product, place: Place) -> None:
         name, at = place[0], self._answers.positions[place]
-        wanted, entering = self._answers.leaving.pop(place), product.entering(at).float()
+        wanted = self._answers.leaving.pop(place)
+        if product.span != self._answers.spans[place]:
+            # It runs along channels, of which some are gone: its positions are others now.
+            return
+        entering = product.entering(at).float()
         state = self._states.get(name)
         if state is None:
             state = self._states[name] = self._begin(product, name, wanted, entering)

@@ -67,6 +67,11 @@ class Product:
         return self.input.dim() == (max(2, self.input.dim()) if self.is_linear else self.rank + 2)
 
     @property
+    def span(self) -> tuple[int, ...]:
+        """The dimensions of the input that are neither examples nor what is summed over."""
+        return tuple(self.input.shape[1:-1] if self.is_linear else self.input.shape[2:])
+
+    @property
     def inputs(self) -> int:
         """How many inputs each output is a sum of, over all kernel positions."""
         return self.weight.numel() // (self.weight.shape[1] * self.groups if self.is_transposed else len(self.weight))
