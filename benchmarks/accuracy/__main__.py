@@ -50,6 +50,7 @@ from benchmarks.accuracy.rows.base import Row
 from benchmarks.accuracy.tables import markdown
 from benchmarks.accuracy.ways import Ours, macs_of
 from lit_prune.cost import measure_latency
+from lit_prune.report.tables import save_json
 
 OUT = Path(__file__).parent.with_suffix(".json")
 
@@ -87,6 +88,7 @@ class Bench:
 
     def __init__(self, row: Row, options: argparse.Namespace, console: Console) -> None:
         self.row, self.options, self.console = row, options, console
+        self.key = f"{options.row}, {row.name}" + (f", {options.epochs:g} epochs after" if options.epochs else "")
         self.macs = macs_of(row, row.network)
         self.found: list[dict[str, Any]] = []
 
@@ -114,6 +116,17 @@ class Bench:
             entry["failed"] = said = f"{type(error).__name__}: {error}"[:300]
         self.console.print(f"{way} -{amount:.0%}: {said}", highlight=False)
         self.found.append(entry)
+        self.save()
+
+    def save(self) -> dict[str, Any]:
+        """Write what was found so far beside what was measured before of other ways; that of this row."""
+        results = json.loads(OUT.read_text()) if OUT.exists() else {}
+        known = {
+            (each["way"], each["amount"]): each for each in [*results.get(self.key, {}).get("ways", []), *self.found]
+        }
+        results[self.key] = {"measure": self.row.measure, "torch": torch.__version__, "ways": [*known.values()]}
+        save_json(results, OUT)
+        return dict(results[self.key])
 
     def after_training(
         self, made: Callable[[int], tuple[nn.Module, float]]
@@ -158,7 +171,9 @@ def main() -> None:
     parser.add_argument("--amounts", type=float, nargs="+", default=[0.1, 0.2, 0.3, 0.5])
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--ways", nargs="+", default=[""], help="only those whose name begins with one of these")
-    parser.add_argument("--epochs", type=int, default=0, help="of training after the cut")
+    parser.add_argument(
+        "--epochs", type=float, default=0, help="of training after the cut; of classifiers also half a one"
+    )
     parser.add_argument("--round-to", type=int, default=4)
     parser.add_argument("--no-latency", dest="latency", action="store_false", help="for a machine that is not quiet")
     parser.add_argument("--tables", action="store_true", help="print what was measured, for docs/accuracy.md, and end")
@@ -173,13 +188,7 @@ def main() -> None:
     chosen = row(options.row, **given)
     bench = Bench(chosen, options, Console())
     bench.run()
-    key = f"{options.row}, {chosen.name}" + (f", {options.epochs} epochs after" if options.epochs else "")
-    results = json.loads(OUT.read_text()) if OUT.exists() else {}
-    # What was measured before of other ways stays.
-    known = {(each["way"], each["amount"]): each for each in [*results.get(key, {}).get("ways", []), *bench.found]}
-    results[key] = {"measure": chosen.measure, "torch": torch.__version__, "ways": [*known.values()]}
-    OUT.write_text(json.dumps(results, indent=1) + "\n")
-    bench.console.print(markdown(results[key]), markup=False, highlight=False, soft_wrap=True)
+    bench.console.print(markdown(bench.save()), markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ class Ours:
                 for name, sequential in SIMPLER.items():
                     yield f"{criterion}, {selection}; {name}", partial(self.folded, criterion, selection, sequential)
 
-    def trained(self, epochs: int) -> Iterator[tuple[str, Callable[[float, int], nn.Module]]]:
+    def trained(self, epochs: float) -> Iterator[tuple[str, Callable[[float, int], nn.Module]]]:
         """As users do it: the callback, in a Trainer that goes on with the whole network; and one of that size."""
         for events in (1, 3):
             for weight in (0.0, 1.0):
@@ -104,7 +104,7 @@ class Ours:
     def _losses(self, network: nn.Module, draw: int) -> Iterator[Tensor]:
         return (self.row.loss(network, batch) for batch in self.row.batches(draw, 16))
 
-    def _in_training(self, epochs: int, events: int, weight: float, amount: float, draw: int) -> nn.Module:
+    def _in_training(self, epochs: float, events: int, weight: float, amount: float, draw: int) -> nn.Module:
         # Gradients are those of the sixteen steps before each event.
         steps = AtSteps([16 * (event + 1) for event in range(events)])
         pruning = ChannelPruning(
@@ -119,7 +119,7 @@ class Ours:
         teaching = [Distillation(weight * self.row.loss_scale)] if weight else []
         return self.row.train(copy.deepcopy(self.row.network), epochs, draw, [pruning, *teaching])
 
-    def _from_the_start(self, epochs: int, amount: float, draw: int) -> nn.Module:
+    def _from_the_start(self, epochs: float, amount: float, draw: int) -> nn.Module:
         """Every layer narrower by the same share, and trained as the whole network was, for as long in all."""
         plan = self._plan(amount, draw, "random", "uniform")
         return self.row.train_anew(shrink_(copy.deepcopy(self.row.network), plan), epochs, draw)

@@ -33,8 +33,8 @@ class Repair:
     What removed channels did can be predicted, to a large part, from those that stay. Each convolution and linear layer
     is fitted anew to answer as the whole network's did, from the first to the last, each to what really enters it then;
     and the statistics of each BatchNorm move as much as those of its inputs did. Where they are being kept up, in train
-    mode, they are measured anew, for they lag behind the weights. Layers that run along channels of which some are gone,
-    as those of MLP-Mixers between tokens, are sliced alone.
+    mode, they are measured anew, for they lag behind the weights. Layers that run along channels of which some are
+    gone, as those of MLP-Mixers between tokens, are sliced alone.
 
     Args:
         batches: Number of batches that are looked at; evenly spread over the data set.

@@ -62,11 +62,11 @@ class Row(ABC):
     def score(self, network: nn.Module) -> float:
         """The measure, on data that nothing else has seen."""
 
-    def train(self, network: nn.Module, epochs: int, draw: int, callbacks: Sequence[Callback] = ()) -> nn.Module:
+    def train(self, network: nn.Module, epochs: float, draw: int, callbacks: Sequence[Callback] = ()) -> nn.Module:
         """The same network after so many epochs, from a seed of its own."""
         raise NotImplementedError
 
-    def train_anew(self, network: nn.Module, epochs: int, draw: int) -> nn.Module:
+    def train_anew(self, network: nn.Module, epochs: float, draw: int) -> nn.Module:
         """The same network from random weights, trained as the whole one was, and for so many epochs more."""
         raise NotImplementedError
 

@@ -101,19 +101,20 @@ class Classifying(Row):
         shares = [found[self.expected == label].float().mean() for label in self.labels.unique()]
         return float(sum(shares) / len(shares))
 
-    def train(self, network: nn.Module, epochs: int, draw: int, callbacks: Sequence[Callback] = ()) -> nn.Module:
+    def train(self, network: nn.Module, epochs: float, draw: int, callbacks: Sequence[Callback] = ()) -> nn.Module:
         # Half the rate of the first training.
         return self._trained(network, epochs, draw, self.lr / 2, callbacks)
 
-    def train_anew(self, network: nn.Module, epochs: int, draw: int) -> nn.Module:
+    def train_anew(self, network: nn.Module, epochs: float, draw: int) -> nn.Module:
         return self._trained(restarted(network, draw), self.epochs + epochs, draw, self.lr)
 
     def _trained(
-        self, network: nn.Module, epochs: int, draw: int, lr: float, callbacks: Sequence[Callback] = ()
+        self, network: nn.Module, epochs: float, draw: int, lr: float, callbacks: Sequence[Callback] = ()
     ) -> nn.Module:
         seed_everything(draw, verbose=False)
-        module = Classifier(network.train(), lr)
-        Trainer(max_epochs=epochs, callbacks=[*callbacks], **QUIET).fit(module, self._loader())
+        module, data = Classifier(network.train(), lr), self._loader()
+        length = {"max_epochs": math.ceil(epochs), "max_steps": round(epochs * len(data))}
+        Trainer(**length, callbacks=[*callbacks], **QUIET).fit(module, data)
         return module.network.eval()
 
     def _loader(self) -> DataLoader[Any]:

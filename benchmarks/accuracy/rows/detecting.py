@@ -72,11 +72,11 @@ class Detecting(Row):
         module = self._module(network)
         return float(self.trainer.validate(module.eval(), self.data, verbose=False)[0][self.logged])
 
-    def train(self, network: nn.Module, epochs: int, draw: int, callbacks: Sequence[Callback] = ()) -> nn.Module:
+    def train(self, network: nn.Module, epochs: float, draw: int, callbacks: Sequence[Callback] = ()) -> nn.Module:
         # Half the rate of the first training, after a twentieth of the run.
         return self._trained(network, epochs, draw, self.module.lr / 2, 0.05, callbacks)
 
-    def train_anew(self, network: nn.Module, epochs: int, draw: int) -> nn.Module:
+    def train_anew(self, network: nn.Module, epochs: float, draw: int) -> nn.Module:
         for module in restarted(network, draw).modules():
             if isinstance(module, Detect):
                 module.bias_init()
@@ -85,16 +85,18 @@ class Detecting(Row):
     def _trained(
         self,
         network: nn.Module,
-        epochs: int,
+        epochs: float,
         draw: int,
         lr: float,
         warmup: float,
         callbacks: Sequence[Callback] = (),
     ) -> nn.Module:
+        if epochs != int(epochs):
+            raise ValueError(f"A YOLO's schedule goes by whole epochs, but these are {epochs}.")
         seed_everything(draw, verbose=False)
         module = self._module(network.train())
         module.lr, module.warmup_epochs = lr, warmup * epochs
-        Trainer(max_epochs=epochs, limit_val_batches=0, callbacks=[*callbacks], **QUIET).fit(module, self.data)
+        Trainer(max_epochs=int(epochs), limit_val_batches=0, callbacks=[*callbacks], **QUIET).fit(module, self.data)
         return module.model.eval()
 
     def _module(self, network: nn.Module) -> LitYOLO:
