@@ -6,25 +6,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from lit_prune.common.arguments import check_whole
 from lit_prune.common.ranks import is_rank_zero, warn_once
-from lit_prune.cost.profile import LatencyTable, Runtime, Stopwatch, is_transposed, runtime_of, widths_of
+from lit_prune.cost.profile import LatencyTable, Runtime, Stopwatch, runtime_of
 from lit_prune.cost.profile.runtimes import Name
 from lit_prune.criteria import Evidence
 from lit_prune.errors import ArgumentError, SelectionError
 from lit_prune.graph.skeleton import replica
 from lit_prune.select.base import Bundle, Scores, Target, Widths, bundled, flat
 from lit_prune.select.budgets import Budget, Meets, always, cost_where, removal_of
-from lit_prune.select.knapsack import Choice, cheapest, choose, cost_of
+from lit_prune.select.knapsack import cheapest, choose, cost_of
 from lit_prune.select.spread import Cost, Global, Spread, filled, fit, out_of_reach
+from lit_prune.select.table_costs import Floats, TableCosts, Wholes, shrinking
 from lit_prune.surgery import shrink_
 
-Floats = npt.NDArray[np.float64]
-Wholes = npt.NDArray[np.int64]
 # So often a choice is made again that the clock finds too slow, or faster than this part of what is allowed.
 _TRIES, _NEAR = 4, 0.97
 # Steps in which a faster choice is looked for that meets other budgets, too.
@@ -213,9 +211,9 @@ class LatencyBudget(Budget):
             for group in bundle
         }
 
-    def _costs(self, evidence: Evidence, bundles: Sequence[Bundle], options: Sequence[Wholes] = ()) -> _Costs:
+    def _costs(self, evidence: Evidence, bundles: Sequence[Bundle], options: Sequence[Wholes] = ()) -> TableCosts:
         try:
-            return _Costs(self.table, evidence, bundles, options)
+            return TableCosts(self.table, evidence, bundles, options)
         except ArgumentError as error:
             raise SelectionError(str(error)) from error
 
@@ -224,7 +222,7 @@ class LatencyBudget(Budget):
         if self.runtime is None or not is_rank_zero():
             return None
         network = shrink_(replica(evidence.network), evidence.graph.plan(removal_of(evidence, widths)))
-        prefix = self.table.prefix_in(network, _shrinking(evidence))
+        prefix = self.table.prefix_in(network, shrinking(evidence))
         part = network.get_submodule(prefix.rstrip(".")).eval().float()
         try:
             images = self._images(next(part.parameters()).device)
@@ -249,70 +247,6 @@ class LatencyBudget(Budget):
         known, here = self.table.conditions.get("device"), self.runtime.conditions(images).get("device")
         if None not in (known, here) and known != here:
             raise ArgumentError(f"The table is of {known}, but this is {here}: profile the network here.")
-
-
-class _Costs:
-    """What a table says of each choice of widths.
-
-    Args:
-        table: The table.
-        evidence: Of the network.
-        bundles: What is chosen for.
-        options: The widths that each bundle may have.
-    """
-
-    def __init__(
-        self, table: LatencyTable, evidence: Evidence, bundles: Sequence[Bundle], options: Sequence[Wholes] = ()
-    ) -> None:
-        self.table, self.options = table, options
-        prefix = table.prefix_in(evidence.network, _shrinking(evidence))
-        self.layers = [*table.layers.values()]
-        rows = {f"{prefix}{name}": row for row, name in enumerate(table.layers)}
-        modules = {name: evidence.network.get_submodule(name) for name in rows}
-        self.whole = np.array([widths_of(module) for module in modules.values()])
-        self.sizes = np.array([bundle[0].size for bundle in bundles])
-        # How many inputs and outputs a layer loses with a channel of each bundle.
-        self.lost = np.zeros((len(rows), 2, len(bundles)), dtype=np.int64)
-        for number, bundle in enumerate(bundles):
-            for group in bundle:
-                for (tensor, dim), members in group.members.items():
-                    name, _, kind = tensor.rpartition(".")
-                    if name in rows and kind == "weight" and dim < 2:
-                        side = dim if is_transposed(modules[name]) else 1 - dim
-                        self.lost[rows[name], side, number] += len(members.indices) // group.size
-        self._kept: tuple[Choice, tuple[Wholes, Wholes, Floats]] | None = None
-        self.touched = [np.flatnonzero(self.lost[:, :, number].any(1)) for number in range(len(bundles))]
-
-    def ms(self, widths: Wholes) -> float:
-        """Milliseconds at one width of each bundle."""
-        return self.table.constant + float(self._rows(widths)[1].sum())
-
-    def along(self, item: int, choice: Choice) -> Floats:
-        """As :class:`lit_prune.select.knapsack.Costs` has it."""
-        widths, now, ms = self._state(choice)
-        gone = widths[item] - self.options[item]
-        total = np.full(len(gone), self.table.constant + ms.sum())
-        for row in self.touched[item]:
-            inputs, outputs = (now[row, side] - self.lost[row, side, item] * gone for side in (0, 1))
-            total += self.layers[row].at(inputs, outputs) - ms[row]
-        return total
-
-    def _state(self, choice: Choice) -> tuple[Wholes, Wholes, Floats]:
-        """(widths of bundles, widths of layers, milliseconds of layers) of a choice; of the last one they are kept."""
-        if self._kept is None or choice != self._kept[0]:
-            widths = np.array([options[each] for options, each in zip(self.options, choice, strict=True)])
-            self._kept = [*choice], (widths, *self._rows(widths))
-        return self._kept[1]
-
-    def _rows(self, widths: Wholes) -> tuple[Wholes, Floats]:
-        """(widths of layers, milliseconds of layers) at one width of each bundle."""
-        now = np.asarray(self.whole - self.lost @ (self.sizes - widths), dtype=np.int64)
-        return now, np.array([float(layer.at(*each)) for layer, each in zip(self.layers, now, strict=True)])
-
-
-def _shrinking(evidence: Evidence) -> set[str]:
-    """Names of the tensors that lose channels with the groups that take part."""
-    return {name for group in evidence.groups for name, _ in group.slots}
 
 
 def _nearness(clock: float | None, limit: float) -> float:

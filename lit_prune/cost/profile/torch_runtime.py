@@ -175,7 +175,8 @@ def captured(network: nn.Module, inputs: Tensor) -> Callable[[], Any]:
 def fold_norms_(network: nn.Module, inputs: Tensor) -> nn.Module:
     """Fold BatchNorms into the convolutions right before them, in place, as networks are deployed.
 
-    What is folded is seen in a forward: a norm whose input is what a convolution has just returned.
+    What is folded is seen in a forward: a norm whose input is what a convolution has just returned. It is for the time
+    that a network takes: were there another reader of that, it would get other numbers.
 
     Args:
         network: In eval mode.
