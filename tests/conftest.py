@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+from contextlib import suppress
 
 os.environ.setdefault("YOLO_OFFLINE", "true")
 os.environ.setdefault("YOLO_AUTOINSTALL", "false")
@@ -13,6 +14,13 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+with suppress(ImportError):  # The core alone is tested without it.
+    from hypothesis import settings
+
+    # How long an example takes says how busy the machine is.
+    settings.register_profile("patient", deadline=None)
+    settings.load_profile("patient")
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import copyreg
 import sys
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -51,6 +52,9 @@ CLASS_PATH, INSTANTIATOR = "_class_path", "_instantiator"
 # Without it each operation of a tracer would come back to the tracer. Public modes only add to what is seen.
 without_dispatch = torch._C._DisableTorchDispatch
 
+# Where products run, each with its settings.
+_PRODUCTS: list[Any] = [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)]
+
 _CYCLES = 2e9
 """Of a GPU in a second."""
 
@@ -59,6 +63,30 @@ ITEM = torch.ops.aten._local_scalar_dense.default
 
 # One kernel for all tensors of an average; torch's own `AveragedModel` uses it, and there is no public one.
 lerp_all_ = torch._foreach_lerp_
+
+
+@contextmanager
+def full_products() -> Iterator[None]:
+    """Within, products of float32 are not rounded to fewer bits; `torch.set_float32_matmul_precision` may have said so.
+
+    Releases up to 2.8 have one setting for all devices; asked for it, later ones fail where each has its own.
+    """
+    settings = [backend for backend in _PRODUCTS if hasattr(backend, "fp32_precision")]
+    if settings:
+        before = [backend.fp32_precision for backend in settings]
+        for backend in settings:
+            backend.fp32_precision = "ieee"
+    else:
+        precision = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        if settings:
+            for backend, value in zip(settings, before, strict=True):
+                backend.fp32_precision = value
+        else:
+            torch.set_float32_matmul_precision(precision)
 
 
 def hold_device(seconds: float) -> None:

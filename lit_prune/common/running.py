@@ -6,14 +6,14 @@ import copy
 import random
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from lit_prune.common._compat import compiler_is_loaded, forward_hooks
+from lit_prune.common._compat import compiler_is_loaded, forward_hooks, full_products
 from lit_prune.common.names import OF_EVERY_MODULE
 
 
@@ -42,10 +42,18 @@ def untouched(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def in_full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Within, autocast takes nothing down: what is computed there is not the network's."""
+@contextmanager
+def in_full_precision(device: torch.device) -> Iterator[None]:
+    """Within, matrix products are as precise as what they are of: what is computed there is not the network's.
+
+    Neither autocast takes them down, nor `torch.set_float32_matmul_precision`.
+
+    Args:
+        device: Where it is computed.
+    """
     enabled = torch.is_autocast_enabled(device.type)
-    return torch.autocast(device.type, enabled=False) if enabled else nullcontext()
+    with full_products(), torch.autocast(device.type, enabled=False) if enabled else nullcontext():
+        yield
 
 
 @contextmanager

@@ -176,6 +176,24 @@ def test_in_mixed_precision_almost_the_same_is_found(name):
     assert missed[2] - missed[1] < 0.1 * (missed[0] - missed[1])
 
 
+# Of convolutions alone: the network's own products may be rounded.
+@pytest.mark.parametrize("name", ["BatchNorm", "no norm"])
+def test_products_are_exact_whatever_the_network_may_round(name):
+    """Lightning advises to set it on a GPU; processors with bfloat16 go by it, too."""
+    net = build(name)
+    plan = plan_pruning(net, IMAGES, amount=0.3, round_to=4)
+    found = []
+    for precision in ("highest", "medium"):
+        torch.set_float32_matmul_precision(precision)
+        try:
+            repair = Repair(recalibration=False)
+            found.append(repaired(net, plan, batches(48), 2, repair))
+            assert torch.get_float32_matmul_precision() == precision
+        finally:
+            torch.set_float32_matmul_precision("highest")
+    torch.testing.assert_close(dict(found[1].values), dict(found[0].values), rtol=1e-5, atol=1e-6)
+
+
 def test_the_live_network_stays_as_it_is():
     net = build("branches").train()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
