@@ -27,12 +27,13 @@ import os
 import statistics
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("YOLO_OFFLINE", "true")
 
+import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ from benchmarks.accuracy.rows import row as row_of
 from benchmarks.accuracy.ways import REPAIRS, Ours, macs_of
 from lit_prune import plan_pruning, shrink_
 from lit_prune.cli.networks import load_network
-from lit_prune.cost import LatencyTable, peak_memory, profile_latency
+from lit_prune.cost import Cost, LatencyTable, peak_memory, profile_latency
 from lit_prune.cost.profile import timing
 from lit_prune.cost.profile.exporting import to_onnx
 from lit_prune.errors import SelectionError
@@ -91,28 +92,48 @@ def against_clock(name: str, runtime: str, ratios: list[float], round_to: int) -
         "error_of_fit": table.conditions["error"],
         "dense_ms": table.dense_ms,
         "version": table.conditions["version"],
-        "budgets": [],
     }
-    for ratio in ratios:
-        try:
-            left, predicted = cut(network, images, table, 1 - ratio, round_to)
-            clock = side_by_side(network, left, images, runtime)
-            scale = statistics.median(clock) / predicted
-            # The table of the next event is scaled to what the clock said at this one.
-            again, corrected = cut(network, images, table, 1 - ratio / scale, round_to)
-        except SelectionError as error:
-            found["budgets"].append({"asked": ratio, "out_of_reach": str(error)})
-            continue
-        found["budgets"].append(
-            {
-                "asked": ratio,
-                "predicted": predicted,
-                "clock": clock,
-                "corrected": corrected * scale,
-                "clock_corrected": side_by_side(network, again, images, runtime),
-            }
-        )
+    found["budgets"] = [
+        at_ratio(network, images, table, ratio, round_to, lambda left: side_by_side(network, left, images, runtime))
+        for ratio in ratios
+    ]
     return found
+
+
+def at_ratio(
+    network: nn.Module,
+    inputs: Tensor,
+    table: LatencyTable,
+    ratio: float,
+    round_to: int,
+    clock: Callable[[nn.Module], Any],
+) -> dict[str, Any]:
+    """What the table says of its choice for a ratio of the dense latency, and the clock; before and after a correction.
+
+    Args:
+        network: The whole network.
+        inputs: What it takes.
+        table: Its table.
+        ratio: What may be left.
+        round_to: Of the widths.
+        clock: A network to its latency beside that of the whole one: a number, or several of which the median counts.
+    """
+    try:
+        left, predicted = cut(network, inputs, table, 1 - ratio, round_to)
+        measured = clock(left)
+        scale = float(np.median(measured)) / predicted
+        # The table of the next event is scaled to what the clock said at this one.
+        again, corrected = cut(network, inputs, table, 1 - ratio / scale, round_to)
+    except SelectionError as error:
+        return {"asked": ratio, "out_of_reach": str(error)}
+    return {
+        "asked": ratio,
+        "predicted": predicted,
+        "clock": measured,
+        "corrected": corrected * scale,
+        "clock_corrected": clock(again),
+        "macs": Cost.of(left, inputs).macs / Cost.of(network, inputs).macs,
+    }
 
 
 def accuracies(weights: Path | None, network: str, runtime: str, draws: int, round_to: int) -> dict[str, Any]:
@@ -145,9 +166,14 @@ def searches() -> dict[str, Any]:
     return {"searches": len(found), "worst": max(found), "mean": statistics.mean(found)}
 
 
-def against_allocator(name: str, amounts: tuple[float, ...] = (0.0, 0.3, 0.5)) -> list[dict[str, Any]]:
+def against_allocator(
+    name: str,
+    image_size: int = 320,
+    peak: Callable[[nn.Module, Tensor], int] = measured_peak,
+    amounts: tuple[float, ...] = (0.0, 0.3, 0.5),
+) -> list[dict[str, Any]]:
     torch.manual_seed(0)
-    network, images = load_network(name, 320 if name.startswith("yolo") else None)
+    network, images = load_network(name, image_size if name.startswith("yolo") else None)
     images = images.expand(_IMAGES, *images.shape[1:]).contiguous()
     found = []
     for amount in amounts:
@@ -163,7 +189,7 @@ def against_allocator(name: str, amounts: tuple[float, ...] = (0.0, 0.3, 0.5)) -
             continue
         seconds = time.perf_counter() - started
         left = shrink_(copy.deepcopy(network), plan) if plan else network
-        predicted, measured = peak_memory(left, images), measured_peak(left, images)
+        predicted, measured = peak_memory(left, images), peak(left, images)
         found.append({"amount": amount, "predicted": predicted, "allocator": measured, "plan_s": seconds})
     return found
 

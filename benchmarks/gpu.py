@@ -39,15 +39,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from benchmarks.budgets import cut
+from benchmarks.budgets import against_allocator, at_ratio
 from benchmarks.callback import fit, phases
 from lit_prune import ChannelPruning, Distillation, plan_pruning, shrink_
 from lit_prune.cli.networks import load_network
-from lit_prune.cost import Cost, measure_latency, peak_memory, profile_latency
+from lit_prune.cost import Cost, measure_latency, profile_latency
 from lit_prune.cost.profile.torch_runtime import CudaGraphRuntime, captured
-from lit_prune.errors import SelectionError
 from lit_prune.report.tables import save_json
-from lit_prune.select import MacsBudget, MemoryBudget
+from lit_prune.select import MacsBudget
 from lit_prune.yolo import LitYOLO, build_detector
 
 # What runs in each epoch of a training: dense ones by turns with the callback and without it.
@@ -217,71 +216,41 @@ def budget(network: nn.Module, images: Tensor, multiple: int, options: argparse.
         "profile_s": round(time.perf_counter() - started, 1),
         "error_of_fit": table.conditions["error"],
         "dense_ms": table.dense_ms,
-        "budgets": [],
     }
 
     def clock(left: nn.Module) -> float:
-        ready = {"dense": timer.ready(copy.deepcopy(network), images), "left": timer.ready(left, images)}
-        graphs = {each: Graphed(made.eval(), images) for each, made in ready.items()}
+        ready = {
+            name: timer.ready(copy.deepcopy(each), images) for name, each in {"dense": network, "left": left}.items()
+        }
+        graphs = {name: Graphed(each.eval(), images) for name, each in ready.items()}
         measured = measure_latency(graphs, images, repeats=options.repeats)
         return measured["left"].median_ms / measured["dense"].median_ms
 
-    for ratio in options.ratios:
-        try:
-            left, predicted = cut(network, images[:1].float().cpu(), table, 1 - ratio, multiple)
-            measured = clock(copy.deepcopy(left))
-            scale = measured / predicted
-            again, corrected = cut(network, images[:1].float().cpu(), table, 1 - ratio / scale, multiple)
-        except SelectionError as error:
-            found["budgets"].append({"asked": ratio, "out_of_reach": str(error)})
-            continue
-        found["budgets"].append(
-            {
-                "asked": ratio,
-                "predicted": predicted,
-                "clock": measured,
-                "corrected": corrected * scale,
-                "clock_corrected": clock(again),
-                "macs": Cost.of(left, images[:1].float().cpu()).macs / Cost.of(network, images[:1].float().cpu()).macs,
-            }
-        )
+    image = images[:1].float().cpu()
+    found["budgets"] = [at_ratio(network, image, table, ratio, multiple, clock) for ratio in options.ratios]
     return found
 
 
 def memories(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for name in options.networks:
-        torch.manual_seed(0)
-        network, image = load_network(name, options.image_size if name.startswith("yolo") else None)
-        images = image.expand(8, *image.shape[1:]).contiguous()
-        for amount in (0.0, 0.3, 0.5):
-            left = network
-            try:
-                if amount:
-                    selection = MemoryBudget("global", batch_size=len(images))
-                    left = shrink_(
-                        copy.deepcopy(network), plan_pruning(network, image, amount=amount, selection=selection)
-                    )
-            except SelectionError as error:
-                yield {"network": name, "amount": amount, "out_of_reach": str(error)}
-                continue
-            predicted = peak_memory(left, images)
-            there = copy.deepcopy(left).cuda().eval()
-            given = images.cuda()
-            with torch.no_grad():
-                there(given)
-                torch.cuda.synchronize()
-                torch.cuda.reset_peak_memory_stats()
-                before = torch.cuda.memory_allocated() - given.numel() * given.element_size()
-                there(given)
-                torch.cuda.synchronize()
-            measured = torch.cuda.max_memory_allocated() - before
-            yield {
-                "network": name,
-                "amount": amount,
-                "predicted": predicted,
-                "allocator": measured,
-                "ratio": round(predicted / measured, 4),
-            }
+        for found in against_allocator(name, options.image_size, peak_on_device):
+            if "allocator" in found:
+                found["ratio"] = round(found["predicted"] / found["allocator"], 4)
+            yield {"network": name} | found
+
+
+def peak_on_device(network: nn.Module, images: Tensor) -> int:
+    """The most bytes that one forward on the GPU has taken at once, with its input, beside the weights."""
+    there, given = copy.deepcopy(network).cuda().eval(), images.cuda()
+    with torch.no_grad():
+        # The first forward may leave caches behind.
+        there(given)
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated() - given.numel() * given.element_size()
+        there(given)
+        torch.cuda.synchronize()
+    return int(torch.cuda.max_memory_allocated() - before)
 
 
 def main() -> None:

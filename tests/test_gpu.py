@@ -32,6 +32,8 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here"),
 ]
 
+MIXED = ["32-true", "16-mixed", "bf16-mixed"]
+
 
 def fit(module, **options):
     callback = ChannelPruning(0.5, [1, 2], verbose=False)
@@ -88,7 +90,7 @@ def test_channels_last_and_compiled():
     assert module.net._orig_mod[2][0].weight.shape == (16, 8, 3, 3)
 
 
-@pytest.mark.parametrize("precision", ["32-true", "16-mixed", "bf16-mixed"])
+@pytest.mark.parametrize("precision", MIXED)
 @pytest.mark.parametrize("name", SETUPS)
 def test_what_a_step_does_is_seen(name, precision):
     kind, cut, whole = SETUPS[name]
@@ -122,7 +124,7 @@ class Sequences(Setup):
         return self.note(F.cross_entropy(self.head(state[0] if isinstance(state, tuple) else state), batch[1]))
 
 
-@pytest.mark.parametrize("precision", ["32-true", "16-mixed", "bf16-mixed"])
+@pytest.mark.parametrize("precision", MIXED)
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
 def test_layers_with_kernels_of_their_own(kind, precision):
     sizes = []
@@ -137,7 +139,7 @@ def test_layers_with_kernels_of_their_own(kind, precision):
     assert sizes[0] == sizes[1]
 
 
-@pytest.mark.parametrize("precision", ["32-true", "16-mixed", "bf16-mixed"])
+@pytest.mark.parametrize("precision", MIXED)
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, precision):
     def run(epochs, **options):
         torch.manual_seed(0)
@@ -158,9 +160,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, precision):
     whole, resumed = run(4), run(4, ckpt_path=tmp_path / "epoch=1.ckpt")
     for (name, expected), value in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(expected, value), name
-
-
-MIXED = ["32-true", "16-mixed", "bf16-mixed"]
 
 
 def at_the_first_step(precision, accelerator="gpu", **options):

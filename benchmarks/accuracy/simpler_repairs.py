@@ -7,7 +7,7 @@ one linear map of channels, the same at all kernel positions.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -64,10 +64,10 @@ def compensated_(left: nn.Module, whole: nn.Module, plan: PruningPlan, images: T
         norm.eval()
 
 
-def _run(network: nn.Module, names: object, note: Callable[[str, Tensor], None], images: Tensor) -> None:
+def _run(network: nn.Module, names: Iterable[str], note: Callable[[str, Tensor], None], images: Tensor) -> None:
     handles = [
         network.get_submodule(name).register_forward_pre_hook(lambda module, args, name=name: note(name, args[0]))
-        for name in names  # type: ignore[attr-defined]
+        for name in names
     ]
     try:
         network(images)

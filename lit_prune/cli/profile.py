@@ -79,10 +79,10 @@ def _check_place(options: argparse.Namespace) -> None:
 def _placed(images: Any, options: argparse.Namespace) -> Any:
     if options.runtime not in _TORCH:
         return images
-    import torch
+    from lit_prune.cost.profile.torch_runtime import placed
 
-    layout = torch.channels_last if options.channels_last else torch.contiguous_format
-    return images.to(options.device, getattr(torch, options.precision), memory_format=layout)
+    layout = "channels_last" if options.channels_last else "contiguous"
+    return placed(images, options.device, options.precision, layout)
 
 
 def slowest_layers(table: LatencyTable) -> Table:
@@ -128,7 +128,9 @@ def _device_of(options: argparse.Namespace) -> str:
         return timing.device()
     import torch
 
-    return torch.cuda.get_device_name(options.device)
+    from lit_prune.cost.latency import device_name
+
+    return device_name(torch.device(options.device))
 
 
 def _known(options: argparse.Namespace) -> LatencyTable | None:

@@ -13,6 +13,7 @@ from lit_prune.common.arguments import check_whole
 from lit_prune.common.ranks import is_rank_zero, warn_once
 from lit_prune.cost.profile import LatencyTable, Runtime, Stopwatch, runtime_of
 from lit_prune.cost.profile.runtimes import Name
+from lit_prune.cost.profile.torch_runtime import placed
 from lit_prune.criteria import Evidence
 from lit_prune.errors import ArgumentError, SelectionError
 from lit_prune.graph.skeleton import replica
@@ -237,10 +238,8 @@ class LatencyBudget(Budget):
         told = self.table.conditions
         # The random numbers of the run stay as they are.
         images = torch.rand(self.table.shape, generator=torch.Generator().manual_seed(0))
-        layout = torch.channels_last if told.get("layout") == "channels_last" else torch.contiguous_format
-        return images.to(
-            told.get("device_type", device), getattr(torch, told.get("precision", "float32")), memory_format=layout
-        )
+        layout, precision = told.get("layout", "contiguous"), told.get("precision", "float32")
+        return placed(images, told.get("device_type", device), precision, layout)
 
     def _check_device(self, images: Tensor) -> None:
         assert self.runtime is not None

@@ -222,6 +222,19 @@ def _replace(network: nn.Module, name: str, module: nn.Module) -> None:
     setattr(network.get_submodule(parent), own, module)
 
 
+def placed(images: Tensor, device: str | torch.device, precision: str, layout: str) -> Tensor:
+    """Images where and as :meth:`TorchRuntime.conditions` tells that they are.
+
+    Args:
+        images: Wherever they lie.
+        device: Where to.
+        precision: Such as ``"float16"``.
+        layout: ``"channels_last"`` or ``"contiguous"``.
+    """
+    memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    return images.to(device, getattr(torch, precision), memory_format=memory_format)
+
+
 def _precision(inputs: Tensor) -> torch.dtype:
     return inputs.dtype if inputs.is_floating_point() else torch.float32
 
