@@ -47,6 +47,7 @@ from lit_prune.cost.profile import timing
 from lit_prune.cost.profile.exporting import to_onnx
 from lit_prune.errors import SelectionError
 from lit_prune.select import LatencyBudget, MacsBudget, MemoryBudget
+from lit_prune.select.latency_budget import table_ms_for
 from testing.allocator import measured_peak
 from testing.knapsacks import excess, problem
 
@@ -121,16 +122,15 @@ def at_ratio(
     try:
         left, predicted = cut(network, inputs, table, 1 - ratio, round_to)
         measured = clock(left)
-        scale = float(np.median(measured)) / predicted
-        # The table of the next event is scaled to what the clock said at this one.
-        again, corrected = cut(network, inputs, table, 1 - ratio / scale, round_to)
+        allowed = table_ms_for(ratio, (1.0, 1.0), (predicted, float(np.median(measured))))
+        again, corrected = cut(network, inputs, table, 1 - allowed, round_to)
     except SelectionError as error:
         return {"asked": ratio, "out_of_reach": str(error)}
     return {
         "asked": ratio,
         "predicted": predicted,
         "clock": measured,
-        "corrected": corrected * scale,
+        "corrected": corrected * ratio / allowed,
         "clock_corrected": clock(again),
         "macs": Cost.of(left, inputs).macs / Cost.of(network, inputs).macs,
     }

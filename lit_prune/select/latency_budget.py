@@ -26,11 +26,16 @@ from lit_prune.surgery import shrink_
 
 # So often a choice is made again that the clock finds too slow, or faster than this part of what is allowed.
 _TRIES, _NEAR = 4, 0.97
+# So many times as fast, or as slowly, as the ratio of both says may the clock follow the table from one choice to another.
+_STEEPER = 2.0
 # Steps in which a faster choice is looked for that meets other budgets, too.
 _HALVINGS = 10
 # A first-order score says too little of a layer that loses much. Raised to a power, the worthiest channel that a layer
 # loses counts most, so that no layer is all but emptied for being dear.
 _POWER = 4
+
+Timed = tuple[float, float]
+"""What the table says of a network, and the clock."""
 
 
 class LatencyBudget(Budget):
@@ -39,7 +44,7 @@ class LatencyBudget(Budget):
     Of each layer go those channels whose scores are lowest, and of the layers those that save most milliseconds for
     what they are worth: every combination of widths is looked up in the table (HALP, Shen et al., NeurIPS 2022, section
     3; here with input and output together). Where a runtime is at hand, the whole network is then timed, and if it is
-    too slow, or faster than need be, the choice is made again with the table scaled to what the clock said.
+    too slow, or faster than need be, the choice is made again with the table corrected by what the clock said.
 
     Args:
         table: A :class:`lit_prune.cost.LatencyTable`, or the path of one that `lit-prune profile` has made.
@@ -133,6 +138,7 @@ class LatencyBudget(Budget):
         scale = last["clock_ms"] / last["table_ms"] if "clock_ms" in last else 1.0
         cost = self.cost(evidence)
         best: Widths | None = None
+        whole: Timed | None = None
         for _ in range(_TRIES):
             try:
                 widths = self._meeting(evidence, scores, target, limit / scale, meets)
@@ -154,7 +160,8 @@ class LatencyBudget(Budget):
                     break
             if clock is None or _NEAR * limit <= clock <= limit:
                 break
-            scale = clock / found["table_ms"]
+            whole = whole or (cost({}), self._clock(evidence, {}) or clock)
+            scale = limit / table_ms_for(limit, whole, (found["table_ms"], clock))
         assert best is not None
         if self.findings.get("clock_ms", 0.0) > limit:
             warn_once(
@@ -246,6 +253,29 @@ class LatencyBudget(Budget):
         known, here = self.table.conditions.get("device"), self.runtime.conditions(images).get("device")
         if None not in (known, here) and known != here:
             raise ArgumentError(f"The table is of {known}, but this is {here}: profile the network here.")
+
+
+def table_ms_for(clock_ms: float, whole: Timed, chosen: Timed) -> float:
+    """What a table may say so that the clock says so much: along the line through what both say of two networks.
+
+    A table that errs by the same ratio at all widths is put right by that ratio alone; mostly it is right of the
+    network that it was made with, and errs the more, the less is left.
+
+    Args:
+        clock_ms: What the clock is to say.
+        whole: What table and clock say of the network that is cut.
+        chosen: What they say of one that is left of it.
+
+    Example:
+        >>> round(table_ms_for(5.0, whole=(10.0, 10.0), chosen=(5.0, 4.0)), 2), table_ms_for(5.0, (8, 16), (4, 8))
+        (5.83, 2.5)
+    """
+    table, clock = chosen
+    ratio = clock / table
+    slope = (whole[1] - clock) / (whole[0] - table) if whole[0] > table else ratio
+    # Of two networks that are almost alike the line is anything.
+    slope = min(max(slope, ratio / _STEEPER), ratio * _STEEPER)
+    return max(table + (clock_ms - clock) / slope, clock_ms / ratio / _STEEPER)
 
 
 def _nearness(clock: float | None, limit: float) -> float:

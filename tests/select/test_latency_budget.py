@@ -13,6 +13,7 @@ from lit_prune.cost.profile import LayerTimes, widths_of
 from lit_prune.cost.profile.torch_runtime import TorchRuntime
 from lit_prune.errors import RehearsalError, SelectionError
 from lit_prune.select import Budgets, LatencyBudget, ParamsBudget
+from lit_prune.select.latency_budget import table_ms_for
 from tests.toys import Classifier, fitted
 
 IMAGES = torch.zeros(1, 3, 16, 16)
@@ -134,6 +135,27 @@ def test_the_clock_is_believed_before_the_table():
     assert selection.findings["clock_ms"] == pytest.approx(1.2 * selection.findings["table_ms"])
 
 
+@pytest.mark.parametrize("rest", [-0.3, 0.3])
+def test_a_table_that_errs_the_more_the_less_is_left_is_put_right_at_once(rest):
+    whole, asked = table().dense_ms, []
+
+    def clock(network, images):
+        asked.append(ms(network))
+        return rest * whole + (1 - rest) * ms(network)
+
+    selection = LatencyBudget(table(input=[1, 3, 16, 16]), 0.6 * whole, runtime=clock)
+    net = left(chain(), selection, round_to=1)
+    assert 0.97 * 0.6 * whole <= clock(net, IMAGES) <= 0.6 * whole
+    # The first choice, the whole network, and the second choice; then the assertion itself.
+    assert asked[1:3] == [whole, asked[3]] and len(asked) == 4
+
+
+@pytest.mark.parametrize("whole", [(5.0, 5.2), (5.0, 4.9), (4.0, 4.0), (6.0, 40.0)])
+def test_noise_between_networks_that_are_alike_moves_a_choice_no_further_than_it_should(whole):
+    table_ms = table_ms_for(3.0, whole, chosen=(4.9, 5.0))
+    assert 0.49 * (4.9 * 3 / 5) < table_ms < 4.9
+
+
 def test_another_unit_is_told_with_an_example():
     with pytest.raises(ArgumentError, match=r"must be in ms, such as '8 ms', or a number, but is '1 s'"):
         LatencyBudget(table(), "1 s")
@@ -240,8 +262,8 @@ def test_resumed_it_goes_on_with_what_the_clock_said(tmp_path):
     asked = []
     straight = pruning()
     fitted(straight, ModelCheckpoint(tmp_path, save_top_k=-1, filename="{epoch}"))
-    # Scaled to what the clock said at the first event, the table is right at once.
-    assert len(asked) == 3
+    # The first event: its choice, the whole network, another choice; then the table is right at once.
+    assert len(asked) == 4
     resumed = pruning()
     fitted(resumed, ckpt_path=tmp_path / "epoch=1.ckpt")
     assert resumed.events == [resumed.events[0], {**straight.events[1], "seconds": resumed.events[1]["seconds"]}]
