@@ -256,7 +256,7 @@ class ChannelPruning(Callback):
             self._watch = CallRecorder(pl_module)
         elif self.agenda.waits_for_data:
             self.agenda.rehearse(self._host(trainer))
-        self._step_is_due = not self.before_wrap and not self.pruner.knows_a_step
+        self._step_is_due = not self.before_wrap and not self.pruner.sight.knows_a_step
         self.pruner.rewarm_again(self._host(trainer))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -328,13 +328,13 @@ class ChannelPruning(Callback):
     def _see_watched(self, trainer: Trainer, pl_module: LightningModule) -> None:
         calls, step, self._step = self._watched(), self._step, None
         if calls is not None or step is not None:
-            forwards = self.pruner.forwards if calls is None else calls
+            forwards = self.pruner.sight.forwards if calls is None else calls
             within = self.averages.within(trainer, warn=False)
             self.pruner.see(pl_module, forwards, [] if step is None else [step], within)
             # By an example of its inputs the network was seen before, and all was rehearsed then.
             rehearse = self.agenda.rehearse_events if calls is None else self.agenda.rehearse
             rehearse(self._host(trainer))
-            self._latecomers.watch(pl_module, self.pruner.idle)
+            self._latecomers.watch(pl_module, self.pruner.sight.idle)
 
     def _note_latecomers(self, pl_module: LightningModule, batch: Any, batch_idx: int, name: str) -> None:
         if self._latecomers.came() and (step := step_of(pl_module, batch, batch_idx, name)) is not None:

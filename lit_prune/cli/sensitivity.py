@@ -154,8 +154,8 @@ class _Bench(Foresight):
         self._target = pruner.policy.target(self.module, self._evidence.graph, None, Record())
         self._scores = pruner.policy.scores(self._evidence)
         self._repair = pruner.repair or Repair()
-        self._inputs = [batch.inputs for batch in host.batches(self._repair.calibration, True, pruner.forwards)]
-        self._forwards = pruner.forwards
+        self._inputs = [batch.inputs for batch in host.batches(self._repair.calibration, True, pruner.sight.forwards)]
+        self._forwards = pruner.sight.forwards
         raise AllIsSeen
 
     def trials(self, ratios: Sequence[float]) -> Iterator[tuple[list[str], float, PruningPlan]]:

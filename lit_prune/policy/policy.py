@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from lit_prune.activations import Calibration, Moments
 from lit_prune.common.arguments import check_ratio, check_whole
-from lit_prune.common.names import layer_of
-from lit_prune.common.ranks import any_rank, check_same, from_rank_zero, gather, warn_once
+from lit_prune.common.ranks import check_same, from_rank_zero
 from lit_prune.criteria import Criterion, Evidence
-from lit_prune.errors import ArgumentError, TraceError
+from lit_prune.errors import ArgumentError
 from lit_prune.graph import Call, ChannelGraph, ChannelGroup
 from lit_prune.plan import PruningPlan, extended
 from lit_prune.policy.contract import checked_removal, checked_scores
 from lit_prune.policy.history import Dense, Record
+from lit_prune.policy.reasons import apart_from, averaged, held_back, listed, untrained
 from lit_prune.policy.scope import Scope, largest_independent
 from lit_prune.policy.steps import carry_out
 from lit_prune.select import Budget, Budgets, Selection, Target
@@ -237,14 +237,14 @@ class PruningPolicy:
         groups, skipped = self.scope.pick(network, graph)
         skipped |= dict.fromkeys(record.barred, "was taken back before")
         if not all_trained:
-            skipped |= _untrained(network, groups)
-        skipped |= _averaged(groups, averages)
+            skipped |= untrained(network, groups)
+        skipped |= averaged(groups, averages)
         groups = apart_from(groups, skipped)
         if self.layers_per_event is not None:
             waiting = [group for group in groups if group.name not in record.pruned]
             groups = largest_independent(waiting, self.layers_per_event)
         elif not groups and not record.barred:
-            raise ArgumentError(f"No layer that may be pruned can lose a channel now: {_listed(skipped)}.")
+            raise ArgumentError(f"No layer that may be pruned can lose a channel now: {listed(skipped)}.")
         # Groups that are too narrow stay, but count where a selection counts all channels.
         return groups, skipped | self._narrow(groups, record)
 
@@ -295,84 +295,3 @@ class PruningPolicy:
             # A selection need not round, and then no layer is too narrow.
             skipped.pop(name, None)
         return evidence.graph.plan(removal)
-
-
-def apart_from(groups: Sequence[ChannelGroup], reasons: Mapping[str, str]) -> tuple[ChannelGroup, ...]:
-    """The groups for which there is no reason to stay; pieces of one split stay equally wide: all of them or none."""
-    return tuple(group for group in groups if not reasons.keys() & {group.name, *group.balanced})
-
-
-def held_back(
-    error: Exception,
-    graph: ChannelGraph,
-    plan: PruningPlan,
-    groups: tuple[ChannelGroup, ...],
-    reasons: dict[str, str],
-) -> tuple[ChannelGroup, ...]:
-    """Groups that are left where some are why a plan can't be carried out; none where it is not for some alone.
-
-    Args:
-        error: What came of the plan, on this rank.
-        graph: Of the network.
-        plan: Can't be carried out.
-        groups: Take part.
-        reasons: Is told of those that stay, and why; so is the user.
-    """
-    if not any_rank(isinstance(error, TraceError)):
-        return ()
-    found = {name: why for each in gather(graph.culprits(plan)) for name, why in each.items()}
-    left = apart_from(groups, found)
-    if len(left) == len(groups):
-        return ()
-    reasons.update(found)
-    if left:
-        warn_once(f"{_listed(found)}. {'It stays as it is' if len(found) == 1 else 'They stay as they are'}.")
-    return left
-
-
-def _listed(reasons: Mapping[str, str]) -> str:
-    """Some layers with the reason why they stay, one of each reason."""
-    shown = {reason: name for name, reason in reversed([*reasons.items()])}
-    return "; ".join(f"{name} {reason}" for reason, name in [*shown.items()][:4])
-
-
-def _averaged(groups: Sequence[ChannelGroup], averages: Mapping[str, str]) -> dict[str, str]:
-    """Groups that nobody trains but that follow what they are averages of."""
-    return {
-        group.name: f"is an average of {source.rstrip('.')}, and shrinks with it"
-        for group in groups
-        for prefix, source in averages.items()
-        if all(name.startswith(prefix) for name, _ in group.slots)
-    }
-
-
-def _untrained(network: nn.Module, groups: Sequence[ChannelGroup]) -> dict[str, str]:
-    """Groups of which a layer is not learning now: nothing would make up for what it loses."""
-    trained = {name for name, parameter in network.named_parameters(remove_duplicate=False) if parameter.requires_grad}
-    vectors = {name for name, parameter in network.named_parameters(remove_duplicate=False) if parameter.dim() <= 1}
-    reasons = {}
-    for group in groups:
-        still = [layer for layer, tensors in _makers(group, vectors).items() if not tensors & trained]
-        if still:
-            reasons[group.name] = (
-                "is not trained (requires_grad=False)"
-                if group.name in still or len(still) == len(group.layers)
-                else f"coupled with {still[0]}, which is not trained (requires_grad=False)"
-            )
-    return reasons
-
-
-def _makers(group: ChannelGroup, vectors: Container[str]) -> dict[str, set[str]]:
-    """Each layer that makes a group's channels, with the names of its tensors and of those of the norms behind it.
-
-    Slots come in the order of the forward: what lies between a layer and the next is the layer's, but for the weights
-    of those that read the channels.
-    """
-    found: dict[str, set[str]] = {layer: set() for layer in group.layers}
-    maker = group.layers[0]
-    for name, _ in group.slots:
-        layer = layer_of(name)
-        maker = layer if layer in found else maker
-        if layer == maker or name in vectors:
-            found[maker].add(name)
-    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -12,10 +13,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lit_prune.common.names import count_parameters
-from lit_prune.common.ranks import any_rank, sent_by_rank_zero, together, warn_once
+from lit_prune.common.ranks import any_rank, sent_by_rank_zero, warn_once
 from lit_prune.criteria import Evidence
-from lit_prune.errors import ArgumentTypeError, HalfPrunedError, LitPruneError, PruningError
-from lit_prune.graph import Call, ChannelGraph
+from lit_prune.errors import ArgumentTypeError, HalfPrunedError, LitPruneError
+from lit_prune.graph import Call
 from lit_prune.graph.recording import Pairs, parted
 from lit_prune.plan import PruningPlan
 from lit_prune.policy.history import Dense, Record
@@ -30,7 +31,7 @@ from lit_prune.training.inputs import calls_from_state, calls_to_state
 from lit_prune.training.monitor import Monitor
 from lit_prune.training.recovery import Recovery, Rewarming
 from lit_prune.training.rollback import Trial
-from lit_prune.training.seeing import first_graph, of_all_ranks, of_rank_zero, warn_of_idle, ways_to_see
+from lit_prune.training.seeing import Sight, warn_of_idle
 
 
 class Pruner:
@@ -44,8 +45,7 @@ class Pruner:
 
     Attributes:
         record: What was pruned so far.
-        graph: The channels of the network as it is; ``None`` until it was seen.
-        calls: How the network is entered, as it was traced.
+        sight: What is known of the network.
         late: Steps that have used what the first did not, since the network was seen.
         monitor: The metric by which an event is judged.
         before_cut: Told of the run and of the names of the modules that a step enters, before each event cuts anything.
@@ -66,11 +66,8 @@ class Pruner:
         self.recovery = recovery
         self.amount = policy.checked_amount(amount)
         self.record = Record()
-        self.calls: Sequence[Call] = ()
+        self.sight = Sight()
         self.late: list[Call] = []
-        # All calls and steps that are known.
-        self._known: list[Call] = []
-        self.graph: ChannelGraph | None = None
         self._trial: Trial | None = None
         self._gradients = Gradients(policy.criterion.needs_gradients)
         self.monitor = Monitor(recovery.monitor)
@@ -83,27 +80,12 @@ class Pruner:
     @property
     def sees(self) -> bool:
         """Whether the network's inputs are known, and so its channels."""
-        return self.graph is not None
+        return self.sight.graph is not None
 
     @property
     def is_ready(self) -> bool:
         """Whether all is known that an event goes by, but for calibration data."""
         return self.sees and self._gradients.are_enough
-
-    @property
-    def idle(self) -> tuple[str, ...]:
-        """Layers that have taken no part so far."""
-        return () if self.graph is None else self.graph.idle + self.graph.followed
-
-    @property
-    def knows_a_step(self) -> bool:
-        """Whether the network was seen in a whole step, or tried to be."""
-        return any(call.is_step for call in self._known)
-
-    @property
-    def forwards(self) -> list[Call]:
-        """How a step enters the network."""
-        return parted(self._known)[0]
 
     def see(
         self,
@@ -115,54 +97,40 @@ class Pruner:
         """Trace the network as it is; the first time, check that it can be pruned as the policy says.
 
         Args:
-            network: The live network.
-            calls: How it is entered.
-            steps: Whole steps of the training, which say more.
-            averages: As for :meth:`ChannelGraph.trace_calls`.
+            network: As for :meth:`Sight.of`.
+            calls: As for :meth:`Sight.of`.
+            steps: As for :meth:`Sight.of`.
+            averages: As for :meth:`Sight.of`.
 
         Raises:
-            PruningError: If there is no call, or the network can't be run on one.
+            PruningError: As for :meth:`Sight.of`.
             ArgumentError: If nothing can be pruned in this way.
         """
-        steps = of_rank_zero(network, steps)
-        ways = ways_to_see(calls, steps)
-        if not ways:
-            raise PruningError(
-                f"No layer of {type(network).__name__} was called in the first batch, so its channels can't be traced. "
-                "Set `example_input_array` on the LightningModule."
-            )
-        graph, used, failure = together(lambda: first_graph(network, ways, averages))
-        if steps and not any(call.is_step for call in used):
-            warn_once(
-                f"The training step of {type(network).__name__} can't be run on stand-ins: {failure}. Channels are "
-                "judged by the forward alone: where the step does more with features than that, leave their layers out "
-                "by `exclude`."
-            )
-        if self.record.dense is None:
-            self.policy.check(network, graph)
-            self.record.dense = Dense.of(network, graph)
-        self.graph, self.calls, self._known = graph, used, [*calls, *steps]
-        self._gradients.follow(network, self.graph)
-
-    def _see_late(self, network: nn.Module, averages: Pairs) -> None:
-        """See the network again by the steps that have used more of it, on whatever rank."""
-        late, self.late = of_all_ranks(network, self.late), []
-        if late:
-            forwards, steps = parted(self._known)
-            self.see(network, forwards, [*steps, *late], averages)
+        self._take_up(network, Sight.of(network, calls, steps, averages))
 
     def look_again(self, network: nn.Module, averages: Pairs) -> None:
         """Trace the network anew in the way that it was seen, as these averages are known now."""
-        self.graph = together(lambda: ChannelGraph.trace_calls(network, self.calls, averages))
-        self._gradients.follow(network, self.graph)
+        self._take_up(network, self.sight.again(network, averages))
 
     def see_again(self, network: nn.Module, averages: Pairs = MappingProxyType({})) -> bool:
         """See the network by the calls of a resumed run, to prune when it would have; False if there is none."""
-        self.graph, self.calls, self._known, self.late = None, [], [], []
+        self.sight, self.late = Sight(), []
         if self._inputs is not None:
             device = next(network.parameters()).device
             self.see(network, *parted(calls_from_state(self._inputs, device)), averages)
         return self.sees
+
+    def _see_late(self, network: nn.Module, averages: Pairs) -> None:
+        """See the network again by the steps that have used more of it, on whatever rank."""
+        late, self.late = self.late, []
+        self._take_up(network, self.sight.with_steps(network, late, averages))
+
+    def _take_up(self, network: nn.Module, sight: Sight) -> None:
+        if self.record.dense is None and sight.graph is not None:
+            self.policy.check(network, sight.graph)
+            self.record.dense = Dense.of(network, sight.graph)
+        self.sight = sight
+        self._gradients.follow(network, sight.graph)
 
     def note_gradients(
         self, network: nn.Module, optimizer: Optimizer, scale: Callable[[], float] = lambda: 1.0
@@ -174,7 +142,7 @@ class Pruner:
             optimizer: Which one.
             scale: Tells by what the gradients were multiplied.
         """
-        self._gradients.follow(network, self.graph)
+        self._gradients.follow(network, self.sight.graph)
         self._gradients.note(optimizer, scale)
 
     def ratio(self, part: float) -> float | None:
@@ -187,12 +155,13 @@ class Pruner:
 
     def costs(self, network: nn.Module) -> dict[str, float]:
         """What the network costs now."""
-        if self.graph is None:
+        graph = self.sight.graph
+        if graph is None:
             return {}
         return {
             "params": float(count_parameters(network)),
-            "macs": float(self.graph.macs),
-            "channels": float(sum(group.size for group in self.graph.groups)),
+            "macs": float(graph.macs),
+            "channels": float(sum(group.size for group in graph.groups)),
         }
 
     def prune(self, host: Host, part: float, due: Sequence[int]) -> dict[str, Any]:
@@ -216,7 +185,7 @@ class Pruner:
         self._see_late(network, within)
         changes = self._gradients.values()
         measure = self._measure_on(host)
-        decision = self.policy.decide(network, self.calls, ratio, self.record, measure, within, changes)
+        decision = self.policy.decide(network, self.sight.calls, ratio, self.record, measure, within, changes)
         findings = sent_by_rank_zero(dict(self.policy.selection.findings))
         warn_of_idle(network, decision)
         carry_out("check", lambda: host.check(decision.plan))
@@ -261,11 +230,13 @@ class Pruner:
         """
         within = host.averages_within()
         changes = self._gradients.values()
-        found, _ = self.policy.evidence(host.network, self.calls, self.record, self._measure_on(host), within, changes)
+        found, _ = self.policy.evidence(
+            host.network, self.sight.calls, self.record, self._measure_on(host), within, changes
+        )
         return found
 
     def _measure_on(self, host: Host) -> Measure:
-        return lambda layers, calibration: calibrate(host, layers, calibration, self.forwards)
+        return lambda layers, calibration: calibrate(host, layers, calibration, self.sight.forwards)
 
     def _aim(self, ratio: float | None) -> dict[str, Any]:
         """How far an event was to go, as the record has it: a ratio, or a part of the way to a limit, and of what."""
@@ -284,10 +255,10 @@ class Pruner:
             return repaired(
                 host.network,
                 plan,
-                lambda: (batch.inputs for batch in host.batches(calibration, True, self.forwards)),
+                lambda: (batch.inputs for batch in host.batches(calibration, True, self.sight.forwards)),
                 repair.batches,
                 repair,
-                entrance(host.network, self.forwards),
+                entrance(host.network, self.sight.forwards),
                 host.precision,
             )
         except Exception as error:
@@ -297,14 +268,14 @@ class Pruner:
             return Repaired()
 
     def _tell(self, host: Host) -> None:
-        entered = list(dict.fromkeys(call.module for call in self.forwards))
+        entered = list(dict.fromkeys(call.module for call in self.sight.forwards))
         for told in self.before_cut:
             told(host, entered)
 
     def _add_to_record(
         self, decision: PruningEvent, trial: Trial | None, event: dict[str, Any], due: Sequence[int]
     ) -> None:
-        self.graph, self._trial = decision.after, trial
+        self.sight, self._trial = replace(self.sight, graph=decision.after), trial
         self._gradients.forget()
         self.record.plan = self.record.plan.then(decision.plan)
         self.record.pruned.extend(group.name for group in decision.groups)
@@ -343,7 +314,7 @@ class Pruner:
         within = host.averages_within()
 
         def record() -> None:
-            self.graph = ChannelGraph.trace_calls(network, self.calls, within)
+            self.sight = self.sight.again(network, within)
             self._gradients.forget()
             self.record.plan = PruningPlan.from_state_dict(trial.plan)
             self.record.barred.extend(trial.groups)
@@ -366,7 +337,7 @@ class Pruner:
         """The record, and what it takes to go on from here, as plain data."""
         return {
             **self.record.state_dict(),
-            "inputs": calls_to_state([*self._known, *self.late]) if self._known else self._inputs,
+            "inputs": calls_to_state([*self.sight.known, *self.late]) if self.sight.known else self._inputs,
             "trial": None if self._trial is None else self._trial.state_dict(),
             "score": self.monitor.value,
             "changes": self._gradients.state_dict(),

@@ -19,7 +19,8 @@ from lit_prune.graph.recording import Pairs
 from lit_prune.plan import PruningPlan, extended
 from lit_prune.policy.contract import checked_removal
 from lit_prune.policy.history import Record
-from lit_prune.policy.policy import PruningPolicy, apart_from, held_back
+from lit_prune.policy.policy import PruningPolicy
+from lit_prune.policy.reasons import apart_from, held_back
 from lit_prune.surgery.optimizers import check_state
 from lit_prune.training.calibration_pass import calibrate
 from lit_prune.training.host import Host
@@ -54,7 +55,7 @@ class Rehearsal:
         Raises:
             RehearsalError: If an event can't be carried out.
         """
-        graph = self._pruner.graph
+        graph = self._pruner.sight.graph
         if graph is not None and events:
             averages = host.averages_within(warn=False)
             self._rehearsed = host.step, averages
@@ -113,14 +114,14 @@ class Rehearsal:
         Raises:
             RehearsalError: If it can't be read or run.
         """
-        policy, graph = self._pruner.policy, self._pruner.graph
+        policy, graph = self._pruner.policy, self._pruner.sight.graph
         if policy.calibration is None or graph is None:
             return
         groups, _ = policy.scope.pick(host.network, graph)
         layers = dict.fromkeys(layer for group in groups for layer in group.layers)
         one = replace(policy.calibration, batches=host.ranks)
         try:
-            calibrate(host, list(layers), one, self._pruner.forwards)
+            calibrate(host, list(layers), one, self._pruner.sight.forwards)
         except NoObjectsError:
             # So few images may show none, and a network that has learnt nothing yet finds none.
             return
@@ -137,10 +138,10 @@ class Rehearsal:
             return
         graph, plan = self._foretold
         stateful = sum(bool(optimizer.state) for optimizer in host.optimizers)
-        if graph is self._pruner.graph and stateful > self._stateful:
+        if graph is self._pruner.sight.graph and stateful > self._stateful:
             self._stateful = stateful
             together(lambda: check_state(host.network, plan, host.optimizers))
-        if graph is not self._pruner.graph or stateful == len(host.optimizers):
+        if graph is not self._pruner.sight.graph or stateful == len(host.optimizers):
             self._foretold = None
 
     def _run(self, host: Host, graph: ChannelGraph, events: Mapping[str, float], averages: Pairs) -> PruningPlan:

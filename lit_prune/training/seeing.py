@@ -3,16 +3,95 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from torch import nn
 
 from lit_prune.common.names import find_tensor
-from lit_prune.common.ranks import gather, warn_once
+from lit_prune.common.ranks import gather, together, warn_once
 from lit_prune.errors import PruningError, TraceError
 from lit_prune.graph import Call, ChannelGraph
-from lit_prune.graph.recording import Pairs
+from lit_prune.graph.recording import Pairs, parted
 from lit_prune.policy.policy import PruningEvent
 from lit_prune.training.inputs import calls_from_state, calls_to_state
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What is known of a network by how training enters it; nothing, until it was seen.
+
+    Attributes:
+        graph: The channels of the network as it is.
+        calls: How it is entered, as it was traced.
+        known: All calls and steps that are known.
+    """
+
+    graph: ChannelGraph | None = None
+    calls: Sequence[Call] = ()
+    known: Sequence[Call] = ()
+
+    @classmethod
+    def of(
+        cls,
+        network: nn.Module,
+        calls: Sequence[Call],
+        steps: Sequence[Call] = (),
+        averages: Pairs = MappingProxyType({}),
+    ) -> Sight:
+        """Trace the network as it is.
+
+        Args:
+            network: The live network.
+            calls: How it is entered.
+            steps: Whole steps of the training, which say more.
+            averages: As for :meth:`ChannelGraph.trace_calls`.
+
+        Raises:
+            PruningError: If there is no call, or the network can't be run on one.
+        """
+        steps = of_rank_zero(network, steps)
+        ways = ways_to_see(calls, steps)
+        if not ways:
+            raise PruningError(
+                f"No layer of {type(network).__name__} was called in the first batch, so its channels can't be traced. "
+                "Set `example_input_array` on the LightningModule."
+            )
+        graph, used, failure = together(lambda: first_graph(network, ways, averages))
+        if steps and not any(call.is_step for call in used):
+            warn_once(
+                f"The training step of {type(network).__name__} can't be run on stand-ins: {failure}. Channels are "
+                "judged by the forward alone: where the step does more with features than that, leave their layers out "
+                "by `exclude`."
+            )
+        return cls(graph, used, [*calls, *steps])
+
+    def again(self, network: nn.Module, averages: Pairs) -> Sight:
+        """Trace the network anew in the way that it was seen, as these averages are known now."""
+        return replace(self, graph=together(lambda: ChannelGraph.trace_calls(network, self.calls, averages)))
+
+    def with_steps(self, network: nn.Module, steps: Sequence[Call], averages: Pairs) -> Sight:
+        """Trace the network by more steps, those of every rank."""
+        more = of_all_ranks(network, steps)
+        if not more:
+            return self
+        forwards, known = parted(self.known)
+        return Sight.of(network, forwards, [*known, *more], averages)
+
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """Layers that have taken no part so far."""
+        return () if self.graph is None else self.graph.idle + self.graph.followed
+
+    @property
+    def knows_a_step(self) -> bool:
+        """Whether the network was seen in a whole step, or tried to be."""
+        return any(call.is_step for call in self.known)
+
+    @property
+    def forwards(self) -> list[Call]:
+        """How a step enters the network."""
+        return parted(self.known)[0]
 
 
 def ways_to_see(forwards: Sequence[Call], steps: Sequence[Call]) -> list[Sequence[Call]]:

@@ -180,7 +180,7 @@ class UltralyticsPruning:
         self._gradients_hook = trainer.optimizer.register_step_pre_hook(
             lambda optimizer, *_: self.pruner.note_gradients(trainer.model, optimizer)
         )
-        if not self.pruner.knows_a_step:
+        if not self.pruner.sight.knows_a_step:
             self._hook = trainer.model.register_forward_pre_hook(self._keep_step)
         # In place of the record of an earlier run, which the network may carry.
         self._write(trainer)

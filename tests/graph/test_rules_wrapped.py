@@ -13,7 +13,7 @@ from torch.nn.utils import spectral_norm as old_spectral_norm
 from torch.nn.utils import weight_norm as old_weight_norm
 
 from lit_prune import ChannelGraph, shrink_
-from lit_prune.policy.policy import _makers
+from lit_prune.policy.reasons import makers
 from lit_prune.report.inspection import coverage
 from tests.graph.tiny import exact, sizes
 
@@ -115,7 +115,7 @@ def test_layers_are_named_by_themselves() -> None:
     net = nn.Sequential(parametrizations.weight_norm(nn.Conv1d(4, 8, 3)), nn.Conv1d(8, 3, 1))
     graph = ChannelGraph.trace(net, SIGNAL)
     assert graph.groups[0].layers == ("0",)
-    assert _makers(graph.groups[0], ())["0"] >= {"0.parametrizations.weight.original1", "0.bias"}
+    assert makers(graph.groups[0], ())["0"] >= {"0.parametrizations.weight.original1", "0.bias"}
     assert coverage(graph, net).prunable == 8
 
 

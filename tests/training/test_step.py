@@ -97,7 +97,7 @@ def test_features_that_a_loss_takes_stay(name):
     fit(module, callback)
     assert module.first[0].weight.shape[0] == 16
     assert callback.events, "the other layer is pruned"
-    reason = callback.pruner.graph.unprunable["first.0"]
+    reason = callback.pruner.sight.graph.unprunable["first.0"]
     assert "training step" in reason or "number that depends on a width" in reason
 
 
