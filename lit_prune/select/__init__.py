@@ -2,7 +2,8 @@
 
 from lit_prune.errors import SelectionError
 from lit_prune.select.base import Bundle, Selection, Target, bundled, lowest, units
-from lit_prune.select.budgets import Budget, Budgets, MacsBudget, ParamsBudget, SizeBudget
+from lit_prune.select.budget import Budget
+from lit_prune.select.budgets import Budgets, MacsBudget, ParamsBudget, SizeBudget
 from lit_prune.select.clustering.selection import ClusterSelection
 from lit_prune.select.latency_budget import LatencyBudget
 from lit_prune.select.limited import Limited

@@ -18,7 +18,7 @@ from lit_prune.criteria import Evidence
 from lit_prune.errors import ArgumentError, SelectionError
 from lit_prune.graph.skeleton import replica
 from lit_prune.select.base import Bundle, Scores, Target, Widths, bundled, flat
-from lit_prune.select.budgets import Budget, Meets, always, cost_where, removal_of
+from lit_prune.select.budget import Budget, Meets, always, cost_where, removal_of
 from lit_prune.select.knapsack import cheapest, choose, cost_of
 from lit_prune.select.spread import Cost, Global, Spread, filled, fit, out_of_reach
 from lit_prune.select.table_costs import Floats, TableCosts, Wholes, shrinking
@@ -26,7 +26,7 @@ from lit_prune.surgery import shrink_
 
 # So often a choice is made again that the clock finds too slow, or faster than this part of what is allowed.
 _TRIES, _NEAR = 4, 0.97
-# So many times as fast, or as slowly, as the ratio of both says may the clock follow the table from one choice to another.
+# The clock follows the table at most so many times as fast, or as slowly, as the ratio of both says.
 _STEEPER = 2.0
 # Steps in which a faster choice is looked for that meets other budgets, too.
 _HALVINGS = 10

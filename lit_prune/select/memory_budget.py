@@ -9,7 +9,7 @@ from lit_prune.cost.activation_memory import Precision, Timeline, timeline
 from lit_prune.criteria import Evidence
 from lit_prune.errors import SelectionError
 from lit_prune.select.base import Bundle, Target, Widths
-from lit_prune.select.budgets import Budget, removal_of
+from lit_prune.select.budget import Budget, removal_of
 from lit_prune.select.spread import Cost, Spread
 
 _FOUND = "memory"
