@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from lit_prune.common._compat import ConvNd, ConvTransposeNd, NormBase, tree_flatten, tree_map_only, tree_unflatten
+from lit_prune.common._compat import tree_flatten, tree_unflatten
 from lit_prune.common.arguments import check_choice, check_positive
 from lit_prune.common.choices import nearest
 from lit_prune.common.names import class_names
@@ -20,10 +19,16 @@ from lit_prune.graph.skeleton import replica
 from lit_prune.training.host import Host
 from lit_prune.training.lightning import loss_scale
 from lit_prune.training.pruner import Pruner
-
-Kind = Literal["mse", "kl"]
-# How many times the variance of what is wanted a mean square error may be and still pull with all its force.
-_FARTHEST = 4.0
+from lit_prune.training.teaching import (
+    Kind,
+    answers_of,
+    as_teacher,
+    can_learn,
+    channels_of,
+    has_values,
+    learns,
+    towards,
+)
 
 
 class Distillation(Callback):
@@ -105,7 +110,7 @@ class Distillation(Callback):
         for name in self.networks or ():
             if name not in known:
                 raise ArgumentError(f"networks names modules, but there is no {name!r}. {nearest(name, known)}")
-        self._dims = {name: _channels_of(pl_module, name) for name in self.features}
+        self._dims = {name: channels_of(pl_module, name) for name in self.features}
         if found[0].before_wrap:
             raise ArgumentError(
                 "Distillation copies the network right before an event of a training, but epochs='before_wrap' prunes "
@@ -142,7 +147,7 @@ class Distillation(Callback):
                 teacher = self._whole.get_submodule(name)
                 # In the precision that they have: a Trainer casts the network to its own only after `setup`.
                 teacher.load_state_dict(weights, assign=True)
-                self._teachers[name] = _as_teacher(teacher)
+                self._teachers[name] = as_teacher(teacher)
             self._taken = dict(state_dict.get("taken", {}))
         except (AttributeError, RuntimeError) as error:
             warn_once(
@@ -165,7 +170,7 @@ class Distillation(Callback):
         if not self._teachers and self._trainer is not None:
             whole = replica(host.network)
             for name in entered if self.networks is None else self.networks:
-                self._teachers[name] = _as_teacher(whole.get_submodule(name))
+                self._teachers[name] = as_teacher(whole.get_submodule(name))
             taught = [name + "." * bool(name) for name in self._teachers]
             for feature in self.features:
                 if not feature.startswith(tuple(taught)):
@@ -201,9 +206,9 @@ class Distillation(Callback):
                 inner: Mapping[str, str] = inner,
             ) -> None:
                 # Neither validations nor traces learn.
-                if module.training and name in self._teachers and _has_values((args, kwargs)):
+                if module.training and name in self._teachers and has_values((args, kwargs)):
                     try:
-                        self._wanted[name] = _answers(teacher, args, kwargs, inner)
+                        self._wanted[name] = answers_of(teacher, args, kwargs, inner)
                     except Exception as error:
                         del self._teachers[name]
                         warn_once(
@@ -223,7 +228,7 @@ class Distillation(Callback):
                 def alike(layer: nn.Module, args: Any, output: Any, name: str = name, feature: str = feature) -> Any:
                     answers = self._wanted.get(name, (None, {}))[1].get(feature)
                     wanted = answers.pop(0) if answers else None
-                    return None if wanted is None or not _learns(output) else self._alike(feature, output, wanted)
+                    return None if wanted is None or not learns(output) else self._alike(feature, output, wanted)
 
                 self._hooks.append(network.get_submodule(feature).register_forward_hook(alike))
 
@@ -232,7 +237,7 @@ class Distillation(Callback):
         learning = [
             number
             for number, (own, target) in enumerate(zip(mine, theirs, strict=False))
-            if _can_learn(own)
+            if can_learn(own)
             and isinstance(target, Tensor)
             and own.shape == target.shape
             # A number is a loss, and a row of them no probabilities.
@@ -246,7 +251,7 @@ class Distillation(Callback):
             )
         strength = self.weight * self._scale() / max(1, len(learning))
         for number in learning:
-            mine[number] = _Towards.apply(mine[number], theirs[number], self.kind, self.temperature, strength)
+            mine[number] = towards(mine[number], theirs[number], self.kind, self.temperature, strength)
         return tree_unflatten(mine, spec)
 
     def _alike(self, feature: str, output: Tensor, wanted: Tensor) -> Tensor:
@@ -257,8 +262,7 @@ class Distillation(Callback):
             place = left if taken is None else torch.searchsorted(taken, left)
             wanted = wanted.index_select(dim, place.to(wanted.device))
         strength = self.weight * self._scale() / len(self.features)
-        towards: Tensor = _Towards.apply(output, wanted, "mse", 1.0, strength)
-        return towards
+        return towards(output, wanted, "mse", 1.0, strength)
 
     def _scale(self) -> float:
         """By what the training multiplies its loss before the backward pass."""
@@ -266,89 +270,3 @@ class Distillation(Callback):
         return loss_scale(trainer) / (
             trainer.accumulate_grad_batches if trainer.lightning_module.automatic_optimization else 1
         )
-
-
-class _Towards(torch.autograd.Function):
-    """The identity, whose backward adds the gradient of a distance to what the teacher answers."""
-
-    @staticmethod
-    def forward(ctx: Any, own: Tensor, target: Tensor, kind: Kind, temperature: float, strength: float) -> Tensor:
-        ctx.save_for_backward(own, target)
-        ctx.kind, ctx.temperature, ctx.strength = kind, temperature, strength
-        # No view: what follows may work in place.
-        return own.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        own, target = (tensor.float() for tensor in ctx.saved_tensors)
-        if ctx.kind == "kl":
-            parts = [F.softmax(logits / ctx.temperature, 1) for logits in (own, target)]
-            added = ctx.temperature * (parts[0] - parts[1]) * (own.shape[1] / own.numel())
-        else:
-            distance = own - target
-            # Far from answers that hardly differ, the distance itself is the measure.
-            variance = torch.maximum(target.var(correction=0), distance.square().mean() / _FARTHEST)
-            added = 2 * distance / (own.numel() * variance.clamp(min=torch.finfo(torch.float32).tiny ** 0.5))
-        return gradient + (ctx.strength * added).to(gradient), None, None, None, None
-
-
-def _channels_of(network: nn.Module, feature: str) -> tuple[int, int]:
-    """The dimension of its weight that a layer's outputs lie in, and that of its output.
-
-    Raises:
-        ArgumentError: If it is no layer whose outputs are known.
-    """
-    layer = dict(network.named_modules()).get(feature)
-    if isinstance(layer, (ConvNd, NormBase, nn.GroupNorm, nn.Linear)) and layer.weight is not None:
-        transposed = isinstance(layer, ConvTransposeNd) and layer.groups == 1
-        return int(transposed), -1 if isinstance(layer, nn.Linear) else 1
-    known = [name for name, each in network.named_modules() if isinstance(each, (ConvNd, nn.Linear))]
-    raise ArgumentError(
-        f"features names convolutions, linear layers and norms with a weight, but {feature!r} is "
-        f"{'none of the network' if layer is None else f'a {type(layer).__name__}'}; {nearest(feature, known)}"
-    )
-
-
-def _answers(
-    teacher: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], inner: Mapping[str, str]
-) -> tuple[Any, dict[str, list[Tensor]]]:
-    """What a teacher answers, and its features, by their names in the whole network."""
-    found: dict[str, list[Tensor]] = {name: [] for name in inner}
-    hooks = [
-        teacher.get_submodule(own).register_forward_hook(
-            lambda layer, args, output, name=name: found[name].append(output.clone())
-        )
-        for name, own in inner.items()
-    ]
-    try:
-        # A forward may change what it is given.
-        args, kwargs = tree_map_only(Tensor, torch.clone, (args, dict(kwargs)))
-        with torch.no_grad():
-            return teacher(*args, **kwargs), found
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _has_values(inputs: Any) -> bool:
-    tensors = [leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor)]
-    return torch.is_grad_enabled() and not any(tensor.is_meta for tensor in tensors)
-
-
-def _learns(output: Any) -> bool:
-    return torch.is_grad_enabled() and any(map(_can_learn, tree_flatten(output)[0]))
-
-
-def _can_learn(value: Any) -> bool:
-    # Without values there is nothing to compare.
-    return isinstance(value, Tensor) and value.requires_grad and not value.is_meta
-
-
-def _as_teacher(network: nn.Module) -> nn.Module:
-    """In train mode, for outputs to be those of training, but for norms and what draws masks; not trained itself."""
-    network.train().requires_grad_(False)
-    for module in network.modules():
-        # A name tells: packages have their own classes (DropPath, StochasticDepth, DropBlock2d).
-        if isinstance(module, NormBase) or "Drop" in type(module).__name__ or "Stochastic" in type(module).__name__:
-            module.eval()
-    return network
