@@ -1,15 +1,15 @@
 """Do budgets of latency and memory hold? Four measurements, each written to `budgets.json` as soon as it is done.
 
     python -m benchmarks.budgets clock --networks yolov8n.yaml torchvision:resnet50 --runtimes onnxruntime openvino
-    python -m benchmarks.budgets accuracy --weights yolov8n.pt
+    python -m benchmarks.budgets accuracy --row fashion --networks resnet20 --weights resnet20.pt
     python -m benchmarks.budgets solver
     python -m benchmarks.budgets memory --networks yolov8n.yaml torchvision:resnet50
 
 - `clock`: what the table of a network says of the widths that it chose, against the clock, at three budgets; and again
-  after the table was scaled once to what the clock said. Dense and pruned networks run by turns, in a runtime on one
+  after the table was corrected once by what the clock said. Dense and pruned networks run by turns, in a runtime on one
   thread; what counts is the ratio of both.
-- `accuracy`: a trained network right after a cut, repaired, by a budget of latency and by one of multiply-adds: what is
-  left of its mAP, and how much faster it is on the clock.
+- `accuracy`: a trained network of `benchmarks.accuracy` after a cut, repaired, by a budget of latency and by one of
+  multiply-adds: what is left of its measure, at once or after some epochs, and how much faster it is on the clock.
 - `solver`: choices under a budget against a search through all of them, on small networks.
 - `memory`: the peak of a forward's values as `MemoryBudget` foretells it, against torch's allocator on the CPU, of the
   dense network and at two budgets, eight images at once.
@@ -27,7 +27,7 @@ import os
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,9 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from benchmarks.accuracy.rows import KINDS
 from benchmarks.accuracy.rows import row as row_of
+from benchmarks.accuracy.rows.base import Row
 from benchmarks.accuracy.ways import REPAIRS, Ours, macs_of
 from lit_prune import plan_pruning, shrink_
 from lit_prune.cli.networks import load_network
@@ -136,18 +138,18 @@ def at_ratio(
     }
 
 
-def accuracies(weights: Path | None, network: str, runtime: str, draws: int, round_to: int) -> dict[str, Any]:
-    given = {"network": network} | ({"weights": weights} if weights else {})
-    row = row_of("digits", **given)
+def accuracies(
+    row: Row, runtime: str, draws: int, round_to: int, epochs: float, amounts: Mapping[str, Sequence[float]]
+) -> dict[str, Any]:
     table = profile_latency(row.network, row.image, runtime, round_to=round_to)
     ours = Ours(row, round_to, {"latency": LatencyBudget(table), "macs": MacsBudget("global")})
-    budgets = [("latency", amount) for amount in (0.2, 0.35, 0.5)]
-    budgets += [("macs", amount) for amount in (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)]
     found = []
-    for name, amount in budgets:
+    for name, amount in ((kind, amount) for kind in ours.selections for amount in amounts[kind]):
         scores, clocks, macs = [], [], []
         for draw in range(draws):
             left, _ = ours.cut("taylor", name, REPAIRS["repaired"], amount, draw)
+            if epochs:
+                left = row.train(left, epochs, draw)
             scores.append(row.score(left))
             clocks.append(statistics.median(side_by_side(row.network.eval(), left.eval(), row.image, runtime)))
             macs.append(macs_of(row, left) / macs_of(row, row.network))
@@ -200,9 +202,15 @@ def measurements(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, A
     elif options.what == "memory":
         yield "memory", {name: against_allocator(name) for name in options.networks}
     elif options.what == "accuracy":
-        name, runtime = options.networks[0], options.runtimes[0]
-        found = accuracies(options.weights, name, runtime, options.draws, options.round_to)
-        yield f"accuracy, {name}, {runtime}", found
+        given = {"network": options.networks[0], "weights": options.weights, "data": options.data}
+        row, runtime = (
+            row_of(options.row, **{name: value for name, value in given.items() if value}),
+            options.runtimes[0],
+        )
+        amounts = {"latency": options.latency_amounts, "macs": options.macs_amounts}
+        after = f", {options.epochs:g} epochs after" if options.epochs else ""
+        found = accuracies(row, runtime, options.draws, options.round_to, options.epochs, amounts)
+        yield f"accuracy, {row.name}, {runtime}{after}", found
     else:
         for name in options.networks:
             for runtime in options.runtimes:
@@ -216,7 +224,12 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=["yolov8n.yaml"])
     parser.add_argument("--runtimes", nargs="+", default=["onnxruntime"])
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.7, 0.5, 0.35], help="of the dense latency")
-    parser.add_argument("--weights", type=Path, help="of a network that was trained as the demo does; kept there")
+    parser.add_argument("--row", choices=KINDS, default="digits", help="of benchmarks.accuracy, for `accuracy`")
+    parser.add_argument("--weights", type=Path, help="of that row's network, which is trained first if there are none")
+    parser.add_argument("--data", type=Path, help="of that row")
+    parser.add_argument("--latency-amounts", type=float, nargs="+", default=[0.2, 0.35, 0.5])
+    parser.add_argument("--macs-amounts", type=float, nargs="+", default=[0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
+    parser.add_argument("--epochs", type=float, default=0, help="of training after the cut, for `accuracy`")
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--round-to", type=int, default=8)
     options = parser.parse_args()
