@@ -88,7 +88,10 @@ class Bench:
 
     def __init__(self, row: Row, options: argparse.Namespace, console: Console) -> None:
         self.row, self.options, self.console = row, options, console
-        self.key = f"{options.row}, {row.name}" + (f", {options.epochs:g} epochs after" if options.epochs else "")
+        self.key = f"{options.row}, {row.name}"
+        if options.epochs:
+            rate = "" if row.rate == type(row).rate else f" at {row.rate:g} of the rate"
+            self.key += f", {options.epochs:g} epochs after{rate}"
         self.macs = macs_of(row, row.network)
         self.found: list[dict[str, Any]] = []
 
@@ -174,6 +177,9 @@ def main() -> None:
     parser.add_argument(
         "--epochs", type=float, default=0, help="of training after the cut; of classifiers also half a one"
     )
+    parser.add_argument(
+        "--rate", type=float, default=Row.rate, help="of training after the cut, of the first training's highest"
+    )
     parser.add_argument("--round-to", type=int, default=4)
     parser.add_argument("--no-latency", dest="latency", action="store_false", help="for a machine that is not quiet")
     parser.add_argument("--tables", action="store_true", help="print what was measured, for docs/accuracy.md, and end")
@@ -186,6 +192,7 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     given = {name: value for name in ("network", "weights", "data") if (value := getattr(options, name)) is not None}
     chosen = row(options.row, **given)
+    chosen.rate = options.rate
     bench = Bench(chosen, options, Console())
     bench.run()
     bench.console.print(markdown(bench.save()), markup=False, highlight=False, soft_wrap=True)

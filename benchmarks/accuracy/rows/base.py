@@ -33,6 +33,7 @@ class Row(ABC):
         image: One example input.
         outputs: Names of the layers that must keep their channels, for packages that have to be told.
         loss_scale: What is to :meth:`loss` what 1 is to a mean over images.
+        rate: The highest rate of a training that goes on with a network, of that of the first training.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Row(ABC):
     image: Tensor
     outputs: tuple[str, ...] = ()
     loss_scale = 1.0
+    rate = 0.5
 
     @abstractmethod
     def batches(self, draw: int, number: int) -> list[Any]:

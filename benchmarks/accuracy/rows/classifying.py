@@ -102,8 +102,7 @@ class Classifying(Row):
         return float(sum(shares) / len(shares))
 
     def train(self, network: nn.Module, epochs: float, draw: int, callbacks: Sequence[Callback] = ()) -> nn.Module:
-        # Half the rate of the first training.
-        return self._trained(network, epochs, draw, self.lr / 2, callbacks)
+        return self._trained(network, epochs, draw, self.rate * self.lr, callbacks)
 
     def train_anew(self, network: nn.Module, epochs: float, draw: int) -> nn.Module:
         return self._trained(restarted(network, draw), self.epochs + epochs, draw, self.lr)

@@ -73,8 +73,8 @@ class Detecting(Row):
         return float(self.trainer.validate(module.eval(), self.data, verbose=False)[0][self.logged])
 
     def train(self, network: nn.Module, epochs: float, draw: int, callbacks: Sequence[Callback] = ()) -> nn.Module:
-        # Half the rate of the first training, after a twentieth of the run.
-        return self._trained(network, epochs, draw, self.module.lr / 2, 0.05, callbacks)
+        # The rate is reached after a twentieth of the run.
+        return self._trained(network, epochs, draw, self.rate * self.module.lr, 0.05, callbacks)
 
     def train_anew(self, network: nn.Module, epochs: float, draw: int) -> nn.Module:
         for module in restarted(network, draw).modules():
