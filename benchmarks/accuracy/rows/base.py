@@ -80,6 +80,11 @@ def still(network: nn.Module) -> None:
             module.eval()
 
 
+def last_linear(network: nn.Module) -> str:
+    """Name of the layer that tells classes apart."""
+    return [name for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
+
+
 def restarted(network: nn.Module, draw: int) -> nn.Module:
     """The network with random weights in place of all that is trained."""
     torch.manual_seed(draw)

@@ -9,8 +9,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
+from benchmarks.accuracy.rows.base import last_linear
 from benchmarks.accuracy.rows.classifying import Classifying
-from benchmarks.accuracy.rows.packages import folder_of, mobilenet
+from benchmarks.accuracy.rows.packages import folder_of, pretrained
 
 
 class Cells(Classifying):
@@ -19,7 +20,7 @@ class Cells(Classifying):
     The photographs are Buerhop-Lutz et al., 2018, under CC BY-NC-SA 4.0. A quarter of either class is held out.
 
     Args:
-        network: A MobileNet of torchvision.
+        network: A MobileNet of torchvision, or `efficientnet_lite0`.
         weights: Where they are kept once it is fine-tuned.
         data: Not used.
     """
@@ -31,9 +32,10 @@ class Cells(Classifying):
     def __init__(self, network: str = "mobilenet_v2", weights: Path | None = None, data: Path | None = None) -> None:
         self.name = network
         torch.manual_seed(0)
-        classifier = mobilenet(network)
-        last = classifier.classifier[-1]
-        classifier.classifier[-1] = nn.Linear(last.in_features, 2)
+        classifier = pretrained(network)
+        name = last_linear(classifier)
+        # Two classes in place of a thousand.
+        classifier.set_submodule(name, nn.Linear(classifier.get_submodule(name).in_features, 2))
         images, labels = self._read(folder_of("elpv_dataset") / "data")
         order = torch.randperm(len(labels))
         parts = [order[labels[order] == label] for label in (0, 1)]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.accuracy.rows.base import QUIET, Row, restarted
+from benchmarks.accuracy.rows.base import QUIET, Row, last_linear, restarted
 from lit_prune import Repair
 
 _WARMUP = 0.1  # of the run
@@ -65,7 +65,7 @@ class Classifying(Row):
         network = network.to(memory_format=torch.channels_last)
         self.images, self.labels = known
         self.unseen, self.expected = held[0].split(256), held[1]
-        self.outputs = ([name for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1],)
+        self.outputs = (last_linear(network),)
         if weights is not None and weights.exists():
             network.load_state_dict(torch.load(weights))
         else:

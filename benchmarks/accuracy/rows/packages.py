@@ -33,8 +33,12 @@ def photographs() -> list[Image.Image]:
     return [Image.open(path).convert("RGB") for path in sorted((folder_of("foolbox") / "data").glob("imagenet_*.jpg"))]
 
 
-def mobilenet(network: str = "mobilenet_v2") -> Any:
-    """A MobileNet of torchvision with ImageNet's weights."""
+def pretrained(network: str) -> Any:
+    """A MobileNet of torchvision, or `efficientnet_lite0` of timm, with ImageNet's weights."""
+    return _efficientnet_lite0() if network == "efficientnet_lite0" else _mobilenet(network)
+
+
+def _mobilenet(network: str) -> Any:
     import torchvision
 
     built = getattr(torchvision.models, network)()
@@ -43,8 +47,7 @@ def mobilenet(network: str = "mobilenet_v2") -> Any:
     return built
 
 
-def efficientnet_lite0() -> Any:
-    """EfficientNet-Lite0 of timm with ImageNet's weights."""
+def _efficientnet_lite0() -> Any:
     import timm
 
     built = timm.create_model("tf_efficientnet_lite0")

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from benchmarks.accuracy.rows.base import Row
-from benchmarks.accuracy.rows.packages import efficientnet_lite0, mobilenet, photographs
+from benchmarks.accuracy.rows.base import Row, last_linear
+from benchmarks.accuracy.rows.packages import photographs, pretrained
 from lit_prune import Repair
 
 
@@ -28,13 +28,12 @@ class Photos(Row):
 
     def __init__(self, network: str = "mobilenet_v2", weights: Path | None = None, data: Path | None = None) -> None:
         self.name = network
-        is_lite = network == "efficientnet_lite0"
-        self.network = efficientnet_lite0() if is_lite else mobilenet(network)
+        self.network = pretrained(network)
         if weights is not None:
             self.network.load_state_dict(torch.load(weights))
         self.network.eval()
-        # The classifier's last layer.
-        self.outputs = ([name for name, module in self.network.named_modules() if isinstance(module, nn.Linear)][-1],)
+        self.outputs = (last_linear(self.network),)
+        is_lite = network == "efficientnet_lite0"
         normalised = ([0.498] * 3, [0.502] * 3) if is_lite else ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
         self.transform = v2.Compose(
             [
