@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from lit_prune.report.figures import _DENSE, _EVENT, _GRID, _KEPT, _figure, _title
+from lit_prune.report.style import DENSE, EVENT, GRID, KEPT, blank_figure, set_title
 from lit_prune.report.tables import add_costs
 
 if TYPE_CHECKING:
@@ -77,16 +77,16 @@ def curve_figure(points: Sequence[Point], metric: str) -> Figure:
     """
     cost = cost_of(points)
     scale, unit = (1.0, "milliseconds by the table") if cost == "latency_ms" else (1e6, "million multiply-adds")
-    figure, axes = _figure(6.0, 3.9)
+    figure, axes = blank_figure(6.0, 3.9)
     front = [point for point in points if point["pareto"]]
-    axes.axhline(points[0]["metrics"][metric], color=_DENSE, lw=1, ls=(0, (4, 3)), zorder=1)
-    axes.plot([p[cost] / scale for p in front], [p["metrics"][metric] for p in front], color=_KEPT, lw=1.6, zorder=2)
+    axes.axhline(points[0]["metrics"][metric], color=DENSE, lw=1, ls=(0, (4, 3)), zorder=1)
+    axes.plot([p[cost] / scale for p in front], [p["metrics"][metric] for p in front], color=KEPT, lw=1.6, zorder=2)
     for point in points:
         x, y = point[cost] / scale, point["metrics"][metric]
-        axes.scatter(x, y, color=_KEPT if point["pareto"] else _EVENT, s=26, zorder=3)
+        axes.scatter(x, y, color=KEPT if point["pareto"] else EVENT, s=26, zorder=3)
         axes.annotate(point["amount"], (x, y), xytext=(4, -10), textcoords="offset points", fontsize=7.5)
     axes.set_xlabel(unit)
     axes.set_ylabel(metric)
-    axes.grid(color=_GRID)
-    _title(axes, f"{metric} against cost")
+    axes.grid(color=GRID)
+    set_title(axes, f"{metric} against cost")
     return figure

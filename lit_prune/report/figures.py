@@ -2,35 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lit_prune.common.packages import require
 from lit_prune.errors import ArgumentError
+from lit_prune.report.style import DENSE, EVENT, GRID, KEPT, RUNS, blank_figure, set_title, short_names
 from lit_prune.report.tables import Event, History
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-
-_DENSE = "#c9d3df"
-
-
-_KEPT = "#1f6f8b"
-
-
-_EVENT = "#d1495b"
-
-
-_INK = "#22303c"
-
-
-_GRID = "#e3e8ee"
-
-
-_RUNS = ("#d9822b", "#1f6f8b", "#6b4e9b", "#3a7d44")
 
 
 def channels_figure(events: Sequence[Event]) -> Figure:
@@ -52,16 +32,16 @@ def channels_figure(events: Sequence[Event]) -> Figure:
             dense.setdefault(name, before)
             kept[name] = after
     width = max(6.0, 1.2 + 0.155 * len(dense))
-    figure, axes = _figure(width, 3.9)
+    figure, axes = blank_figure(width, 3.9)
     places = range(len(dense))
-    axes.bar(places, list(dense.values()), width=0.82, color=_DENSE, label="dense")
-    axes.bar(places, list(kept.values()), width=0.82, color=_KEPT, label="kept")
-    axes.set_xticks(list(places), _short_names(list(dense)), rotation=90, fontsize=6.5)
+    axes.bar(places, list(dense.values()), width=0.82, color=DENSE, label="dense")
+    axes.bar(places, list(kept.values()), width=0.82, color=KEPT, label="kept")
+    axes.set_xticks(list(places), short_names(list(dense)), rotation=90, fontsize=6.5)
     axes.set_xlim(-0.8, len(dense) - 0.2)
     axes.set_ylabel("channels")
     total, left = sum(dense.values()), sum(kept.values())
-    _title(axes, f"Channels kept: {left:,} of {total:,} ({left / total:.0%})")
-    axes.grid(axis="y", color=_GRID)
+    set_title(axes, f"Channels kept: {left:,} of {total:,} ({left / total:.0%})")
+    axes.grid(axis="y", color=GRID)
     axes.legend(frameon=False, fontsize=8.5, ncols=2, loc="lower right", bbox_to_anchor=(1, 1.0))
     return figure
 
@@ -79,10 +59,10 @@ def history_figure(history: History, events: Sequence[Event]) -> Figure:
     """
     if not any(history.values()):
         raise ArgumentError("history_figure needs the epochs of at least one run, but got none.")
-    figure, axes = _figure(7.0, 4.6, rows=2, height_ratios=(2.2, 1))
+    figure, axes = blank_figure(7.0, 4.6, rows=2, height_ratios=(2.2, 1))
     upper, lower = axes
     for number, (name, epochs) in enumerate((name, epochs) for name, epochs in history.items() if epochs):
-        colour = _RUNS[number % len(_RUNS)]
+        colour = RUNS[number % len(RUNS)]
         x = [epoch["epoch"] + 1 for epoch in epochs]
         upper.plot(x, [epoch["map"] for epoch in epochs], color=colour, lw=2, label=name)
         macs = [epoch["macs"] / 1e6 for epoch in epochs]
@@ -108,7 +88,7 @@ def history_figure(history: History, events: Sequence[Event]) -> Figure:
         is_close, before = event["epoch"] - before < 0.04 * last, event["epoch"]
         for one in axes:
             # Above the grid, which would hide a line on one of its own, and below the curves.
-            one.axvline(event["epoch"], color=_EVENT, lw=1, ls=(0, (4, 3)), zorder=1)
+            one.axvline(event["epoch"], color=EVENT, lw=1, ls=(0, (4, 3)), zorder=1)
         upper.annotate(
             f"−{1 - event['macs'][1] / event['macs'][0]:.0%} MACs",
             (event["epoch"], 0.02),
@@ -119,50 +99,18 @@ def history_figure(history: History, events: Sequence[Event]) -> Figure:
             ha="left" if is_close else "right",
             va="bottom",
             fontsize=7.5,
-            color=_EVENT,
+            color=EVENT,
         )
     for one in axes:
         one.set_xlim(0, last)
         one.xaxis.get_major_locator().set_params(integer=True)
-        one.grid(color=_GRID)
+        one.grid(color=GRID)
     upper.set_ylim(bottom=0)
     lower.set_ylim(bottom=0)
     upper.tick_params(labelbottom=False)
     upper.set_ylabel("mAP50-95")
     lower.set_ylabel("million MACs")
     lower.set_xlabel("epochs trained")
-    _title(upper, "Accuracy and work over the run")
+    set_title(upper, "Accuracy and work over the run")
     upper.legend(frameon=False, fontsize=8.5, ncols=len(history), loc="lower right", bbox_to_anchor=(1, 1.0))
     return figure
-
-
-def _figure(width: float, height: float, rows: int = 1, **options: Any) -> tuple[Figure, Any]:
-    require("A figure", "matplotlib", extra="figures")
-    # A Figure of its own, not one of pyplot's: that would change the state of whoever plots in the same process.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=200, layout="constrained")
-    axes = figure.subplots(rows, **options)
-    for one in axes if rows > 1 else [axes]:
-        for side in ("top", "right"):
-            one.spines[side].set_visible(False)
-        for side in ("left", "bottom"):
-            one.spines[side].set_color("#9aa7b4")
-        one.tick_params(colors=_INK, labelsize=8)
-        one.xaxis.label.set_color(_INK)
-        one.yaxis.label.set_color(_INK)
-        one.set_axisbelow(True)
-    return figure, axes
-
-
-def _title(axes: Axes, text: str) -> None:
-    axes.set_title(text, loc="left", fontsize=10.5, fontweight="bold", color=_INK)
-
-
-def _short_names(names: list[str]) -> list[str]:
-    """Names without the beginning and the end that all have in common."""
-    parts = [name.split(".") for name in names]
-    shared = 0
-    while all(len(part) > shared + 1 and part[: shared + 1] == parts[0][: shared + 1] for part in parts):
-        shared += 1
-    return [re.sub(r"\.conv(?=#|$)", "", ".".join(part[shared:])) for part in parts]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Table
 
-from lit_prune.report.figures import _figure, _short_names, _title
+from lit_prune.report.style import blank_figure, set_title, short_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,15 +72,17 @@ def layers_figure(found: Layers) -> Figure:
         for way in ways
     }
     most = max(1e-6, *(float(np.nan_to_num(each).max()) for each in drops.values()))
-    figure, axes = _figure(max(6.0, 1.6 + 0.17 * len(names)), 1.4 + (0.5 + 0.3 * len(ratios)) * len(ways), len(ways))
+    figure, axes = blank_figure(
+        max(6.0, 1.6 + 0.17 * len(names)), 1.4 + (0.5 + 0.3 * len(ratios)) * len(ways), len(ways)
+    )
     rows = axes if len(ways) > 1 else [axes]
     for way, one in zip(ways, rows, strict=True):
         image = one.imshow(drops[way], aspect="auto", cmap="magma_r", vmin=0, vmax=most)
         one.set_yticks(range(len(ratios)), [f"−{float(ratio):.0%}" for ratio in ratios])
         one.set_xticks([])
         one.set_ylabel(way)
-    rows[-1].set_xticks(range(len(names)), _short_names(names), rotation=90, fontsize=6.5)
-    _title(rows[0], f"Drop of {found['metric']} when one group alone is cut")
+    rows[-1].set_xticks(range(len(names)), short_names(names), rotation=90, fontsize=6.5)
+    set_title(rows[0], f"Drop of {found['metric']} when one group alone is cut")
     figure.colorbar(image, ax=rows, shrink=0.8)
     return figure
 

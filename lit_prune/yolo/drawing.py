@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lit_prune.common.packages import require
 from lit_prune.errors import ArgumentError
+from lit_prune.report.style import INK
 from lit_prune.yolo.batches import Detections
 from lit_prune.yolo.captions import place_labels
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 # One colour a class, told apart on dark and light ground alike; white text is readable on each.
 _COLOURS = "#d1495b #1f6f8b #3a7d44 #b3541e #6b4e9b #8c6d1f #b0417f #20807a #4a5fb0 #5c6670".split()
 _MATCH_IOU = 0.5
-_INK = "#22303c"
 _MASK_ALPHA = 0.45
 _SEEN = 0.5  # from which confidence on a keypoint is drawn, as Ultralytics does
 
@@ -84,7 +84,7 @@ def draw_detections(
             truth = None if targets is None else _on_cpu(targets[number])
             _draw_image(axes, _on_cpu(detections[number]), truth, names)
         if title:
-            line[0].set_ylabel(title, fontsize=9, fontweight="bold", color=_INK, labelpad=5)
+            line[0].set_ylabel(title, fontsize=9, fontweight="bold", color=INK, labelpad=5)
     return figure
 
 
@@ -123,8 +123,8 @@ def _add_legend(figure: Figure, left: float) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    missed = Patch(facecolor="none", edgecolor=_INK, ls=(0, (2, 2)), lw=1.3)
-    wrong = Line2D([], [], color=_INK, marker="x", ls="none", ms=4.5, mew=1.4)
+    missed = Patch(facecolor="none", edgecolor=INK, ls=(0, (2, 2)), lw=1.3)
+    wrong = Line2D([], [], color=INK, marker="x", ls="none", ms=4.5, mew=1.4)
     figure.legend(
         [missed, wrong],
         ["dashed: an object that was missed", "label with a cross: a box that fits no object of its class"],
@@ -133,7 +133,7 @@ def _add_legend(figure: Figure, left: float) -> None:
         ncols=2,
         frameon=False,
         fontsize=7.5,
-        labelcolor=_INK,
+        labelcolor=INK,
         handlelength=1.6,
         handleheight=1.1,
         borderaxespad=0.1,
