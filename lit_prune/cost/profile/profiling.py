@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from lit_prune.cost.profile.runtimes import Name, Stopwatch, by_layer, runtime_o
 from lit_prune.errors import ArgumentError, MissingFileError
 
 _FEWEST = 8
+# A quiet machine comes to a third of it.
+_USUAL = 0.1
 
 
 def profile_latency(
@@ -129,4 +132,12 @@ def read_profile(network: nn.Module, inputs: Tensor, path: str | PathLike[str], 
 def _table(drawn: Drawn, timings: Timings) -> LatencyTable:
     shapes = [shapes_of(cut, drawn.work) for cut in drawn]
     made_of = {"network": drawn.name, "input": [*drawn.inputs.shape], "round_to": drawn.round_to}
-    return fit_table(shapes, timings.wholes, timings.layers, drawn.work, made_of | timings.conditions)
+    table = fit_table(shapes, timings.wholes, timings.layers, drawn.work, made_of | timings.conditions)
+    if (error := table.conditions["error"]) > _USUAL:
+        warnings.warn(
+            f"The networks that were timed differ from their table by {error:.0%} on average, so a budget by it will be "
+            "missed by as much. Was the device busy? Profile again when nothing else runs there, or let the budget time "
+            "what it chooses: LatencyBudget(table, runtime=...).",
+            stacklevel=3,
+        )
+    return table

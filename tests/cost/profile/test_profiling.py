@@ -115,6 +115,12 @@ def test_a_script_measures_elsewhere_without_torch(tmp_path):
     assert table.conditions["runtime"] == "onnxruntime"
 
 
+def test_a_clock_that_runs_as_it_likes_is_warned_of():
+    wild = np.random.default_rng(0)
+    with pytest.warns(UserWarning, match=r"differ from their table by \d\d% on average.* Was the device busy"):
+        profile_latency(small(), IMAGES, lambda network, images: wild.uniform(1, 9))
+
+
 def test_the_first_network_tells_how_fast_the_machine_is(monkeypatch):
     """The machine is three times as slow for the second half: nothing of it is seen in the times."""
     slow = [1.0]
