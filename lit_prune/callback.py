@@ -289,7 +289,7 @@ class ChannelPruning(Callback):
         """After the first batch, when the network's inputs are known, carry out the event that waited for them."""
         self._see_watched(trainer, pl_module)
         self._note_latecomers(pl_module, batch, batch_idx, "training_step")
-        if self._waited:
+        if self._waited or self.agenda.is_waiting:
             self._waited = False
             self._prune_if_due(trainer)
         self.agenda.rehearse_optimizers(self._host(trainer))

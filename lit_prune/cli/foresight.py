@@ -15,7 +15,7 @@ from lit_prune.common.names import tensors_of
 from lit_prune.cost.profile import LatencyTable
 from lit_prune.errors import ArgumentError, PruningError
 from lit_prune.report.foreseen import Foreseen, foreseen
-from lit_prune.select import LatencyBudget
+from lit_prune.select import Budgets, LatencyBudget
 from lit_prune.training.lightning import LightningHost
 from lit_prune.training.monitor import Monitor
 
@@ -65,8 +65,10 @@ class Foresight(Callback):
         self.pruning.verbose = False
         self.pruning.agenda.held = not self.pruning.before_wrap
         pruner = self.pruning.pruner
-        if self._table is None and isinstance(pruner.policy.selection, LatencyBudget):
-            self._table = pruner.policy.selection.table
+        if self._table is None:
+            selection = pruner.policy.selection
+            among = selection.budgets if isinstance(selection, Budgets) else [selection]
+            self._table = next((each.table for each in among if isinstance(each, LatencyBudget)), None)
         # No event is to be judged, and taken back.
         pruner.recovery = replace(pruner.recovery, max_drop=None, floor=None, monitor=None)
         pruner.monitor = Monitor(None)

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from lit_prune.common.choices import nearest
@@ -49,10 +50,15 @@ def check_file(path: Path) -> None:
     """Raise unless a file can be written there.
 
     Raises:
-        ArgumentError: If it is a folder, or there is none to hold it.
+        ArgumentError: If it is a folder, there is none to hold it, or that takes no files.
     """
     if path.is_dir() or not path.parent.is_dir():
         raise ArgumentError(f"--out {path} can't be a file: {'it is a folder' if path.is_dir() else 'no such folder'}.")
+    try:
+        with TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ArgumentError(f"--out {path} can't be a file: {error.strerror}.") from error
 
 
 def check_amounts(amounts: Sequence[str]) -> None:

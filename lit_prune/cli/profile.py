@@ -11,7 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lit_prune.common.arguments import check_choice
+from lit_prune.cli.given import check_file, make_folder
+from lit_prune.common.arguments import check_choice, check_whole
 from lit_prune.cost.profile import LatencyTable, timing
 from lit_prune.errors import ArgumentError, LitPruneError
 from lit_prune.report.tables import ratio_bar
@@ -30,6 +31,13 @@ def run_profile(options: argparse.Namespace) -> None:
     if options.script is not None and options.measured is not None:
         raise ArgumentError("--script writes what measures on a device, --measured reads what it found: give one.")
     _check_place(options)
+    check_whole("--batch", options.batch)
+    if options.image_size is not None:
+        check_whole("--image-size", options.image_size)
+    # A measurement takes minutes.
+    written = options.out if options.script is None else options.script
+    make_folder(written.parent)
+    check_file(written)
     console = Console()
     if options.script is None and options.measured is None and (known := _known(options)) is not None:
         _say(console, f"{options.out} has been measured under the same conditions; --again measures anew.")

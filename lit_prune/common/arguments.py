@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from numbers import Integral, Real
 
@@ -43,6 +44,7 @@ def check_number(name: str, value: object) -> None:
 
     Raises:
         ArgumentTypeError: If it is none.
+        ArgumentError: If it is NaN.
 
     Example:
         >>> check_number("amount", "0.5")
@@ -51,6 +53,8 @@ def check_number(name: str, value: object) -> None:
     """
     if not isinstance(value, Real):
         raise ArgumentTypeError(f"{name} must be a number, but got {value!r}, a {type(value).__name__}.")
+    if math.isnan(value):
+        raise ArgumentError(f"{name} must be a number, but got {value!r}.")
 
 
 def check_positive(name: str, value: float) -> None:
@@ -66,8 +70,8 @@ def check_positive(name: str, value: float) -> None:
         lit_prune.errors.ArgumentError: weight must be positive, but is 0.0.
     """
     check_number(name, value)
-    if value <= 0:
-        raise ArgumentError(f"{name} must be positive, but is {value}.")
+    if not 0 < value < math.inf:
+        raise ArgumentError(f"{name} must be positive{' and finite' if value > 0 else ''}, but is {value}.")
 
 
 def check_ratio(name: str, value: object) -> None:

@@ -88,8 +88,15 @@ def plan_pruning(
 def _changes(network: nn.Module, graph: ChannelGraph, losses: Iterable[Tensor]) -> dict[str, Tensor]:
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     changes = Changes(network, graph)
+    if isinstance(losses, Tensor) or not isinstance(losses, Iterable):
+        raise ArgumentTypeError(f"losses is a list of losses, or what makes them one by one, but got {losses!r}.")
     for loss in losses:
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
-            raise ArgumentTypeError(f"Each of the losses is a tensor with one number and a gradient, but got {loss!r}.")
+            shown = f"one of shape {[*loss.shape]}" if isinstance(loss, Tensor) and loss.numel() != 1 else repr(loss)
+            raise ArgumentTypeError(f"Each of the losses is a tensor with one number and a gradient, but got {shown}.")
+        if not loss.isfinite():
+            raise ArgumentError(
+                f"Each of the losses must be finite, but one is {loss.item()}: its gradients tell nothing."
+            )
         changes.note(dict(zip(parameters, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True)))
     return changes.values()

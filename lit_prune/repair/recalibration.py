@@ -17,8 +17,8 @@ from lit_prune.errors import CalibrationError
 
 # How many steps statistics take to settle, and how far those of training and calibration may lie apart.
 _SETTLED = 30
-_MOST_SHIFT = 3.0
-_MOST_RATIO = 16.0
+MOST_SHIFT = 3.0
+MOST_RATIO = 16.0
 _ARGUMENTS = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 
 
@@ -89,13 +89,24 @@ def check_alike(
     found, tiny = statistics[place], torch.finfo(torch.float32).tiny
     shift = float(((found.mean - mean).abs() / (var + found.var).clamp(min=tiny).sqrt()).median())
     ratio = float((found.var.clamp(min=tiny) / var.clamp(min=tiny)).log().median())
-    if shift > _MOST_SHIFT or abs(ratio) > math.log(_MOST_RATIO):
-        raise CalibrationError(
-            f"What enters {layer_of(place[0])} on the calibration batches is nothing like what enters it in training: "
-            f"deviations are {math.exp(ratio / 2):.3g} times as large, and means lie {shift:.2g} deviations away. The "
-            "training step may prepare its inputs, or they are augmented strongly: prepare them in `forward`, in the "
-            "data set or in `on_after_batch_transfer`, or let `calibration_batch(batch)` return what the network gets."
-        )
+    if shift > MOST_SHIFT or abs(ratio) > math.log(MOST_RATIO):
+        raise CalibrationError(unlike(layer_of(place[0]), math.exp(ratio), shift))
+
+
+def unlike(what: str, ratio: float, shift: float) -> str:
+    """What is said where calibration data are not like those of training.
+
+    Args:
+        what: They enter.
+        ratio: Of their variance to that in training.
+        shift: In deviations.
+    """
+    return (
+        f"What enters {what} on the calibration batches is nothing like what enters it in training: deviations are "
+        f"{math.sqrt(ratio):.3g} times as large, and means lie {shift:.2g} deviations away. The training step may "
+        "prepare its inputs, or they are augmented strongly: prepare them in `forward`, in the data set or in "
+        "`on_after_batch_transfer`, or let `calibration_batch(batch)` return what the network gets."
+    )
 
 
 def of_norm(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from lit_prune.activations import Calibration
-from lit_prune.common._compat import ConvTransposeNd, NormBase
+from lit_prune.common._compat import ConvTransposeNd, NormBase, tree_flatten
 from lit_prune.common.arguments import check_whole
 from lit_prune.common.names import layer_of, tensors_of
+from lit_prune.common.ranks import warn_once
 from lit_prune.common.running import eagerly, evaluating, untouched
-from lit_prune.errors import ArgumentError, ArgumentTypeError
+from lit_prune.errors import ArgumentError, ArgumentTypeError, CalibrationError
 from lit_prune.graph.subject import InPlace
 from lit_prune.plan import PruningPlan, belongs
+from lit_prune.repair.entering import Entering, Usual, check_entering
 from lit_prune.repair.passes import Fit, Listening, Repairing
 from lit_prune.repair.recalibration import check_alike
 
@@ -61,6 +63,9 @@ class Repair:
     def __post_init__(self) -> None:
         for name in ("batches", "batch_size", "rows"):
             check_whole(name, getattr(self, name))
+        for name in ("compensation", "recalibration"):
+            if not isinstance(given := getattr(self, name), bool):
+                raise ArgumentTypeError(f"{name} must be True or False, but got {given!r}.")
         if not (self.compensation or self.recalibration):
             raise ArgumentError("Repair does nothing without compensation and recalibration: write repair=False.")
 
@@ -147,6 +152,7 @@ def repaired(
     repair: Repair,
     forward: nn.Module | None = None,
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    usual: Usual = MappingProxyType({}),
 ) -> Repaired:
     """What is to be changed in a network that is about to be cut; it stays as it is.
 
@@ -158,9 +164,10 @@ def repaired(
         repair: What is done.
         forward: Takes the inputs; by default the network.
         precision: Makes a context in which the forward runs.
+        usual: What enters modules in training, where that is known.
 
     Raises:
-        CalibrationError: If the inputs are nothing like those of the training, or not finite.
+        CalibrationError: If there are no inputs, or they are nothing like those of the training, or not finite.
     """
     forward = network if forward is None else forward
     names = {id(tensor): name for name, tensor in tensors_of(network)}
@@ -173,10 +180,18 @@ def repaired(
         if repair.recalibration and isinstance(module, NormBase) and module.training and module.running_mean is not None
     }
     listening = Listening(names, kept, max(1, repair.rows // max(1, number)), kept_up)
+    entering, number_seen = Entering(), 0
     with untouched(network):
+        entering.watch(network, usual, in_training=False)
         for inputs in batches():
+            number_seen += 1
+            _check_batch(inputs)
             with precision(), listening.batch():
                 forward(*inputs)
+        entering.close()
+        if not number_seen:
+            raise CalibrationError("There is no calibration batch to go by: is the data set empty?")
+        check_entering(usual, entering.found)
         check_alike(network, kept_up, kept, listening.answers.statistics)
     subject = InPlace.of(network, [], {}, values=True)
     with subject.running(plan) as left, evaluating(left), torch.no_grad(), eagerly():
@@ -189,7 +204,19 @@ def repaired(
             with precision(), repairing.batch():
                 forward(*inputs)
         values = {name: tensors[name].detach().cpu().clone() for name in sorted(repairing.changed)}
+    if repair.compensation and not repairing.fits:
+        warn_once(
+            f"No layer of {type(network).__name__} was fitted to answer as it did: none whose weight is a parameter of "
+            "its own has run on the calibration batches. Weights that each forward makes anew (weight norm and other "
+            "parametrizations, standardised weights) stay as they are sliced."
+        )
     return Repaired(values, repairing.fits, repairing.of_whole)
+
+
+def _check_batch(inputs: Sequence[Any]) -> None:
+    sizes = [tensor.shape[0] for tensor in tree_flatten(list(inputs))[0] if isinstance(tensor, Tensor) and tensor.dim()]
+    if 0 in sizes:
+        raise CalibrationError("A calibration batch has no examples: leave empty batches out.")
 
 
 def _kept_outputs(network: nn.Module, name: str, dims: Mapping[int, Tensor]) -> Tensor | None:

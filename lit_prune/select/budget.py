@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from lit_prune.errors import ArgumentError, ArgumentTypeError, SelectionError
 from lit_prune.select.base import Bundle, Scores, Selection, Target, Widths, bundled, lowest
 from lit_prune.select.spread import Cost, Global, Spread, Uniform, fit, ratio_of
 
+Own = TypeVar("Own", bound="Budget")
 Meets = Callable[[Widths], bool]
 """Whether something holds of some widths."""
 
@@ -46,6 +48,9 @@ class Budget(Selection):
     """What ``at_most`` may be given in, with a prefix such as k or M."""
     adds_up: bool = True
     """Whether the cost is a sum to which each layer adds."""
+
+    asks_clock: bool = False
+    """Whether the whole network is timed at an event."""
 
     @property
     def counted(self) -> str:
@@ -85,6 +90,12 @@ class Budget(Selection):
     def leads(self) -> bool:
         """Whether it shares the removal out in a way of its own, which :class:`Budgets` follows then."""
         return False
+
+    def shared_out(self: Own, spread: Spread) -> Own:
+        """The same budget, whose removal is shared out in another way."""
+        other = copy.copy(self)
+        other.spread = spread
+        return other
 
     def __call__(self, evidence: Evidence, scores: Scores, target: Target) -> dict[str, Tensor]:
         """Remove channels until the budget is met.
@@ -128,9 +139,21 @@ class Budget(Selection):
         """
         return allowance(self.counted, limit, left)
 
+    def confirmed(self, evidence: Evidence, target: Target, limit: float, widths: Widths) -> dict[str, float]:
+        """What is to be known of widths that were chosen elsewhere, by the clock where there is one.
+
+        Raises:
+            SelectionError: If they are not within the limit after all.
+        """
+        return self.found(evidence, target, limit, self.cost(evidence)(widths))
+
     def concerned(self, bundles: list[Bundle], evidence: Evidence, target: Target, limit: float) -> list[Bundle]:
         """Those of which fewer channels cost less; by default all."""
         return bundles
+
+
+class NoneMeetsAll(SelectionError):
+    """No choice of one budget meets all others."""
 
 
 def cost_where(meets: Meets, cost: Cost) -> Cost:

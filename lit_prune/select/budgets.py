@@ -13,10 +13,10 @@ from lit_prune.common.arguments import check_choice
 from lit_prune.common.names import count_parameters
 from lit_prune.cost.activation_memory import BYTES, Precision
 from lit_prune.criteria import Evidence
-from lit_prune.errors import ArgumentError, ArgumentTypeError, SelectionError
+from lit_prune.errors import ArgumentError, ArgumentTypeError
 from lit_prune.plan import belongs_to_any
 from lit_prune.select.base import Scores, Selection, Target, Widths, bundled, flat, lowest
-from lit_prune.select.budget import Budget, as_spread, removal_of
+from lit_prune.select.budget import Budget, NoneMeetsAll, as_spread, removal_of
 from lit_prune.select.spread import Cost, Spread, fit, out_of_reach
 
 
@@ -132,7 +132,17 @@ class Budgets(Selection):
             )
         self.budgets = [*budgets]
         self.spread = as_spread("uniform" if spread is None else spread)
-        self._leading = next((budget for budget in budgets if spread is None and budget.leads), None)
+        timed = [budget for budget in budgets if budget.asks_clock]
+        if len(timed) > 1:
+            raise ArgumentError(
+                f"Budgets times one network by one clock, but {len(timed)} of its budgets have a runtime. Leave out "
+                "all but one: the others go by their tables."
+            )
+        self._leading = next(iter(timed), next((each for each in budgets if spread is None and each.leads), None))
+        if timed and not (spread is None and timed[0].leads):
+            # Its own spread is not looked at, but its clock is.
+            self._leading = timed[0].shared_out(self.spread)
+            self.budgets[self.budgets.index(timed[0])] = self._leading
         if not self.budgets or len({budget.has_limit for budget in self.budgets}) > 1:
             raise ArgumentError(
                 "Budgets takes at least one budget, and either each has its at_most or none has: then the amount is "
@@ -172,17 +182,21 @@ class Budgets(Selection):
         widths: Widths | None = None
         if leading is not None:
             # Layers that save no time have to go all the same where the others are strict.
-            with suppress(SelectionError):
+            with suppress(NoneMeetsAll):
                 widths = leading.within(evidence, scores, target, meets, roughly)
         is_led = widths is not None
         if widths is None:
             adds_up = all(budget.adds_up for budget in self.budgets)
             widths = fit(self.spread, bundles, scores, target, most, 1.0, "budgets", adds_up)
         if not roughly:
+            # What is timed comes first: the next event goes on from what the clock said.
             self.findings = {}
-            for budget, limit, cost in parts:
-                timed = is_led and budget is leading
-                self.findings |= budget.findings if timed else budget.found(evidence, target, limit, cost(widths))
+            for budget, limit, _ in sorted(parts, key=lambda part: part[0] is not leading):
+                is_leading = is_led and budget is leading
+                found = budget.findings if is_leading else budget.confirmed(evidence, target, limit, widths)
+                again = f" #{1 + sum(each.counted == budget.counted for each in self.budgets)}"
+                known = bool(found.keys() & self.findings.keys())
+                self.findings |= {f"{name}{again}" if known else name: number for name, number in found.items()}
         return widths
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lit_prune.common.arguments import check_whole
+from lit_prune.common.arguments import check_positive, check_whole
 from lit_prune.common.ranks import is_rank_zero, warn_once
 from lit_prune.cost.profile import LatencyTable, Runtime, Stopwatch, runtime_of
 from lit_prune.cost.profile.runtimes import Name
@@ -18,13 +19,13 @@ from lit_prune.criteria import Evidence
 from lit_prune.errors import ArgumentError, SelectionError
 from lit_prune.graph.skeleton import replica
 from lit_prune.select.base import Bundle, Scores, Target, Widths, bundled, flat
-from lit_prune.select.budget import Budget, Meets, always, cost_where, removal_of
-from lit_prune.select.knapsack import cheapest, choose, cost_of
+from lit_prune.select.budget import Budget, Meets, NoneMeetsAll, always, cost_where, removal_of
+from lit_prune.select.knapsack import Choice, cheapest, choose, cost_of
 from lit_prune.select.spread import Cost, Global, Spread, filled, fit, out_of_reach
 from lit_prune.select.table_costs import Floats, TableCosts, Wholes, shrinking
 from lit_prune.surgery import shrink_
 
-# So often a choice is made again that the clock finds too slow, or faster than this part of what is allowed.
+# So often a choice is made that the clock finds faster than this part of what is allowed; of too slow ones twice that.
 _TRIES, _NEAR = 4, 0.97
 # The clock follows the table at most so many times as fast, or as slowly, as the ratio of both says.
 _STEEPER = 2.0
@@ -115,9 +116,20 @@ class LatencyBudget(Budget):
         return self.table.dense_ms
 
     @property
+    def asks_clock(self) -> bool:  # type: ignore[override]
+        """Whether the whole network is timed at an event."""
+        return self.runtime is not None
+
+    @property
     def leads(self) -> bool:
         """Whether layers lose channels by the table."""
         return self.by_table
+
+    def shared_out(self, spread: Spread) -> LatencyBudget:
+        """As of any budget; the table does not say it then."""
+        other = super().shared_out(spread)
+        other.by_table = False
+        return other
 
     def foretell(self, evidence: Evidence, scores: Scores, target: Target) -> Mapping[str, object]:
         """What the table alone says."""
@@ -132,43 +144,54 @@ class LatencyBudget(Budget):
             SelectionError: If the budget is out of reach (the message has what can be reached), if the table is of
                 another network, or if no choice of the table's meets what else must hold.
         """
-        limit, last = self.limit(evidence, target), target.findings
+        limit = self.limit(evidence, target)
+
+        def choose(allowed: float) -> Widths:
+            return self._meeting(evidence, scores, target, allowed, meets, roughly)
+
         if roughly:
-            return self._meeting(evidence, scores, target, limit, meets, roughly)
+            return choose(limit)
+        last = target.findings
         scale = last["clock_ms"] / last["table_ms"] if "clock_ms" in last else 1.0
-        cost = self.cost(evidence)
-        best: Widths | None = None
-        whole: Timed | None = None
-        for _ in range(_TRIES):
-            try:
-                widths = self._meeting(evidence, scores, target, limit / scale, meets)
-            except SelectionError:
-                if best is None:
-                    raise
-                break
-            found = {"table_ms": cost(widths)}
-            clock = self._clock(evidence, widths)
-            if clock is not None:
-                found["clock_ms"] = clock
-            left = found["table_ms"] * scale if clock is None else clock
-            found = {**super().found(evidence, target, limit, left), **found}
-            # Of those that are fast enough the slowest, of others the fastest: it loses least, or is too slow by least.
-            if best is None or _nearness(clock, limit) > _nearness(self.findings.get("clock_ms"), limit):
-                # What else must hold may have it be faster than need be.
-                before, best, self.findings = best, widths, found
-                if before == best:
-                    break
-            if clock is None or _NEAR * limit <= clock <= limit:
-                break
-            whole = whole or (cost({}), self._clock(evidence, {}) or clock)
-            scale = limit / table_ms_for(limit, whole, (found["table_ms"], clock))
-        assert best is not None
-        if self.findings.get("clock_ms", 0.0) > limit:
-            warn_once(
-                f"The network takes {self.findings['clock_ms']:.4g} ms by the clock where {limit:.4g} ms were wanted, "
-                f"after {_TRIES} choices; the table says {self.findings['table_ms']:.4g} ms. Is the machine busy?"
+        least, cost = self._least(evidence, scores, target), self.cost(evidence)
+        # What the clock said before is no reason to give up.
+        widths = least if scale != 1 and limit / scale <= cost(least) else choose(limit / scale)
+        clock = self._clock(evidence, widths)
+        if clock is None:
+            self.findings = self.found(evidence, target, limit, cost(widths) * scale) | {"table_ms": cost(widths)}
+            return widths
+        search = _Search(limit, least, cost, (widths, clock), lambda tried: self._clock(evidence, tried))
+        widths, clock = search.best(choose)
+        if clock > limit:
+            raise SelectionError(
+                f"The wanted {limit:.4g} ms are out of reach: with each of the {len(least)} groups at its least width, "
+                f"the clock says {clock:.4g} ms, and the table {cost(widths):.4g}. {self.spread.advice} Or is the "
+                "device busy?"
             )
-        return best
+        self.findings = self._by_clock(evidence, target, limit, widths, clock)
+        return widths
+
+    def confirmed(self, evidence: Evidence, target: Target, limit: float, widths: Widths) -> dict[str, float]:
+        """As of any budget.
+
+        Raises:
+            SelectionError: If the clock says that they are not within the limit after all.
+        """
+        clock = self._clock(evidence, widths)
+        if clock is None:
+            return super().confirmed(evidence, target, limit, widths)
+        if clock > limit:
+            raise SelectionError(
+                f"What meets all budgets by the table takes {clock:.4g} ms by the clock where {limit:.4g} ms were "
+                "wanted. Ask for less of the others, or of this one."
+            )
+        return self._by_clock(evidence, target, limit, widths, clock)
+
+    def _by_clock(
+        self, evidence: Evidence, target: Target, limit: float, widths: Widths, clock: float
+    ) -> dict[str, float]:
+        left = super().found(evidence, target, limit, clock)
+        return left | {"table_ms": self.cost(evidence)(widths), "clock_ms": clock}
 
     def found(self, evidence: Evidence, target: Target, limit: float, left: float) -> dict[str, float]:
         """What the table says as well, where nothing was timed."""
@@ -195,7 +218,7 @@ class LatencyBudget(Budget):
             else:
                 high = middle
         if found is None:
-            raise SelectionError("No choice by the table meets all budgets.")
+            raise NoneMeetsAll("No choice by the table meets all budgets.")
         if roughly:
             return found
         cost = cost_where(meets, self.cost(evidence))
@@ -207,17 +230,27 @@ class LatencyBudget(Budget):
         bundles = bundled(evidence.groups, scores)
         if not self.by_table:
             return fit(self.spread, bundles, scores, target, self.cost(evidence), limit, self.unit)
-        options = [_options(bundle, target) for bundle in bundles]
-        costs = self._costs(evidence, bundles, options)
-        losses = [_losses(bundle, widths, scores, target) for bundle, widths in zip(bundles, options, strict=True)]
+        options, costs, losses = self._to_choose(evidence, bundles, scores, target)
         choice = choose(losses, costs, limit, roughly)
         if choice is None:
             raise out_of_reach(limit, cost_of(costs, cheapest(losses, costs)), len(flat(bundles)), self.unit)
-        return {
-            group.name: int(widths[option])
-            for bundle, widths, option in zip(bundles, options, choice, strict=True)
-            for group in bundle
-        }
+        return _chosen(bundles, options, choice)
+
+    def _least(self, evidence: Evidence, scores: Scores, target: Target) -> Widths:
+        """Those with which the table says least."""
+        bundles = bundled(evidence.groups, scores)
+        if not self.by_table:
+            return self.spread.widths(1.0, bundles, scores, target)
+        options, costs, losses = self._to_choose(evidence, bundles, scores, target)
+        return _chosen(bundles, options, cheapest(losses, costs))
+
+    def _to_choose(
+        self, evidence: Evidence, bundles: Sequence[Bundle], scores: Scores, target: Target
+    ) -> tuple[list[Wholes], TableCosts, list[Floats]]:
+        """The widths that each bundle may have, what they cost, and what is lost with each."""
+        options = [_options(bundle, target) for bundle in bundles]
+        losses = [_losses(bundle, widths, scores, target) for bundle, widths in zip(bundles, options, strict=True)]
+        return options, self._costs(evidence, bundles, options), losses
 
     def _costs(self, evidence: Evidence, bundles: Sequence[Bundle], options: Sequence[Wholes] = ()) -> TableCosts:
         try:
@@ -235,10 +268,12 @@ class LatencyBudget(Budget):
         try:
             images = self._images(next(part.parameters()).device)
             self._check_device(images)
-            return self.runtime.whole(part, images)
+            ms = self.runtime.whole(part, images)
+            check_positive("The milliseconds that the runtime returns", ms)
         except Exception as error:
             warn_once(f"{type(part).__name__} could not be timed, so its latency is that of the table. {error}")
             return None
+        return ms
 
     def _images(self, device: torch.device) -> Tensor:
         """Such as the table was made with, where it was made."""
@@ -278,11 +313,91 @@ def table_ms_for(clock_ms: float, whole: Timed, chosen: Timed) -> float:
     return max(table + (clock_ms - clock) / slope, clock_ms / ratio / _STEEPER)
 
 
-def _nearness(clock: float | None, limit: float) -> float:
-    """How good it is that the clock says this: the more, the closer it is to the limit, and any within it first."""
-    if clock is None:
-        return 0.0
-    return clock if clock <= limit else limit - clock
+class _Search:
+    """Looks for the slowest of the networks that the clock finds fast enough.
+
+    Args:
+        limit: Milliseconds.
+        least: The widths with which the table says least.
+        cost: What the table says.
+        first: Widths, and what the clock says of them.
+        clock: Tells it of others; ``None`` where that fails.
+    """
+
+    def __init__(
+        self,
+        limit: float,
+        least: Widths,
+        cost: Cost,
+        first: tuple[Widths, float],
+        clock: Callable[[Widths], float | None],
+    ) -> None:
+        self.limit, self.least, self.cost, self.clock = limit, least, cost, clock
+        self.timed: list[tuple[Widths, float, float]] = []
+        self._note(*first)
+
+    def best(self, choose: Callable[[float], Widths]) -> tuple[Widths, float]:
+        """The widths that were found, and what the clock says of them; too slow where the least are.
+
+        Args:
+            choose: What the table may say to widths.
+        """
+        # What else must hold may have it be faster than need be; what is too slow is no choice.
+        while not self._is_near() and len(self.timed) < (_TRIES if self._fast() else 2 * _TRIES):
+            allowed = self._allowed()
+            try:
+                widths = self.least if allowed <= self.cost(self.least) else choose(allowed)
+            except SelectionError:
+                widths = self.least
+            if not self._time(widths):
+                break
+        if not self._fast():
+            self._time(self.least)
+        widths, _, clock = max(self.timed, key=self._nearness)
+        return widths, clock
+
+    def _note(self, widths: Widths, clock: float) -> None:
+        self.timed.append((widths, self.cost(widths), clock))
+
+    def _time(self, widths: Widths) -> bool:
+        """Whether something was learnt: of widths that are known once more nothing is."""
+        if any(widths == known for known, _, _ in self.timed):
+            return False
+        clock = self.clock(widths)
+        if clock is not None:
+            self._note(widths, clock)
+        return clock is not None
+
+    def _fast(self) -> list[float]:
+        """What the table says of those that are fast enough."""
+        return [table for _, table, clock in self.timed if clock <= self.limit]
+
+    def _is_near(self) -> bool:
+        return any(_NEAR * self.limit <= clock <= self.limit for _, _, clock in self.timed)
+
+    def _nearness(self, timed: tuple[Widths, float, float]) -> float:
+        """How good a choice is: the more, the closer it is to the limit, and any within it first."""
+        clock = timed[2]
+        return clock if clock <= self.limit else self.limit - clock
+
+    def _allowed(self) -> float:
+        """What the table may say next: between what was too slow and what was fast enough."""
+        _, table, clock = max(self.timed, key=self._nearness)
+        if not hasattr(self, "_whole"):
+            whole = self.cost({})
+            self._whole = whole, self.clock({}) or clock * whole / table
+        allowed = table_ms_for(self.limit, self._whole, (table, clock))
+        slow = min((table for _, table, clock in self.timed if clock > self.limit), default=math.inf)
+        fast = max(self._fast(), default=self.cost(self.least))
+        return allowed if fast < allowed < slow or slow == math.inf else (fast + slow) / 2
+
+
+def _chosen(bundles: Sequence[Bundle], options: Sequence[Wholes], choice: Choice) -> Widths:
+    return {
+        group.name: int(widths[option])
+        for bundle, widths, option in zip(bundles, options, choice, strict=True)
+        for group in bundle
+    }
 
 
 def _options(bundle: Bundle, target: Target) -> Wholes:

@@ -42,6 +42,8 @@ class Agenda:
         self.on_error = on_error
         self.events: dict[int, float] = {}
         self.held = False
+        # Whether an event is due that waits for the next step.
+        self.is_waiting = False
         self._rehearsal = Rehearsal(pruner)
 
     @staticmethod
@@ -115,6 +117,7 @@ class Agenda:
         """
         now, done = host.step if self.schedule.unit == "steps" else host.epoch, self.pruner.record.done
         due = [point for point in self.events if point <= now and point not in done]
+        self.is_waiting = False
         if not due or self.held or not self.pruner.is_ready:
             return None
         recovery = self.pruner.recovery
@@ -122,6 +125,10 @@ class Agenda:
             return None
         if self.pruner.end_trial(host):
             done.extend(self.ahead)
+            return None
+        if not self.pruner.is_ready:
+            # What the gradients told went with the event that was taken back.
+            self.is_waiting = True
             return None
         if recovery.floor is not None:
             due = due[:1]

@@ -23,6 +23,7 @@ from lit_prune.policy.history import Dense, Record
 from lit_prune.policy.policy import Measure, PruningEvent, PruningPolicy
 from lit_prune.policy.steps import carry_out
 from lit_prune.repair import Repair, Repaired, repaired
+from lit_prune.repair.entering import Entering
 from lit_prune.surgery.prepare import prepare
 from lit_prune.training.calibration_pass import calibrate, entrance
 from lit_prune.training.gradients import Gradients
@@ -70,6 +71,7 @@ class Pruner:
         self.late: list[Call] = []
         self._trial: Trial | None = None
         self._gradients = Gradients(policy.criterion.needs_gradients)
+        self._entering = Entering()
         self.monitor = Monitor(recovery.monitor)
         self.before_cut: list[Callable[[Host, list[str]], None]] = []
         self._rewarming: Rewarming | None = None
@@ -131,6 +133,8 @@ class Pruner:
             self.record.dense = Dense.of(network, sight.graph)
         self.sight = sight
         self._gradients.follow(network, sight.graph)
+        if self.repair is not None:
+            self._entering.watch(network, (call.module for call in sight.forwards))
 
     def note_gradients(
         self, network: nn.Module, optimizer: Optimizer, scale: Callable[[], float] = lambda: 1.0
@@ -260,6 +264,7 @@ class Pruner:
                 repair,
                 entrance(host.network, self.sight.forwards),
                 host.precision,
+                self._entering.found,
             )
         except Exception as error:
             # The user's own forward may raise anything, and the cut can do without.
@@ -341,6 +346,7 @@ class Pruner:
             "trial": None if self._trial is None else self._trial.state_dict(),
             "score": self.monitor.value,
             "changes": self._gradients.state_dict(),
+            "entering": dict(self._entering.found),
             "rewarmed": None if self._rewarming is None else self._rewarming.taken,
         }
 
@@ -351,17 +357,20 @@ class Pruner:
         self._trial = None if state.get("trial") is None else Trial(**state["trial"])
         self.monitor.value = state.get("score")
         self._gradients.load_state_dict(state.get("changes"))
+        self._entering = Entering(state.get("entering"))
         self._rewarmed = state.get("rewarmed")
 
     def forget(self) -> None:
         """Start again with another network: forget the record."""
         self.record = Record()
         self._trial = self.monitor.value = self._inputs = None
+        self._entering = Entering()
         self._gradients.forget()
 
     def close(self) -> None:
         """Detach from the run; the record stays."""
         self.monitor.validated = False
+        self._entering.close()
         self._inputs = self._rewarmed = None
         self._gradients.forget()
         if self._rewarming is not None:

@@ -1,13 +1,15 @@
 """One call for a loop of one's own: the plan of one pruning."""
 
 import copy
+import math
 
 import pytest
 import torch
+from torch import nn
 
-from lit_prune import ChannelGraph, mask_, plan_pruning, prune_
-from lit_prune.errors import ArgumentError, SelectionError
-from lit_prune.select import ClusterSelection
+from lit_prune import ChannelGraph, Distillation, mask_, plan_pruning, prune_
+from lit_prune.errors import ArgumentError, ArgumentTypeError, SelectionError
+from lit_prune.select import ClusterSelection, MacsBudget, ParamsBudget, SizeBudget
 from testing.invariant import difference, randomise_
 from tests.toys import network
 
@@ -60,3 +62,24 @@ def test_what_does_not_fit_is_refused(options, error, message):
 def test_a_shape_is_no_input():
     with pytest.raises(TypeError, match=r"takes example inputs of the network, with a tensor, but got"):
         plan_pruning(network(), (1, 3, 8, 8), amount=0.5)
+
+
+def test_losses_that_are_not_finite_are_refused():
+    net, images = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 1)), torch.randn(2, 3, 8, 8)
+    losses = (float("nan") * net(images).mean() for _ in range(2))
+    with pytest.raises(ArgumentError, match="must be finite, but one is nan"):
+        plan_pruning(net, images, amount=0.5, criterion="taylor", losses=losses, round_to=4)
+    with pytest.raises(ArgumentTypeError, match="losses is a list of losses"):
+        plan_pruning(net, images, amount=0.5, criterion="taylor", losses=net(images).mean(), round_to=4)
+
+
+@pytest.mark.parametrize("make", [lambda: Distillation(math.nan), lambda: Distillation(math.inf)])
+def test_numbers_that_are_none_are_refused(make):
+    with pytest.raises(ArgumentError, match=r"weight must be"):
+        make()
+
+
+@pytest.mark.parametrize("kind", [MacsBudget, SizeBudget, ParamsBudget])
+def test_limits_that_are_none_are_refused(kind):
+    with pytest.raises(ArgumentError, match=r"at_most must be a number, but got nan"):
+        kind(at_most=math.nan)

@@ -162,9 +162,74 @@ def test_another_unit_is_told_with_an_example():
         LatencyBudget(table(), "1 s")
 
 
-def test_a_budget_that_the_clock_never_confirms_is_warned_of():
-    with pytest.warns(UserWarning, match=r"takes 7 ms by the clock where 4\.\d+ ms were wanted"):
+def test_a_budget_that_the_clock_never_confirms_is_out_of_reach():
+    with pytest.raises(SelectionError, match=r"The wanted 4\.\d+ ms are out of reach: .* the clock says 7 ms, and"):
         left(chain(), LatencyBudget(table(input=[1, 3, 16, 16]), runtime=lambda network, images: 7.0), amount=0.4)
+
+
+@pytest.mark.parametrize(
+    "clock",
+    [
+        lambda network, images: 3.5 * (ms(network) / 3.5) ** 0.6,
+        lambda network, images: 2.0 + ms(network),
+        lambda network, images: 5.0 * ms(network),
+    ],
+)
+@pytest.mark.parametrize("part", [0.05, 0.2, 0.6])
+@pytest.mark.parametrize("spread", [None, "uniform"])
+def test_what_the_clock_can_reach_is_reached(clock, part, spread):
+    network = chain()
+    least = clock(left(network, LatencyBudget(table(), "1.9 ms", spread), round_to=1), IMAGES)
+    limit = least + part * (clock(network, IMAGES) - least)
+    selection = LatencyBudget(table(input=[1, 3, 16, 16]), limit, spread, runtime=clock)
+    found = clock(left(network, selection, round_to=1), IMAGES)
+    assert found == pytest.approx(selection.findings["clock_ms"])
+    assert least <= found <= limit
+
+
+@pytest.mark.parametrize("said", [float("nan"), 0.0, -1.0, float("inf"), None])
+def test_what_is_no_time_is_warned_of(said):
+    selection = LatencyBudget(table(input=[1, 3, 16, 16]), runtime=lambda network, images: said)
+    with pytest.warns(UserWarning, match="could not be timed, so its latency is that of the table"):
+        left(chain(), selection, amount=0.4)
+    assert "clock_ms" not in selection.findings
+
+
+@pytest.mark.parametrize(("spread", "own"), [("global", None), (None, "global"), ("uniform", "uniform")])
+def test_beside_other_budgets_its_clock_is_asked_whatever_shares_the_removal_out(spread, own):
+    timed = LatencyBudget(table(input=[1, 3, 16, 16]), 0.5 * table().dense_ms, own, runtime=slow_clock)
+    both = Budgets([ParamsBudget(at_most="1 Mparams"), timed], spread)
+    assert 1.2 * ms(left(chain(), both)) == pytest.approx(both.findings["clock_ms"])
+    assert both.findings["clock_ms"] <= 0.5 * table().dense_ms
+
+
+def test_beside_other_budgets_what_the_clock_denies_is_an_error():
+    timed = LatencyBudget(table(input=[1, 3, 16, 16]), "2.5 ms", runtime=lambda network, images: 3 * ms(network))
+    with pytest.raises(SelectionError, match="the clock says"):
+        left(chain(), Budgets([timed, ParamsBudget(at_most="1 Mparams")]))
+
+
+def test_two_clocks_are_refused_and_two_tables_are_told_apart():
+    timed = LatencyBudget(table(input=[1, 3, 16, 16]), "4 ms", runtime=slow_clock)
+    with pytest.raises(ArgumentError, match="2 of its budgets have a runtime"):
+        Budgets([timed, timed])
+    both = Budgets([LatencyBudget(table(), "4 ms"), LatencyBudget(table(dear=500.0), "30 ms")])
+    left(chain(), both)
+    assert sum(name.startswith("allowed ms") for name in both.findings) == 2
+
+
+@pytest.mark.filterwarnings("ignore:The pruning at epoch 2 removed nothing")
+def test_a_busy_machine_at_one_event_does_not_end_the_run_at_the_next():
+    readings = []
+
+    def busy(network, images):
+        readings.append(1)
+        return toy_ms(network) * (4 if len(readings) <= 2 else 1)
+
+    whole = toy_table().dense_ms
+    pruning = ChannelPruning(None, [1, 2], selection=LatencyBudget(toy_table(), 0.8 * whole, runtime=busy), **OPTIONS)
+    module = fitted(pruning)
+    assert toy_ms(module.net) <= 0.8 * whole
 
 
 def test_a_clock_leaves_the_random_numbers_alone():

@@ -6,6 +6,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
 from torch.utils.data import DataLoader
 
 from lit_prune import ArgumentError, ArgumentTypeError, ChannelPruning, Repair
@@ -169,10 +170,33 @@ class Prepares(Classifier):
         return super().training_step([40 * batch[0] + 128, batch[1]], batch_idx)
 
 
+class PreparesForNoNorm(Prepares):
+    def __init__(self):
+        super().__init__()
+        for block in self.net:
+            if isinstance(block, nn.Sequential):
+                block[1] = nn.Identity()
+
+
+class PreparesForStillNorms(Prepares):
+    def on_train_epoch_start(self):
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+
+
+@pytest.mark.parametrize("kind", [PreparesForNoNorm, PreparesForStillNorms])
+def test_images_that_a_step_prepares_are_told_apart_without_norms_in_training_too(kind):
+    callback = pruning(epochs=(2,))
+    with pytest.warns(UserWarning, match=r"What enters the network on the calibration batches is nothing like"):
+        fitted(callback, kind=kind, max_epochs=4)
+    assert not callback.events[0]["repair"]
+
+
 def test_images_that_a_step_prepares_are_not_taken_for_what_the_network_gets():
     callback = pruning(epochs=(10,))
     with pytest.warns(
-        UserWarning, match=r"not repaired. What enters net.0.1 on the calibration batches is nothing like"
+        UserWarning, match=r"not repaired. What enters \S+( \S+)? on the calibration batches is nothing like"
     ):
         module = fitted(callback, kind=Prepares, max_epochs=12)
     assert not callback.events[0]["repair"]

@@ -106,6 +106,14 @@ def test_what_optimizers_hold_elsewhere_is_taken_back_too():
     torch.testing.assert_close(sort(good), sort(again), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("criterion", ["taylor", "fisher"])
+def test_an_event_that_goes_by_gradients_waits_for_one_after_another_was_taken_back(criterion):
+    callback = pruning([2, 3], criterion=criterion, layers_per_event=1)
+    with pytest.warns(UserWarning, match="was taken back"):
+        trainer(callback, max_epochs=5).fit(Scored(), loader(), loader())
+    assert [(event["epoch"], event.get("taken_back", False)) for event in callback.events] == [(2, True), (3, False)]
+
+
 def test_what_recovers_stays():
     module, callback = Scored(), pruning([2, 3], max_drop=0.5)
     trainer(callback, max_epochs=5).fit(module, loader(), loader())

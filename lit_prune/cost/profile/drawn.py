@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -100,6 +102,13 @@ class Drawn:
         """Each network, made when its turn comes."""
         for removal in self._removals:
             yield shrink_(copy.deepcopy(self._network), self.graph.plan(removal)).eval()
+
+    @property
+    def made_of(self) -> str:
+        """What tells these networks from those of another network, input or step of widths."""
+        removed = [{name: [gone.start, gone.stop] for name, gone in removal.items()} for removal in self._removals]
+        told = json.dumps([self.name, [*self._inputs.shape], self.round_to, [*self.work], removed])
+        return hashlib.sha256(told.encode()).hexdigest()
 
     @cached_property
     def work(self) -> dict[str, Work]:

@@ -102,12 +102,13 @@ def scope_of(node: str) -> str:
     return ".".join(scopes)
 
 
-def write_script(networks: Mapping[str, bytes], runtime: str, path: Path) -> None:
+def write_script(networks: Mapping[str, bytes], runtime: str, made_of: str, path: Path) -> None:
     """Write a script that times these networks on another device, with NumPy and the runtime alone.
 
     Args:
         networks: ONNX files by name.
         runtime: As for :func:`lit_prune.cost.profile.timing.time_networks`.
+        made_of: What tells these networks from others.
         path: The file.
     """
     packed = io.BytesIO()
@@ -116,7 +117,7 @@ def write_script(networks: Mapping[str, bytes], runtime: str, path: Path) -> Non
             archive.writestr(name, network)
     text = base64.b64encode(packed.getvalue()).decode()
     path.write_text(
-        f'{inspect.getsource(timing)}\n\nif __name__ == "__main__":\n    main("{text}", "{runtime}")\n',
+        f'{inspect.getsource(timing)}\n\nif __name__ == "__main__":\n    main("{text}", "{runtime}", "{made_of}")\n',
         encoding="utf-8",
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -104,6 +105,8 @@ class LatencyTable:
     def __post_init__(self) -> None:
         if not self.layers:
             raise ArgumentError("A latency table needs the times of at least one layer.")
+        if not 0 <= self.constant < math.inf:
+            raise ArgumentError(f"The constant of a latency table is milliseconds, 0 or more, but is {self.constant}.")
 
     @property
     def dense_ms(self) -> float:
@@ -178,7 +181,7 @@ class LatencyTable:
             MissingFileError: If there is no such file.
             ArgumentError: If it is no such table.
         """
-        if not Path(path).exists():
+        if not Path(path).is_file():
             raise MissingFileError(f"There is no latency table {str(path)!r}: `lit-prune profile` makes one.")
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -187,6 +190,7 @@ class LatencyTable:
                 for name, each in content.pop("layers").items()
             }
             constant, known = float(content.pop("constant", 0.0)), content.pop("format", _FORMAT)
+            table = cls(layers, constant, content)
         except ArgumentError as error:
             raise ArgumentError(f"{path} is no latency table: {error}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -195,7 +199,7 @@ class LatencyTable:
             ) from error
         if known != _FORMAT:
             raise ArgumentError(f"{path} is a latency table of format {known!r}; this release reads {_FORMAT}.")
-        return cls(layers, constant, content)
+        return table
 
     def __str__(self) -> str:
         """What it is a table of, for messages."""

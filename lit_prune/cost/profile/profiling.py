@@ -100,7 +100,7 @@ def export_profile(
     check_whole("round_to", round_to)
     drawn = Drawn(network, inputs, networks, round_to)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_script(numbered(drawn, inputs), runtime, Path(path))
+    write_script(numbered(drawn, inputs), runtime, drawn.made_of, Path(path))
 
 
 def read_profile(network: nn.Module, inputs: Tensor, path: str | PathLike[str], round_to: int = 8) -> LatencyTable:
@@ -116,12 +116,19 @@ def read_profile(network: nn.Module, inputs: Tensor, path: str | PathLike[str], 
         MissingFileError: If there is no such file.
         ArgumentError: If it is not what such a script writes.
     """
-    if not Path(path).exists():
+    if not Path(path).is_file():
         raise MissingFileError(f"There is no file {str(path)!r}: run the script on the device first.")
     try:
         found: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
         drawn = Drawn(network, inputs, len(found["networks"]), round_to)
+        if found.pop("made_of", drawn.made_of) != drawn.made_of:
+            raise ArgumentError(
+                f"{path} was measured with another network, input or round_to than {type(network).__name__}, "
+                f"{[*inputs.shape]} and {round_to}: give those that the script was written for."
+            )
         timings = by_layer(found, owners(to_onnx(next(iter(drawn)), inputs), drawn.work))
+    except ArgumentError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise ArgumentError(
             f"{path} is not what the script of `lit-prune profile --script` writes: {error!r}"
@@ -135,9 +142,9 @@ def _table(drawn: Drawn, timings: Timings) -> LatencyTable:
     table = fit_table(shapes, timings.wholes, timings.layers, drawn.work, made_of | timings.conditions)
     if (error := table.conditions["error"]) > _USUAL:
         warnings.warn(
-            f"The networks that were timed differ from their table by {error:.0%} on average, so a budget by it will be "
-            "missed by as much. Was the device busy? Profile again when nothing else runs there, or let the budget time "
-            "what it chooses: LatencyBudget(table, runtime=...).",
+            f"The networks that were timed differ from their table by {error:.0%} on average, so a budget by it will "
+            "be missed by as much. Was the device busy? Profile again when nothing else runs there, or let the budget "
+            "time what it chooses: LatencyBudget(table, runtime=...).",
             stacklevel=3,
         )
     return table

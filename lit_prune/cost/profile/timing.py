@@ -99,18 +99,21 @@ def device() -> str:
     return platform.processor() or platform.machine()
 
 
-def main(packed: str, runtime: str) -> None:
+def main(packed: str, runtime: str, made_of: str) -> None:
     """The command of a script that carries its networks with it.
 
     Args:
         packed: A ZIP file of ONNX files, in base 64.
         runtime: As for :func:`time_networks`.
+        made_of: Written beside what is measured.
     """
     parser = argparse.ArgumentParser(description="Time networks on this device; `lit-prune profile` reads the result.")
     parser.add_argument("--out", required=True, help="the JSON file to write")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=0.3, help="how long each network runs, each time")
     options = parser.parse_args()
+    if Path(options.out).is_dir() or not Path(options.out).absolute().parent.is_dir():
+        parser.error(f"--out {options.out} can't be a file: it is a folder, or there is none to hold it")
     with zipfile.ZipFile(io.BytesIO(base64.b64decode(packed))) as archive:
         networks = {name: archive.read(name) for name in archive.namelist()}
 
@@ -118,6 +121,7 @@ def main(packed: str, runtime: str) -> None:
         sys.stderr.write(f"\r{text}")
 
     found = time_networks(networks, runtime, options.threads, options.seconds, say)
+    found["made_of"] = made_of
     Path(options.out).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     sys.stderr.write(f"\nWritten: {options.out}\n")
 

@@ -113,6 +113,14 @@ def test_a_script_measures_elsewhere_without_torch(tmp_path):
     table = read_profile(net, IMAGES, tmp_path / "found.json")
     assert set(table.layers) == {"0.0", "0.3", "3"}
     assert table.conditions["runtime"] == "onnxruntime"
+    assert "made_of" not in table.conditions
+    for other, images, round_to in (
+        (small(), IMAGES[:, :, :12, :12], 8),
+        (small(), IMAGES, 4),
+        (small()[0], IMAGES, 8),
+    ):
+        with pytest.raises(ArgumentError, match="was measured with another network, input or round_to"):
+            read_profile(other, images, tmp_path / "found.json", round_to)
 
 
 def test_a_clock_that_runs_as_it_likes_is_warned_of():

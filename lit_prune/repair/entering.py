@@ -1,0 +1,92 @@
+"""What enters a network in training and on calibration batches: a repair is worth nothing where these are not alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_prune.common._compat import tree_flatten
+from lit_prune.errors import CalibrationError
+from lit_prune.repair.recalibration import MOST_RATIO, MOST_SHIFT, unlike
+
+Usual = Mapping[str, tuple[float, float]]
+"""Name of a module to mean and variance of the first tensor of floating-point numbers that enters it."""
+
+
+class Entering:
+    """Notes what enters some modules, each once.
+
+    Args:
+        found: What is known before.
+
+    Attributes:
+        found: What is known.
+
+    Example:
+        >>> entering, net = Entering(), nn.Linear(2, 2)
+        >>> entering.watch(net, [""])
+        >>> _ = net(torch.tensor([[1.0, 3.0]]))
+        >>> entering.found
+        {'': (2.0, 1.0)}
+    """
+
+    def __init__(self, found: Usual | None = None) -> None:
+        self.found: dict[str, tuple[float, float]] = dict(found or {})
+        self._handles: dict[str, Any] = {}
+
+    def watch(self, network: nn.Module, names: Iterable[str], in_training: bool = True) -> None:
+        """Wait for the first call of each module that is not known yet.
+
+        Args:
+            network: What holds the modules.
+            names: Theirs in it.
+            in_training: Whether only calls count that gradients go through.
+        """
+        for name in dict.fromkeys(names):
+            module = network.get_submodule(name)
+            # A hook would have it compiled once more.
+            is_compiled = hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+            if name in self.found or name in self._handles or is_compiled:
+                continue
+
+            def note(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
+                if in_training and not torch.is_grad_enabled():
+                    return
+                tensors = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
+                values = next((each for each in tensors if each.is_floating_point() and each.numel()), None)
+                if values is not None and not values.is_meta:
+                    mean, var = values.detach().double().mean(), values.detach().double().var(correction=0)
+                    self.found[name] = float(mean), float(var)
+                    if (handle := self._handles.pop(name, None)) is not None:
+                        handle.remove()
+
+            self._handles[name] = module.register_forward_pre_hook(note, with_kwargs=True)
+
+    def close(self) -> None:
+        """Wait no longer."""
+        for handle in self._handles.values():
+            handle.remove()
+        self._handles = {}
+
+
+def check_entering(usual: Usual, found: Usual) -> None:
+    """Raise where what enters on calibration batches is nothing like what enters in training.
+
+    Args:
+        usual: In training.
+        found: On calibration batches.
+
+    Raises:
+        CalibrationError: With the module, and both means.
+    """
+    for name in usual.keys() & found.keys():
+        (mean, var), (other, spread) = usual[name], found[name]
+        tiny = torch.finfo(torch.float32).tiny
+        shift = abs(other - mean) / math.sqrt(max(var + spread, tiny))
+        ratio = max(spread, tiny) / max(var, tiny)
+        if not (shift <= MOST_SHIFT and 1 / MOST_RATIO <= ratio <= MOST_RATIO):
+            raise CalibrationError(unlike(name or "the network", ratio, shift))
