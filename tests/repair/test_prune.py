@@ -57,15 +57,14 @@ def test_layers_whose_weights_each_forward_makes_anew_are_told():
         nn.utils.parametrizations.weight_norm(layer)
     images = torch.randn(8, 3, 8, 8)
     plan = plan_pruning(net, images, amount=0.5, selection="uniform", round_to=4)
-    with pytest.warns(UserWarning, match="No layer of Sequential was fitted .* weight norm"):
+    with pytest.warns(UserWarning, match=r"No layer of Sequential was fitted .*\(weight norm"):
         prune_(net, plan, data=[images])
 
 
-@pytest.mark.parametrize(("count", "message"), [(0, "no calibration batch"), (1, "has no examples")])
-def test_no_data_and_empty_batches_are_refused(count, message):
+def test_empty_batches_are_refused():
     net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 1))
     before = copy.deepcopy(net.state_dict())
     plan = plan_pruning(net, torch.randn(2, 3, 8, 8), amount=0.5, selection="uniform", round_to=4)
-    with pytest.raises(CalibrationError, match=message):
-        prune_(net, plan, data=[torch.zeros(0, 3, 8, 8)] * count)
+    with pytest.raises(CalibrationError, match="has no examples"):
+        prune_(net, plan, data=[torch.zeros(0, 3, 8, 8)])
     torch.testing.assert_close(dict(net.state_dict()), dict(before), rtol=0, atol=0)

@@ -170,22 +170,30 @@ class Prepares(Classifier):
         return super().training_step([40 * batch[0] + 128, batch[1]], batch_idx)
 
 
-class PreparesForNoNorm(Prepares):
+class Shrinks(Classifier):
+    """Its step brings bytes to numbers from 0 to 1."""
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step([batch[0] / 255, batch[1]], batch_idx)
+
+
+class ShrinksWithoutNorms(Shrinks):
     def __init__(self):
         super().__init__()
-        for block in self.net:
-            if isinstance(block, nn.Sequential):
-                block[1] = nn.Identity()
+        for block in self.net.modules():
+            for name, module in block.named_children():
+                if isinstance(module, nn.BatchNorm2d):
+                    setattr(block, name, nn.Identity())
 
 
-class PreparesForStillNorms(Prepares):
+class ShrinksWithStillNorms(Shrinks):
     def on_train_epoch_start(self):
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
 
 
-@pytest.mark.parametrize("kind", [PreparesForNoNorm, PreparesForStillNorms])
+@pytest.mark.parametrize("kind", [ShrinksWithoutNorms, ShrinksWithStillNorms])
 def test_images_that_a_step_prepares_are_told_apart_without_norms_in_training_too(kind):
     callback = pruning(epochs=(2,))
     with pytest.warns(UserWarning, match=r"What enters the network on the calibration batches is nothing like"):

@@ -9,7 +9,7 @@ from ultralytics.models.yolo.pose import PoseTrainer
 from lit_prune import ArgumentError, ChannelGraph, shrink_
 from lit_prune.common.names import count_parameters
 from lit_prune.data import write_digits
-from lit_prune.training.pruner import PruningError
+from lit_prune.errors import PruningError
 from lit_prune.yolo import PrunedDetectionTrainer, UltralyticsPruning, build_detector, trainers
 from lit_prune.yolo.export import export_detector
 from lit_prune.yolo.pruning import STATE
