@@ -59,7 +59,7 @@ class Entering:
                 tensors = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
                 values = next((each for each in tensors if each.is_floating_point() and each.numel()), None)
                 if values is not None and not values.is_meta:
-                    mean, var = values.detach().double().mean(), values.detach().double().var(correction=0)
+                    var, mean = torch.var_mean(values.detach().float(), correction=0)
                     self.found[name] = float(mean), float(var)
                     if (handle := self._handles.pop(name, None)) is not None:
                         handle.remove()
