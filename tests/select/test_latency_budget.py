@@ -175,14 +175,13 @@ def test_a_budget_that_the_clock_never_confirms_is_out_of_reach():
         lambda network, images: 5.0 * ms(network),
     ],
 )
-@pytest.mark.parametrize("part", [0.05, 0.2, 0.6])
-@pytest.mark.parametrize("spread", [None, "uniform"])
+@pytest.mark.parametrize(("part", "spread"), [(0.05, None), (0.4, None), (0.2, "uniform")])
 def test_what_the_clock_can_reach_is_reached(clock, part, spread):
     network = chain()
-    least = clock(left(network, LatencyBudget(table(), "1.9 ms", spread), round_to=1), IMAGES)
+    least = clock(left(network, LatencyBudget(table(), "1.9 ms", spread), round_to=2), IMAGES)
     limit = least + part * (clock(network, IMAGES) - least)
     selection = LatencyBudget(table(input=[1, 3, 16, 16]), limit, spread, runtime=clock)
-    found = clock(left(network, selection, round_to=1), IMAGES)
+    found = clock(left(network, selection, round_to=2), IMAGES)
     assert found == pytest.approx(selection.findings["clock_ms"])
     assert least <= found <= limit
 
