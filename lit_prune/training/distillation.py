@@ -106,6 +106,8 @@ class Distillation(Callback):
         for argument, names in (("networks", self.networks), ("features", self.features)):
             if isinstance(names, str):
                 raise ArgumentTypeError(f"{argument} is a list of names, but got {names!r}: write [{names!r}].")
+            if not all(isinstance(name, str) for name in names or ()):
+                raise ArgumentTypeError(f"{argument} is a list of names, but got {names!r}.")
         known = dict(pl_module.named_modules())
         for name in self.networks or ():
             if name not in known:

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from lit_prune.common.arguments import check_choice, check_number, check_whole
 from lit_prune.common.names import class_names
-from lit_prune.errors import ArgumentError
+from lit_prune.errors import ArgumentError, ArgumentTypeError
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -68,6 +68,8 @@ class Recovery:
                 raise ArgumentError(f"max_drop must be 0 or more, but got {self.max_drop}.")
         if self.floor is not None:
             check_number("floor", self.floor)
+        if self.monitor is not None and not isinstance(self.monitor, str):
+            raise ArgumentTypeError(f"monitor is the name of a logged metric, but got {self.monitor!r}.")
         if self.takes_back != (self.monitor is not None):
             raise ArgumentError("max_drop or floor, and monitor, go together: the one says how far the other may fall.")
 

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_prune.common._compat import NormBase
-from lit_prune.common.arguments import check_positive
+from lit_prune.common.arguments import check_positive, check_whole
 from lit_prune.training.lightning import gradient_scale
 
 
@@ -39,6 +39,8 @@ class ScaleSparsity(Callback):
     def __init__(self, penalty: float = 1e-4, until: int | None = None) -> None:
         super().__init__()
         check_positive("penalty", penalty)
+        if until is not None:
+            check_whole("until", until, least=0)
         self.penalty, self.until = penalty, until
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lit_prune import ChannelGraph, Distillation, mask_, plan_pruning, prune_
+from lit_prune import ChannelGraph, Distillation, Recovery, ScaleSparsity, mask_, plan_pruning, prune_
 from lit_prune.errors import ArgumentError, ArgumentTypeError, SelectionError
 from lit_prune.select import ClusterSelection, MacsBudget, ParamsBudget, SizeBudget
 from testing.invariant import difference, randomise_
@@ -76,6 +76,20 @@ def test_losses_that_are_not_finite_are_refused():
 @pytest.mark.parametrize("make", [lambda: Distillation(math.nan), lambda: Distillation(math.inf)])
 def test_numbers_that_are_none_are_refused(make):
     with pytest.raises(ArgumentError, match=r"weight must be"):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ScaleSparsity(until="3"), "until must be a whole number"),
+        (lambda: ScaleSparsity(until=-1), "until must be 0 or more"),
+        (lambda: Recovery(max_drop=0.1, monitor=3), "monitor is the name of a logged metric, but got 3"),
+        (lambda: Recovery(floor=math.nan, monitor="score"), "floor must be a number, but got nan"),
+    ],
+)
+def test_what_would_fail_in_training_is_refused_at_once(make, message):
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
         make()
 
 
