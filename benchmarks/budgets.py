@@ -49,7 +49,7 @@ from lit_prune.cost.profile import timing
 from lit_prune.cost.profile.exporting import to_onnx
 from lit_prune.errors import SelectionError
 from lit_prune.select import LatencyBudget, MacsBudget, MemoryBudget
-from lit_prune.select.latency_budget import table_ms_for
+from lit_prune.select.clock_search import table_ms_for
 from testing.allocator import measured_peak
 from testing.knapsacks import excess, problem
 

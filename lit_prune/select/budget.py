@@ -49,9 +49,6 @@ class Budget(Selection):
     adds_up: bool = True
     """Whether the cost is a sum to which each layer adds."""
 
-    asks_clock: bool = False
-    """Whether the whole network is timed at an event."""
-
     @property
     def counted(self) -> str:
         """What it is that costs, as messages and records have it."""
@@ -85,6 +82,11 @@ class Budget(Selection):
             return self.at_most
         dense = self.dense(evidence, target)
         return dense * (1 - ratio) if self.at_most is None else dense - ratio * (dense - min(dense, self.at_most))
+
+    @property
+    def asks_clock(self) -> bool:
+        """Whether the whole network is timed at an event."""
+        return False
 
     @property
     def leads(self) -> bool:

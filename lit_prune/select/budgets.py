@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import get_args
@@ -190,13 +191,13 @@ class Budgets(Selection):
             widths = fit(self.spread, bundles, scores, target, most, 1.0, "budgets", adds_up)
         if not roughly:
             # What is timed comes first: the next event goes on from what the clock said.
-            self.findings = {}
+            self.findings, alike = {}, Counter[str]()
             for budget, limit, _ in sorted(parts, key=lambda part: part[0] is not leading):
                 is_leading = is_led and budget is leading
                 found = budget.findings if is_leading else budget.confirmed(evidence, target, limit, widths)
-                again = f" #{1 + sum(each.counted == budget.counted for each in self.budgets)}"
-                known = bool(found.keys() & self.findings.keys())
-                self.findings |= {f"{name}{again}" if known else name: number for name, number in found.items()}
+                alike[budget.counted] += 1
+                again = f" #{alike[budget.counted]}" if alike[budget.counted] > 1 else ""
+                self.findings |= {f"{name}{again}": number for name, number in found.items()}
         return widths
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,23 +20,17 @@ from lit_prune.errors import ArgumentError, SelectionError
 from lit_prune.graph.skeleton import replica
 from lit_prune.select.base import Bundle, Scores, Target, Widths, bundled, flat
 from lit_prune.select.budget import Budget, Meets, NoneMeetsAll, always, cost_where, removal_of
+from lit_prune.select.clock_search import ClockSearch
 from lit_prune.select.knapsack import Choice, cheapest, choose, cost_of
 from lit_prune.select.spread import Cost, Global, Spread, filled, fit, out_of_reach
 from lit_prune.select.table_costs import Floats, TableCosts, Wholes, shrinking
 from lit_prune.surgery import shrink_
 
-# So often a choice is made that the clock finds faster than this part of what is allowed; of too slow ones twice that.
-_TRIES, _NEAR = 4, 0.97
-# The clock follows the table at most so many times as fast, or as slowly, as the ratio of both says.
-_STEEPER = 2.0
 # Steps in which a faster choice is looked for that meets other budgets, too.
 _HALVINGS = 10
 # A first-order score says too little of a layer that loses much. Raised to a power, the worthiest channel that a layer
 # loses counts most, so that no layer is all but emptied for being dear.
 _POWER = 4
-
-Timed = tuple[float, float]
-"""What the table says of a network, and the clock."""
 
 
 class LatencyBudget(Budget):
@@ -116,7 +110,7 @@ class LatencyBudget(Budget):
         return self.table.dense_ms
 
     @property
-    def asks_clock(self) -> bool:  # type: ignore[override]
+    def asks_clock(self) -> bool:
         """Whether the whole network is timed at an event."""
         return self.runtime is not None
 
@@ -153,20 +147,20 @@ class LatencyBudget(Budget):
             return choose(limit)
         last = target.findings
         scale = last["clock_ms"] / last["table_ms"] if "clock_ms" in last else 1.0
-        least, cost = self._least(evidence, scores, target), self.cost(evidence)
+        least, cost = cache(lambda: self._least(evidence, scores, target)), self.cost(evidence)
         # What the clock said before is no reason to give up.
-        widths = least if scale != 1 and limit / scale <= cost(least) else choose(limit / scale)
+        widths = least() if scale != 1 and limit / scale <= cost(least()) else choose(limit / scale)
         clock = self._clock(evidence, widths)
         if clock is None:
             self.findings = self.found(evidence, target, limit, cost(widths) * scale) | {"table_ms": cost(widths)}
             return widths
-        search = _Search(limit, least, cost, (widths, clock), lambda tried: self._clock(evidence, tried))
+        search = ClockSearch(limit, least(), cost, (widths, clock), lambda tried: self._clock(evidence, tried))
         widths, clock = search.best(choose)
         if clock > limit:
             raise SelectionError(
-                f"The wanted {limit:.4g} ms are out of reach: with each of the {len(least)} groups at its least width, "
-                f"the clock says {clock:.4g} ms, and the table {cost(widths):.4g}. {self.spread.advice} Or is the "
-                "device busy?"
+                f"The wanted {limit:.4g} ms are out of reach: with each of the {len(least())} groups at its least "
+                f"width, the clock says {clock:.4g} ms, and the table {cost(widths):.4g}. {self.spread.advice} Or is "
+                "the device busy?"
             )
         self.findings = self._by_clock(evidence, target, limit, widths, clock)
         return widths
@@ -288,108 +282,6 @@ class LatencyBudget(Budget):
         known, here = self.table.conditions.get("device"), self.runtime.conditions(images).get("device")
         if None not in (known, here) and known != here:
             raise ArgumentError(f"The table is of {known}, but this is {here}: profile the network here.")
-
-
-def table_ms_for(clock_ms: float, whole: Timed, chosen: Timed) -> float:
-    """What a table may say so that the clock says so much: along the line through what both say of two networks.
-
-    A table that errs by the same ratio at all widths is put right by that ratio alone; mostly it is right of the
-    network that it was made with, and errs the more, the less is left.
-
-    Args:
-        clock_ms: What the clock is to say.
-        whole: What table and clock say of the network that is cut.
-        chosen: What they say of one that is left of it.
-
-    Example:
-        >>> round(table_ms_for(5.0, whole=(10.0, 10.0), chosen=(5.0, 4.0)), 2), table_ms_for(5.0, (8, 16), (4, 8))
-        (5.83, 2.5)
-    """
-    table, clock = chosen
-    ratio = clock / table
-    slope = (whole[1] - clock) / (whole[0] - table) if whole[0] > table else ratio
-    # Of two networks that are almost alike the line is anything.
-    slope = min(max(slope, ratio / _STEEPER), ratio * _STEEPER)
-    return max(table + (clock_ms - clock) / slope, clock_ms / ratio / _STEEPER)
-
-
-class _Search:
-    """Looks for the slowest of the networks that the clock finds fast enough.
-
-    Args:
-        limit: Milliseconds.
-        least: The widths with which the table says least.
-        cost: What the table says.
-        first: Widths, and what the clock says of them.
-        clock: Tells it of others; ``None`` where that fails.
-    """
-
-    def __init__(
-        self,
-        limit: float,
-        least: Widths,
-        cost: Cost,
-        first: tuple[Widths, float],
-        clock: Callable[[Widths], float | None],
-    ) -> None:
-        self.limit, self.least, self.cost, self.clock = limit, least, cost, clock
-        self.timed: list[tuple[Widths, float, float]] = []
-        self._note(*first)
-
-    def best(self, choose: Callable[[float], Widths]) -> tuple[Widths, float]:
-        """The widths that were found, and what the clock says of them; too slow where the least are.
-
-        Args:
-            choose: What the table may say to widths.
-        """
-        # What else must hold may have it be faster than need be; what is too slow is no choice.
-        while not self._is_near() and len(self.timed) < (_TRIES if self._fast() else 2 * _TRIES):
-            allowed = self._allowed()
-            try:
-                widths = self.least if allowed <= self.cost(self.least) else choose(allowed)
-            except SelectionError:
-                widths = self.least
-            if not self._time(widths):
-                break
-        if not self._fast():
-            self._time(self.least)
-        widths, _, clock = max(self.timed, key=self._nearness)
-        return widths, clock
-
-    def _note(self, widths: Widths, clock: float) -> None:
-        self.timed.append((widths, self.cost(widths), clock))
-
-    def _time(self, widths: Widths) -> bool:
-        """Whether something was learnt: of widths that are known once more nothing is."""
-        if any(widths == known for known, _, _ in self.timed):
-            return False
-        clock = self.clock(widths)
-        if clock is not None:
-            self._note(widths, clock)
-        return clock is not None
-
-    def _fast(self) -> list[float]:
-        """What the table says of those that are fast enough."""
-        return [table for _, table, clock in self.timed if clock <= self.limit]
-
-    def _is_near(self) -> bool:
-        return any(_NEAR * self.limit <= clock <= self.limit for _, _, clock in self.timed)
-
-    def _nearness(self, timed: tuple[Widths, float, float]) -> float:
-        """How good a choice is: the more, the closer it is to the limit, and any within it first."""
-        clock = timed[2]
-        return clock if clock <= self.limit else self.limit - clock
-
-    def _allowed(self) -> float:
-        """What the table may say next: between what was too slow and what was fast enough."""
-        _, table, clock = max(self.timed, key=self._nearness)
-        if not hasattr(self, "_whole"):
-            whole = self.cost({})
-            self._whole = whole, self.clock({}) or clock * whole / table
-        allowed = table_ms_for(self.limit, self._whole, (table, clock))
-        slow = min((table for _, table, clock in self.timed if clock > self.limit), default=math.inf)
-        fast = max(self._fast(), default=self.cost(self.least))
-        return allowed if fast < allowed < slow or slow == math.inf else (fast + slow) / 2
 
 
 def _chosen(bundles: Sequence[Bundle], options: Sequence[Wholes], choice: Choice) -> Widths:

@@ -13,7 +13,7 @@ from lit_prune.cost.profile import LayerTimes, widths_of
 from lit_prune.cost.profile.torch_runtime import TorchRuntime
 from lit_prune.errors import RehearsalError, SelectionError
 from lit_prune.select import Budgets, LatencyBudget, ParamsBudget
-from lit_prune.select.latency_budget import table_ms_for
+from lit_prune.select.clock_search import table_ms_for
 from tests.toys import Classifier, fitted
 
 IMAGES = torch.zeros(1, 3, 16, 16)
@@ -212,9 +212,10 @@ def test_two_clocks_are_refused_and_two_tables_are_told_apart():
     timed = LatencyBudget(table(input=[1, 3, 16, 16]), "4 ms", runtime=slow_clock)
     with pytest.raises(ArgumentError, match="2 of its budgets have a runtime"):
         Budgets([timed, timed])
-    both = Budgets([LatencyBudget(table(), "4 ms"), LatencyBudget(table(dear=500.0), "30 ms")])
-    left(chain(), both)
-    assert sum(name.startswith("allowed ms") for name in both.findings) == 2
+    three = Budgets([LatencyBudget(table(dear=dear), f"{dear / 12} ms") for dear in (50.0, 500.0, 600.0)])
+    left(chain(), three)
+    assert sum(name.startswith("allowed ms") for name in three.findings) == 3
+    assert {"allowed ms", "allowed ms #2", "allowed ms #3"} <= three.findings.keys()
 
 
 @pytest.mark.filterwarnings("ignore:The pruning at epoch 2 removed nothing")
