@@ -137,8 +137,6 @@ class ChannelPruning(Callback):
         self._step_is_due = False
         self._hooks: list[Any] = []
         self._missed_start = False
-        # Whether events that are due wait for the first batch.
-        self._waited = False
 
     @property
     def schedule(self) -> Schedule:
@@ -251,7 +249,6 @@ class ChannelPruning(Callback):
         self.agenda.set_length(known_length(trainer, self.schedule.unit))
         self._missed_start = True
         self.averages.watch(trainer)
-        self._waited = not self.pruner.is_ready
         if not self.pruner.sees:
             self._watch = CallRecorder(pl_module)
         elif self.agenda.waits_for_data:
@@ -289,8 +286,7 @@ class ChannelPruning(Callback):
         """After the first batch, when the network's inputs are known, carry out the event that waited for them."""
         self._see_watched(trainer, pl_module)
         self._note_latecomers(pl_module, batch, batch_idx, "training_step")
-        if self._waited or self.agenda.is_waiting:
-            self._waited = False
+        if self.agenda.is_waiting:
             self._prune_if_due(trainer)
         self.agenda.rehearse_optimizers(self._host(trainer))
         self.agenda.rehearse_averages(self._host(trainer))

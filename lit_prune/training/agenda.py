@@ -42,7 +42,7 @@ class Agenda:
         self.on_error = on_error
         self.events: dict[int, float] = {}
         self.held = False
-        # Whether an event is due that waits for the next step.
+        # Whether an event is due that waits for a batch, or for a step.
         self.is_waiting = False
         self._rehearsal = Rehearsal(pruner)
 
@@ -117,8 +117,8 @@ class Agenda:
         """
         now, done = host.step if self.schedule.unit == "steps" else host.epoch, self.pruner.record.done
         due = [point for point in self.events if point <= now and point not in done]
-        self.is_waiting = False
-        if not due or self.held or not self.pruner.is_ready:
+        self.is_waiting = bool(due) and not self.held and not self.pruner.is_ready
+        if not due or self.held or self.is_waiting:
             return None
         recovery = self.pruner.recovery
         if recovery.floor is not None and self._had_an_event(host):
@@ -126,9 +126,9 @@ class Agenda:
         if self.pruner.end_trial(host):
             done.extend(self.ahead)
             return None
-        if not self.pruner.is_ready:
-            # What the gradients told went with the event that was taken back.
-            self.is_waiting = True
+        # What the gradients told went with the event that was taken back.
+        self.is_waiting = not self.pruner.is_ready
+        if self.is_waiting:
             return None
         if recovery.floor is not None:
             due = due[:1]

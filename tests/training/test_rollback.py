@@ -106,11 +106,13 @@ def test_what_optimizers_hold_elsewhere_is_taken_back_too():
     torch.testing.assert_close(sort(good), sort(again), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("accumulated", [1, 2])
 @pytest.mark.parametrize("criterion", ["taylor", "fisher"])
-def test_an_event_that_goes_by_gradients_waits_for_one_after_another_was_taken_back(criterion):
+def test_an_event_that_goes_by_gradients_waits_for_one_after_another_was_taken_back(criterion, accumulated):
     callback = pruning([2, 3], criterion=criterion, layers_per_event=1)
+    fit = trainer(callback, max_epochs=5, accumulate_grad_batches=accumulated)
     with pytest.warns(UserWarning, match="was taken back"):
-        trainer(callback, max_epochs=5).fit(Scored(), loader(), loader())
+        fit.fit(Scored(), loader(), loader())
     assert [(event["epoch"], event.get("taken_back", False)) for event in callback.events] == [(2, True), (3, False)]
 
 
