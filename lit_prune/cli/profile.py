@@ -34,10 +34,6 @@ def run_profile(options: argparse.Namespace) -> None:
     check_whole("--batch", options.batch)
     if options.image_size is not None:
         check_whole("--image-size", options.image_size)
-    # A measurement takes minutes.
-    written = options.out if options.script is None else options.script
-    make_folder(written.parent)
-    check_file(written)
     console = Console()
     if options.script is None and options.measured is None and (known := _known(options)) is not None:
         _say(console, f"{options.out} has been measured under the same conditions; --again measures anew.")
@@ -49,6 +45,10 @@ def run_profile(options: argparse.Namespace) -> None:
 
     network, images = load_network(options.model, options.image_size)
     images = images.expand(options.batch, *images.shape[1:]).contiguous()
+    # A measurement takes minutes.
+    written = options.out if options.script is None else options.script
+    make_folder(written.parent)
+    check_file(written)
     if options.script is not None:
         export_profile(network, images, options.script, options.runtime, options.round_to, options.networks)
         _say(console, f"Written: {options.script}. On the device: python {options.script.name} --out measured.json")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lit_prune.common._compat import tree_flatten
 from lit_prune.errors import CalibrationError
-from lit_prune.repair.recalibration import MOST_RATIO, MOST_SHIFT, unlike
+from lit_prune.repair.recalibration import are_unlike, unlike
 
 Usual = Mapping[str, tuple[float, float]]
 """Name of a module to mean and variance of the first tensor of floating-point numbers that enters it."""
@@ -88,5 +88,5 @@ def check_entering(usual: Usual, found: Usual) -> None:
         tiny = torch.finfo(torch.float32).tiny
         shift = abs(other - mean) / math.sqrt(max(var + spread, tiny))
         ratio = max(spread, tiny) / max(var, tiny)
-        if not (shift <= MOST_SHIFT and 1 / MOST_RATIO <= ratio <= MOST_RATIO):
+        if math.isnan(shift) or are_unlike(ratio, shift):
             raise CalibrationError(unlike(name or "the network", ratio, shift))

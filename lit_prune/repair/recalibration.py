@@ -17,8 +17,8 @@ from lit_prune.errors import CalibrationError
 
 # How many steps statistics take to settle, and how far those of training and calibration may lie apart.
 _SETTLED = 30
-MOST_SHIFT = 3.0
-MOST_RATIO = 16.0
+_MOST_SHIFT = 3.0
+_MOST_RATIO = 16.0
 _ARGUMENTS = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 
 
@@ -89,8 +89,13 @@ def check_alike(
     found, tiny = statistics[place], torch.finfo(torch.float32).tiny
     shift = float(((found.mean - mean).abs() / (var + found.var).clamp(min=tiny).sqrt()).median())
     ratio = float((found.var.clamp(min=tiny) / var.clamp(min=tiny)).log().median())
-    if shift > MOST_SHIFT or abs(ratio) > math.log(MOST_RATIO):
+    if are_unlike(math.exp(ratio), shift):
         raise CalibrationError(unlike(layer_of(place[0]), math.exp(ratio), shift))
+
+
+def are_unlike(ratio: float, shift: float) -> bool:
+    """Whether calibration data are nothing like those of training; as for :func:`unlike`."""
+    return shift > _MOST_SHIFT or ratio > _MOST_RATIO or ratio < 1 / _MOST_RATIO
 
 
 def unlike(what: str, ratio: float, shift: float) -> str:

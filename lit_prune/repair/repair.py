@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -180,15 +180,14 @@ def repaired(
         if repair.recalibration and isinstance(module, NormBase) and module.training and module.running_mean is not None
     }
     listening = Listening(names, kept, max(1, repair.rows // max(1, number)), kept_up)
-    entering, number_seen = Entering(), 0
-    with untouched(network):
+    number_seen = 0
+    with untouched(network), closing(Entering()) as entering:
         entering.watch(network, usual, in_training=False)
         for inputs in batches():
             number_seen += 1
             _check_batch(inputs)
             with precision(), listening.batch():
                 forward(*inputs)
-        entering.close()
         if not number_seen:
             raise CalibrationError("There is no calibration batch to go by: is the data set empty?")
         check_entering(usual, entering.found)

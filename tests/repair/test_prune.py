@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from lit_prune import ArgumentTypeError, plan_pruning, prune_
+from lit_prune import ArgumentTypeError, Repair, plan_pruning, prune_
 from lit_prune.errors import CalibrationError
+from lit_prune.repair import repaired
 from tests.repair.test_repair import IMAGES, OTHERS, build, error
 
 
@@ -68,3 +69,13 @@ def test_empty_batches_are_refused():
     with pytest.raises(CalibrationError, match="has no examples"):
         prune_(net, plan, data=[torch.zeros(0, 3, 8, 8)])
     torch.testing.assert_close(dict(net.state_dict()), dict(before), rtol=0, atol=0)
+
+
+def test_a_forward_that_fails_on_calibration_batches_leaves_no_hook():
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 1))
+    plan = plan_pruning(net, torch.randn(2, 3, 8, 8), amount=0.5, selection="uniform", round_to=4)
+    # Of two channels in place of three; the module within is not reached.
+    batches = [(torch.zeros(4, 2, 8, 8),)]
+    with pytest.raises(RuntimeError):
+        repaired(net, plan, lambda: batches, 1, Repair(), usual={"2": (0.0, 1.0)})
+    assert not any(module._forward_pre_hooks for module in net.modules())
