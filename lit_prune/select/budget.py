@@ -14,6 +14,7 @@ from torch import Tensor
 from lit_prune.common.arguments import check_positive
 from lit_prune.common.choices import resolve
 from lit_prune.common.findings import allowance
+from lit_prune.common.ranks import is_rank_zero
 from lit_prune.criteria import Evidence
 from lit_prune.errors import ArgumentError, ArgumentTypeError, SelectionError
 from lit_prune.select.base import Bundle, Scores, Selection, Target, Widths, bundled, lowest
@@ -88,6 +89,19 @@ class Budget(Selection):
         """Whether the whole network is timed at an event."""
         return False
 
+    is_rough: bool = False
+    """Whether it is to be quick, and not to ask a clock."""
+
+    def rough(self: Own) -> Own:
+        """The same budget for a forecast."""
+        other = copy.copy(self)
+        other.is_rough = True
+        return other
+
+    def pace(self, target: Target) -> float:
+        """How many times as much a clock is expected to say as :meth:`cost`, by what it said last."""
+        return 1.0
+
     @property
     def leads(self) -> bool:
         """Whether it shares the removal out in a way of its own, which :class:`Budgets` follows then."""
@@ -105,29 +119,28 @@ class Budget(Selection):
         Raises:
             SelectionError: If it is out of reach; the message has what can be reached.
         """
-        widths = self.within(evidence, scores, target)
+        if waits_for_rank_zero(self):
+            return {}
+        widths = self.within(evidence, scores, target, self.limit(evidence, target))
         return lowest([group for group in evidence.groups if group.name in widths], scores, widths)
 
-    def within(
-        self, evidence: Evidence, scores: Scores, target: Target, meets: Meets = always, roughly: bool = False
-    ) -> Widths:
+    def within(self, evidence: Evidence, scores: Scores, target: Target, limit: float, meets: Meets = always) -> Widths:
         """What is to be left of the groups that are concerned; findings say how far that goes.
 
         Args:
             evidence: As for a call.
             scores: As for a call.
             target: As for a call.
+            limit: What may be left.
             meets: What else must hold; if it does of some widths, it does of narrower ones.
-            roughly: Whether it is to be quick, and to find out nothing.
 
         Raises:
             SelectionError: As for a call.
         """
-        limit, cost = self.limit(evidence, target), self.cost(evidence)
+        cost = self.cost(evidence)
         bundles = self.concerned(bundled(evidence.groups, scores), evidence, target, limit)
         widths = fit(self.spread, bundles, scores, target, cost_where(meets, cost), limit, self.counted, self.adds_up)
-        if not roughly:
-            self.findings = self.found(evidence, target, limit, cost(widths))
+        self.findings = self.found(evidence, target, limit, cost(widths))
         return widths
 
     def found(self, evidence: Evidence, target: Target, limit: float, left: float) -> dict[str, float]:
@@ -152,6 +165,11 @@ class Budget(Selection):
     def concerned(self, bundles: list[Bundle], evidence: Evidence, target: Target, limit: float) -> list[Bundle]:
         """Those of which fewer channels cost less; by default all."""
         return bundles
+
+
+def waits_for_rank_zero(budget: Budget | None) -> bool:
+    """Whether another rank decides: it asks the clock, and by the table alone one may come to another end, or to none."""
+    return budget is not None and budget.asks_clock and not is_rank_zero()
 
 
 class NoneMeetsAll(SelectionError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from lit_prune.criteria import Evidence
 from lit_prune.errors import ArgumentError, ArgumentTypeError
 from lit_prune.plan import belongs_to_any
 from lit_prune.select.base import Scores, Selection, Target, Widths, bundled, flat, lowest
-from lit_prune.select.budget import Budget, NoneMeetsAll, as_spread, removal_of
+from lit_prune.select.budget import Budget, NoneMeetsAll, as_spread, removal_of, waits_for_rank_zero
 from lit_prune.select.spread import Cost, Spread, fit, out_of_reach
 
 
@@ -158,46 +159,51 @@ class Budgets(Selection):
         Raises:
             SelectionError: If one is out of reach; the message has what can be reached of that one.
         """
-        widths = self._widths(evidence, scores, target, roughly=False)
+        if waits_for_rank_zero(self._leading):
+            return {}
+        widths = self._widths(evidence, scores, target)
         return lowest(flat(bundled(evidence.groups, scores)), scores, widths)
 
     def foretell(self, evidence: Evidence, scores: Scores, target: Target) -> Mapping[str, object]:
         """As a call, but that nothing is timed."""
-        return removal_of(evidence, self._widths(evidence, scores, target, roughly=True))
+        rough = copy.copy(self)
+        rough.budgets = [budget.rough() for budget in self.budgets]
+        if self._leading is not None:
+            rough._leading = rough.budgets[self.budgets.index(self._leading)]
+        return removal_of(evidence, rough._widths(evidence, scores, target))
 
-    def _widths(self, evidence: Evidence, scores: Scores, target: Target, roughly: bool) -> Widths:
+    def _widths(self, evidence: Evidence, scores: Scores, target: Target) -> Widths:
         bundles = bundled(evidence.groups, scores)
+        leading = self._leading
         parts = [(budget, budget.limit(evidence, target), budget.cost(evidence)) for budget in self.budgets]
         narrow = self.spread.widths(1.0, bundles, scores, target)
         for budget, limit, cost in parts:
-            if cost(narrow) > limit:
+            # What is timed is out of reach only if the clock says so.
+            if not budget.asks_clock and cost(narrow) > limit:
                 raise out_of_reach(limit, cost(narrow), len(narrow), budget.counted, self.spread.advice)
-        leading = self._leading
 
         def meets(widths: Widths) -> bool:
             return all(cost(widths) <= limit for budget, limit, cost in parts if budget is not leading)
 
         def most(widths: Widths) -> float:
-            return max(cost(widths) / limit for _, limit, cost in parts)
+            return max(cost(widths) * budget.pace(target) / limit for budget, limit, cost in parts)
 
-        widths: Widths | None = None
+        led: Widths | None = None
         if leading is not None:
+            limit = next(limit for budget, limit, _ in parts if budget is leading)
             # Layers that save no time have to go all the same where the others are strict.
             with suppress(NoneMeetsAll):
-                widths = leading.within(evidence, scores, target, meets, roughly)
-        is_led = widths is not None
-        if widths is None:
-            adds_up = all(budget.adds_up for budget in self.budgets)
-            widths = fit(self.spread, bundles, scores, target, most, 1.0, "budgets", adds_up)
-        if not roughly:
-            # What is timed comes first: the next event goes on from what the clock said.
-            self.findings, alike = {}, Counter[str]()
-            for budget, limit, _ in sorted(parts, key=lambda part: part[0] is not leading):
-                is_leading = is_led and budget is leading
-                found = budget.findings if is_leading else budget.confirmed(evidence, target, limit, widths)
-                alike[budget.counted] += 1
-                again = f" #{alike[budget.counted]}" if alike[budget.counted] > 1 else ""
-                self.findings |= {f"{name}{again}": number for name, number in found.items()}
+                led = leading.within(evidence, scores, target, limit, meets)
+        adds_up = all(budget.adds_up for budget in self.budgets)
+        widths = fit(self.spread, bundles, scores, target, most, 1.0, "budgets", adds_up) if led is None else led
+        self.findings, alike = {}, Counter[str]()
+        # What is timed comes first: the next event goes on from what the clock said.
+        for budget, limit, _ in sorted(parts, key=lambda part: part[0] is not leading):
+            is_known = led is not None and budget is leading
+            found = budget.findings if is_known else budget.confirmed(evidence, target, limit, widths)
+            alike[budget.counted] += 1
+            again = f" #{alike[budget.counted]}" if alike[budget.counted] > 1 else ""
+            self.findings |= {f"{name}{again}": number for name, number in found.items()}
         return widths
 
 

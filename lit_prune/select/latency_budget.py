@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lit_prune.common.arguments import check_positive, check_whole
-from lit_prune.common.ranks import is_rank_zero, warn_once
+from lit_prune.common.ranks import warn_once
 from lit_prune.cost.profile import LatencyTable, Runtime, Stopwatch, runtime_of
 from lit_prune.cost.profile.runtimes import Name
 from lit_prune.cost.profile.torch_runtime import placed
@@ -31,6 +31,7 @@ _HALVINGS = 10
 # A first-order score says too little of a layer that loses much. Raised to a power, the worthiest channel that a layer
 # loses counts most, so that no layer is all but emptied for being dear.
 _POWER = 4
+_DENSE = "dense_ms"
 
 
 class LatencyBudget(Budget):
@@ -44,14 +45,15 @@ class LatencyBudget(Budget):
     Args:
         table: A :class:`lit_prune.cost.LatencyTable`, or the path of one that `lit-prune profile` has made.
         at_most: As for :class:`Budget`: ``"8 ms"``, or a number of milliseconds. Without it the amount says which ratio
-            goes of the latency that the profiled network has.
+            goes of the dense network's latency: by the clock where there is one, else by the table.
         spread: ``"uniform"``, ``"global"`` or a :class:`Spread` share the removal out as for the other budgets; by
             default the table does.
         runtime: Times the whole network, as for :func:`lit_prune.cost.profile_latency`; ``None`` goes by the table.
         threads: Of the runtime; by default those of the table.
 
     Attributes:
-        findings: Of the last choice ``table_ms``, and ``clock_ms`` where it was timed.
+        findings: Of the last choice ``table_ms``, and ``clock_ms`` where it was timed; ``dense_ms`` is what the clock
+            said of the dense network, where that was asked.
 
     Raises:
         ArgumentError: As for :class:`Budget`, or if the table can't be read.
@@ -90,6 +92,8 @@ class LatencyBudget(Budget):
             raise ArgumentError(f"{self.table} is not of runtime={runtime!r}: profile the network there.")
         count = threads or int(self.table.conditions.get("threads", 1))
         self.runtime = None if runtime is None else runtime_of(runtime, count)
+        # What the clock says of the dense network, once that was asked.
+        self._dense_ms: float | None = None
 
     def cost(self, evidence: Evidence) -> Cost:
         """Milliseconds, by the table."""
@@ -106,8 +110,23 @@ class LatencyBudget(Budget):
         return cost
 
     def dense(self, evidence: Evidence, target: Target) -> float:
-        """The latency of the network that was profiled."""
-        return self.table.dense_ms
+        """The latency of the network that was profiled, by the clock where there is one."""
+        self._dense_ms = target.findings.get(_DENSE)
+        if self._dense_ms is None and (clock := self._clock(evidence, {})) is not None:
+            self._dense_ms = clock * self.table.dense_ms / self.cost(evidence)({})
+        return self._dense_ms or self.table.dense_ms
+
+    def limit(self, evidence: Evidence, target: Target) -> float:
+        """As of any budget."""
+        self._dense_ms = None
+        return super().limit(evidence, target)
+
+    def pace(self, target: Target) -> float:
+        """As of any budget."""
+        last = target.findings
+        if "clock_ms" in last:
+            return last["clock_ms"] / last["table_ms"]
+        return (self._dense_ms or self.table.dense_ms) / self.table.dense_ms
 
     @property
     def asks_clock(self) -> bool:
@@ -127,31 +146,29 @@ class LatencyBudget(Budget):
 
     def foretell(self, evidence: Evidence, scores: Scores, target: Target) -> Mapping[str, object]:
         """What the table alone says."""
-        return removal_of(evidence, self.within(evidence, scores, target, roughly=True))
+        budget = self.rough()
+        return removal_of(evidence, budget.within(evidence, scores, target, budget.limit(evidence, target)))
 
-    def within(
-        self, evidence: Evidence, scores: Scores, target: Target, meets: Meets = always, roughly: bool = False
-    ) -> Widths:
-        """As of any budget; by the clock where there is one, and ``roughly`` by the table alone.
+    def within(self, evidence: Evidence, scores: Scores, target: Target, limit: float, meets: Meets = always) -> Widths:
+        """As of any budget; by the clock where there is one, and roughly by the table alone.
 
         Raises:
             SelectionError: If the budget is out of reach (the message has what can be reached), if the table is of
                 another network, or if no choice of the table's meets what else must hold.
         """
-        limit = self.limit(evidence, target)
 
         def choose(allowed: float) -> Widths:
-            return self._meeting(evidence, scores, target, allowed, meets, roughly)
+            return self._meeting(evidence, scores, target, allowed, meets)
 
-        if roughly:
-            return choose(limit)
-        last = target.findings
-        scale = last["clock_ms"] / last["table_ms"] if "clock_ms" in last else 1.0
+        scale = self.pace(target)
         least, cost = cache(lambda: self._least(evidence, scores, target)), self.cost(evidence)
-        # What the clock said before is no reason to give up.
-        widths = least() if scale != 1 and limit / scale <= cost(least()) else choose(limit / scale)
+        # Only what the clock says of the least widths is a reason to give up.
+        is_beyond = limit / scale <= cost(least())
+        widths = least() if is_beyond and self.asks_clock else choose(limit / scale)
         clock = self._clock(evidence, widths)
         if clock is None:
+            if is_beyond and not self.is_rough:
+                widths = choose(limit / scale)
             self.findings = self.found(evidence, target, limit, cost(widths) * scale) | {"table_ms": cost(widths)}
             return widths
         search = ClockSearch(limit, least(), cost, (widths, clock), lambda tried: self._clock(evidence, tried))
@@ -185,17 +202,16 @@ class LatencyBudget(Budget):
         self, evidence: Evidence, target: Target, limit: float, widths: Widths, clock: float
     ) -> dict[str, float]:
         left = super().found(evidence, target, limit, clock)
-        return left | {"table_ms": self.cost(evidence)(widths), "clock_ms": clock}
+        timed = {} if self._dense_ms is None else {_DENSE: self._dense_ms}
+        return left | {"table_ms": self.cost(evidence)(widths), "clock_ms": clock} | timed
 
     def found(self, evidence: Evidence, target: Target, limit: float, left: float) -> dict[str, float]:
         """What the table says as well, where nothing was timed."""
         return {**super().found(evidence, target, limit, left), "table_ms": left}
 
-    def _meeting(
-        self, evidence: Evidence, scores: Scores, target: Target, limit: float, meets: Meets, roughly: bool = False
-    ) -> Widths:
+    def _meeting(self, evidence: Evidence, scores: Scores, target: Target, limit: float, meets: Meets) -> Widths:
         """The slowest choice within a limit that meets what else must hold, and what room there is then."""
-        widths = self._widths(evidence, scores, target, limit, roughly)
+        widths = self._widths(evidence, scores, target, limit, self.is_rough)
         if meets(widths):
             return widths
         found: Widths | None = None
@@ -213,7 +229,7 @@ class LatencyBudget(Budget):
                 high = middle
         if found is None:
             raise NoneMeetsAll("No choice by the table meets all budgets.")
-        if roughly:
+        if self.is_rough:
             return found
         cost = cost_where(meets, self.cost(evidence))
         return filled(self.spread, bundled(evidence.groups, scores), scores, target, cost, limit, found)
@@ -253,8 +269,8 @@ class LatencyBudget(Budget):
             raise SelectionError(str(error)) from error
 
     def _clock(self, evidence: Evidence, widths: Widths) -> float | None:
-        """The milliseconds of the whole network at some widths, where a runtime is at hand; measured on one rank."""
-        if self.runtime is None or not is_rank_zero():
+        """The milliseconds of the whole network at some widths, where a runtime is at hand."""
+        if self.runtime is None or self.is_rough:
             return None
         network = shrink_(replica(evidence.network), evidence.graph.plan(removal_of(evidence, widths)))
         prefix = self.table.prefix_in(network, shrinking(evidence))

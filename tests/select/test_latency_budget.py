@@ -11,7 +11,7 @@ from lit_prune import ArgumentError, ChannelPruning, plan_pruning, shrink_
 from lit_prune.cost import LatencyTable, profile_latency
 from lit_prune.cost.profile import LayerTimes, widths_of
 from lit_prune.cost.profile.torch_runtime import TorchRuntime
-from lit_prune.errors import RehearsalError, SelectionError
+from lit_prune.errors import PruningError, RehearsalError, SelectionError
 from lit_prune.select import Budgets, LatencyBudget, ParamsBudget
 from lit_prune.select.clock_search import table_ms_for
 from tests.toys import Classifier, fitted
@@ -311,7 +311,8 @@ def test_events_go_a_part_of_the_way_each_and_tell_what_they_found():
     pruning = ChannelPruning(None, [1, 2], selection=selection, **OPTIONS)
     module = fitted(pruning)
     first, second = (event["findings"] for event in pruning.events)
-    assert 0.65 * whole < first["clock_ms"] <= 0.75 * whole
+    # Half of the way from what the clock says of the dense network.
+    assert 0.7 * whole < first["clock_ms"] <= 0.8 * whole
     assert 0.4 * whole < second["clock_ms"] <= 0.5 * whole
     assert toy_ms(module.net) == pytest.approx(second["table_ms"])
 
@@ -328,8 +329,8 @@ def test_resumed_it_goes_on_with_what_the_clock_said(tmp_path):
     asked = []
     straight = pruning()
     fitted(straight, ModelCheckpoint(tmp_path, save_top_k=-1, filename="{epoch}"))
-    # The first event: its choice, the whole network, another choice; then the table is right at once.
-    assert len(asked) == 4
+    # The first event asks for the dense network; then the table is right at once.
+    assert len(asked) == 3
     resumed = pruning()
     fitted(resumed, ckpt_path=tmp_path / "epoch=1.ckpt")
     assert resumed.events == [resumed.events[0], {**straight.events[1], "seconds": resumed.events[1]["seconds"]}]
@@ -352,6 +353,49 @@ def test_a_limit_out_of_reach_is_told_on_the_first_batch():
 def test_wrong_arguments_are_told(options, message):
     with pytest.raises(ArgumentError, match=message):
         LatencyBudget(table(), **options)
+
+
+@pytest.mark.parametrize("spread", [None, "uniform"])
+@pytest.mark.parametrize("faster", [1 / 3, 3.0])
+def test_an_amount_is_of_what_the_clock_says_of_the_dense_network(faster, spread):
+    def selection():
+        timed = LatencyBudget(toy_table(), spread=spread, runtime=clock)
+        return timed if spread is None else Budgets([timed, ParamsBudget()])
+
+    def clock(network, images):
+        return faster * toy_ms(network)
+
+    whole = faster * toy_table().dense_ms
+    pruning = ChannelPruning(0.4, [1, 2], selection=selection(), **OPTIONS)
+    module = fitted(pruning)
+    for event, part in zip(pruning.events, (0.8, 0.6), strict=True):
+        assert 0.7 * part * whole < event["findings"]["clock_ms"] <= part * whole
+        assert event["findings"]["dense_ms"] == pytest.approx(whole)
+    assert clock(module.net, None) == pytest.approx(pruning.events[-1]["findings"]["clock_ms"])
+
+
+@pytest.mark.parametrize("beside", [(), (ParamsBudget(at_most="1 Mparams"),)])
+def test_what_only_the_clock_can_reach_is_not_refused_before(beside):
+    limit = 0.05 * toy_table().dense_ms
+
+    def pruning(factor):
+        timed = LatencyBudget(toy_table(), limit, runtime=lambda network, images: factor * toy_ms(network))
+        return ChannelPruning(None, [1], selection=Budgets([timed, *beside]) if beside else timed, **OPTIONS)
+
+    assert 0.7 * limit < 0.2 * toy_ms(fitted(pruning(0.2)).net) <= limit
+    with pytest.raises(PruningError, match=r"out of reach: .* the clock says"):
+        fitted(pruning(1.0))
+
+
+def test_where_a_clock_fails_the_table_says_what_is_out_of_reach():
+    def fails(network, images):
+        raise RuntimeError("no such device")
+
+    with (
+        pytest.warns(UserWarning, match="no such device"),
+        pytest.raises(SelectionError, match=r"The wanted 0\.1 ms are out of reach: .* 1\.\d+ are left"),
+    ):
+        left(chain(), LatencyBudget(table(input=[1, 3, 16, 16]), "0.1 ms", runtime=fails))
 
 
 def test_a_table_of_another_runtime_is_refused():

@@ -29,7 +29,9 @@ from lit_prune import ChannelPruning, PruningPlan, accept_pruned
 from lit_prune.common.ranks import from_rank_zero
 from lit_prune.criteria import Criterion, Magnitude, Taylor
 from lit_prune.policy.steps import carry_out
+from lit_prune.select import LatencyBudget
 from lit_prune.training.recovery import Recovery
+from tests.select.test_latency_budget import toy_ms, toy_table
 from tests.toys import Classifier, loader, trainer, widths
 from tests.training.setups import SETUPS
 
@@ -222,6 +224,12 @@ class Dump(pl.Callback):
         )
 
 
+def by_clock() -> LatencyBudget:
+    """What a clock can reach, which is out of reach by the table."""
+    table = toy_table()
+    return LatencyBudget(table, 0.15 * table.dense_ms, runtime=lambda network, images: 0.2 * toy_ms(network))
+
+
 def data(batch_size: int) -> DataLoader[tuple[Tensor, ...]]:
     return loader(examples=48, batch_size=batch_size)
 
@@ -240,11 +248,11 @@ def main(out: Path, options: dict[str, Any]) -> None:
         mock.patch.object(DistributedDataParallel, "_passing_sync_batchnorm_handle", return_value=None).start()
     criterion = {"rank": RankDependent(), "taylor": Taylor()}.get(options.get("criterion", ""), Magnitude())
     callback = ChannelPruning(
-        0.6,
+        None if options.get("selection") == "clock" else 0.6,
         options.get("epochs", [1, 2, 3]),
         criterion=criterion,
         verbose=False,
-        selection=options.get("selection", "uniform"),
+        selection=by_clock() if options.get("selection") == "clock" else options.get("selection", "uniform"),
         recovery=Recovery(**options.get("recovery", {})),
         repair=options.get("repair", False),
         on_error=options.get("on_error", "raise"),

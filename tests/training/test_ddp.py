@@ -186,6 +186,17 @@ def test_ranks_with_other_scores_take_those_of_rank_zero(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_clock_of_rank_zero_decides_for_all(tmp_path):
+    code, output = start(tmp_path, selection="clock", epochs=[1, 2])
+    assert code == 0, output
+    first, second = ranks_of(tmp_path)
+    assert_equal(first, second)
+    for rank in (first, second):
+        assert all(event["findings"]["clock_ms"] <= event["findings"]["allowed ms"] for event in rank["events"])
+        assert len(rank["events"]) == 2
+
+
+@pytest.mark.slow
 def test_a_rank_that_chooses_otherwise_is_caught_by_its_digest(tmp_path):
     code, output = start(tmp_path, **{"chooses otherwise": True})
     assert code != 0
