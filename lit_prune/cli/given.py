@@ -74,14 +74,28 @@ def check_amounts(amounts: Sequence[str]) -> None:
         lit_prune.errors.ArgumentError: An amount is a ratio in (0, 1), or a limit such as '8 ms', but is 'train.yaml'.
     """
     for amount in amounts:
-        try:
-            fits = 0 < float(amount) < 1
-        except ValueError:
+        if is_limit(amount):
             fits = re.fullmatch(r"\s*[\d.]+(?:[eE][+-]?\d+)?\s*[a-zA-Z]+\s*", amount) is not None
+        else:
+            fits = 0 < float(amount) < 1
         if not fits:
             raise ArgumentError(f"An amount is a ratio in (0, 1), or a limit such as '8 ms', but is {amount!r}.")
     if len({*amounts}) < len(amounts):
         raise ArgumentError(f"Each amount is to be given once, but got {' '.join(amounts)}.")
+
+
+def is_limit(amount: str) -> bool:
+    """Whether an amount is no number, and so a limit of a budget.
+
+    Example:
+        >>> is_limit("8 ms"), is_limit("0.2")
+        (True, False)
+    """
+    try:
+        float(amount)
+    except ValueError:
+        return True
+    return False
 
 
 def metric_among(metrics: Mapping[str, float], name: str | None) -> str:

@@ -24,6 +24,7 @@ from lit_prune.callback import ChannelPruning
 from lit_prune.checkpoint import RECORD_KEY
 from lit_prune.cli.ckpt_path import KeptRecord
 from lit_prune.cli.foresight import AllIsSeen, Foresight
+from lit_prune.cli.given import is_limit
 from lit_prune.cli.trainer_commands import run_trainer
 from lit_prune.common.reading import read_checkpoint
 from lit_prune.cost.profile import LatencyTable
@@ -101,12 +102,25 @@ def cut(arguments: Sequence[str], amount: str, save: Path, table: LatencyTable |
     return {**seen["events"][-1], "dense": seen["dense"]}
 
 
-def look(arguments: Sequence[str], foresight: Foresight, amount: str | None = None) -> None:
+def check_amount(arguments: Sequence[str], amount: str) -> None:
+    """Raise unless an amount is one that a ChannelPruning and its selection may be given; nothing is run.
+
+    Args:
+        arguments: As for :func:`cut`.
+        amount: As for :func:`cut`.
+
+    Raises:
+        LitPruneError: As a fit would when it begins.
+    """
+    look(arguments, _Begun(), amount)
+
+
+def look(arguments: Sequence[str], foresight: Callback, amount: str | None = None) -> None:
     """Begin a fit with the trained weights alone, until all is seen.
 
     Args:
         arguments: Of `fit`.
-        foresight: Looks.
+        foresight: Looks, and raises :class:`AllIsSeen` when it has.
         amount: What its one event asks for; by default what is always in reach, since nothing is to come of it.
     """
     start = _StartingWeights()
@@ -189,11 +203,9 @@ def _alone(config: Any, stays: Callable[[type], bool]) -> None:
 
 def _ask_for(arguments: Any, amount: str) -> None:
     """Have a ChannelPruning's arguments ask for an amount."""
-    try:
-        arguments["amount"] = float(amount)
+    arguments["amount"] = None if is_limit(amount) else float(amount)
+    if not is_limit(amount):
         return
-    except ValueError:
-        arguments["amount"] = None
     selection = arguments.get("selection")
     if not hasattr(selection, "class_path"):
         raise ArgumentError(
@@ -203,6 +215,13 @@ def _ask_for(arguments: Any, amount: str) -> None:
     if selection.get("init_args") is None:
         selection["init_args"] = type(arguments)()
     selection.init_args["at_most"] = amount
+
+
+class _Begun(Callback):
+    """All is seen once everything is made."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        raise AllIsSeen
 
 
 class _StartingWeights(Callback):

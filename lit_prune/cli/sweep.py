@@ -13,8 +13,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from lit_prune.cli.given import check_amounts, fingerprint, make_folder, metric_among
-from lit_prune.cli.stages import cut, measure, train_on
+from lit_prune.cli.given import check_amounts, fingerprint, is_limit, make_folder, metric_among
+from lit_prune.cli.stages import check_amount, cut, measure, train_on
 from lit_prune.common.arguments import check_whole
 from lit_prune.cost.profile import LatencyTable
 from lit_prune.errors import ArgumentError, PruningError
@@ -74,6 +74,7 @@ class Sweep:
         """
         make_folder(self.out)
         self._check_settings()
+        self._check_amounts()
         for name in self.names:
             folder = self._folder(name)
             if not (folder / _POINT).exists():
@@ -112,6 +113,14 @@ class Sweep:
         metric_among(metrics, self.metric)
         where = {} if saved is None else {"checkpoint": str(saved.relative_to(self.out))}
         return {"amount": name, "metrics": metrics, **known, **where, "seconds": time.perf_counter() - started}
+
+    def _check_amounts(self) -> None:
+        """Refuse what the selection does not take before anything is measured, or trained."""
+        missing = [name for name in self.names if name != DENSE and not (self._folder(name) / _POINT).exists()]
+        ratios = [name for name in missing if not is_limit(name)]
+        # As a ratio any is as good as another.
+        for name in [*ratios[:1], *(name for name in missing if is_limit(name))]:
+            check_amount(self.arguments, name)
 
     def _check_settings(self) -> None:
         """Refuse a folder whose points were made in another way."""

@@ -168,7 +168,7 @@ class Budget(Selection):
 
 
 def waits_for_rank_zero(budget: Budget | None) -> bool:
-    """Whether another rank decides: it asks the clock, and by the table alone one may come to another end, or to none."""
+    """Whether another rank decides: only it asks the clock, and by the table alone a budget may be out of reach."""
     return budget is not None and budget.asks_clock and not is_rank_zero()
 
 

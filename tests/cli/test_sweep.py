@@ -113,6 +113,24 @@ def test_what_is_wrong_is_told(arguments, message, mine, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("selection", "amounts", "message"),
+    [
+        (["MacsBudget"], ["0.5", "90 kMACs", "8 ms"], "at_most must be in MACs"),
+        (["MacsBudget", "--trainer.callbacks.selection.at_most=1"], ["90 kMACs", "0.5"], "says by itself how far"),
+        (["NamedWidths", "--trainer.callbacks.selection.widths={net.0: 8}"], ["0.5"], "says by itself how far"),
+    ],
+)
+def test_what_a_selection_does_not_take_is_told_before_anything_is_measured(
+    selection, amounts, message, trained, capsys
+):
+    name, *rest = selection
+    chosen = [f"--trainer.callbacks.selection=lit_prune.select.{name}", *rest]
+    assert main(["sweep", *trained, *chosen, "--amounts", *amounts]) == 2
+    assert message in capsys.readouterr().err
+    assert not any(Path("sweep").rglob("*.*"))
+
+
 def test_amounts_that_are_all_out_of_reach_are_an_error(trained, capsys):
     assert main(["sweep", *trained, *BUDGET, "--amounts", "1 MACs"]) == 2
     assert "No amount could be cut" in capsys.readouterr().err
