@@ -54,7 +54,7 @@ def load_pruned(
     Raises:
         CheckpointError: If the file is damaged, holds what ``weights_only`` refuses or no weights, or its record and
             tensors disagree.
-        FileNotFoundError: If there is no such file.
+        MissingFileError: If there is no such file.
 
     Example:
         >>> import tempfile, torch

@@ -156,13 +156,10 @@ def test_a_trainer_names_a_file_that_is_cut_short(saved, tmp_path, kept, stage):
     assert "load_checkpoint" not in vars(run.strategy)
 
 
-def test_other_errors_of_loading_are_left_as_they_are(tmp_path):
+def test_a_file_that_is_not_there_is_the_trainers_to_tell(tmp_path):
     run = trainer(ChannelPruning(0.5, [1, 2], verbose=False))
     with pytest.raises(FileNotFoundError):
         run.fit(Wide(32), loader(), ckpt_path=tmp_path / "none.ckpt")
-    (tmp_path / "folder.ckpt").mkdir()
-    with pytest.raises(IsADirectoryError):
-        load_pruned(Wide, tmp_path / "folder.ckpt")
 
 
 class Choice:

@@ -39,8 +39,12 @@ examples:
 """
 
 
+# As of a shell that was sent SIGINT.
+_INTERRUPTED = 130
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `lit-prune` and return its exit status: 0, or 2 where the user has to change something.
+    """Run `lit-prune` and return its exit status: 0, 2 where the user has to change something, or 130 at Ctrl-C.
 
     Args:
         arguments: Those of the command line, without the program's name; by default this process's.
@@ -62,6 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options = _parser().parse_args(arguments)
             command: Callable[[argparse.Namespace], None] = options.command
             command(options)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted")
+        return _INTERRUPTED
     except Exception as error:
         mistake = _user_error(error)
         if mistake is None:

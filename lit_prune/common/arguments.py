@@ -9,6 +9,33 @@ from numbers import Integral, Real
 from lit_prune.errors import ArgumentError, ArgumentTypeError
 
 
+def check_kind(name: str, value: object, kind: type) -> None:
+    """Raise unless ``value`` is an instance of a class.
+
+    Args:
+        name: The user's argument, for the message.
+        value: What was given.
+        kind: The class.
+
+    Raises:
+        ArgumentTypeError: If it is none.
+
+    Example:
+        >>> check_kind("plan", None, dict)
+        Traceback (most recent call last):
+        lit_prune.errors.ArgumentTypeError: plan must be a dict, but got None.
+        >>> check_kind("plan", dict, dict)
+        Traceback (most recent call last):
+        lit_prune.errors.ArgumentTypeError: plan must be a dict, but got the class dict: make one of it.
+    """
+    if isinstance(value, kind):
+        return
+    given = "None" if value is None else f"a {type(value).__name__}"
+    if isinstance(value, type):
+        given = f"the class {value.__name__}{': make one of it' if issubclass(value, kind) else ''}"
+    raise ArgumentTypeError(f"{name} must be a {kind.__name__}, but got {given}.")
+
+
 def check_whole(name: str, value: object, least: int = 1) -> None:
     """Raise unless ``value`` is a whole number of at least ``least``.
 

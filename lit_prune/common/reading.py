@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lit_prune.errors import CheckpointError
+from lit_prune.errors import ArgumentTypeError, CheckpointError, MissingFileError
 
 # How torch's messages name what it refuses to load, call or build besides weights.
 _REFUSED = re.compile(r"\bGLOBAL (\S+)|unrecognized function (.+)|but got <class '([^']+)'>|(\S+) must be imported")
@@ -28,8 +28,9 @@ def read_checkpoint(
         remedy: What a caller who trusts the file can do about objects that are refused, for the message.
 
     Raises:
-        CheckpointError: If it is damaged, holds something else, or something that is not loaded by ``weights_only``.
-        FileNotFoundError: If there is no such file.
+        CheckpointError: If it is damaged, holds something else, or something that is not loaded by ``weights_only``;
+            or if it can't be opened.
+        MissingFileError: If there is no such file.
 
     Example:
         >>> import tempfile
@@ -38,8 +39,12 @@ def read_checkpoint(
         ...     read_checkpoint(f"{folder}/net.pt")
         {'weight': tensor([1., 1.])}
     """
+    if not isinstance(path, (str, PathLike)):
+        raise ArgumentTypeError(f"A checkpoint is named by its path, but got {path!r}.")
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=weights_only)
+    except FileNotFoundError as error:
+        raise MissingFileError(f"There is no file {str(path)!r}.") from error
     except Exception as error:
         reason = unreadable(path, error, remedy)
         if reason is None:
@@ -59,8 +64,8 @@ def unreadable(path: str | PathLike[str], error: Exception, remedy: str) -> Chec
         remedy: As for :func:`read_checkpoint`.
     """
     if isinstance(error, OSError) and error.filename is not None:
-        # Missing, a folder, or not to be opened; where the archive is broken, torch's OSError names no file.
-        return None
+        # Where the archive is broken, torch's OSError names no file.
+        return CheckpointError(f"{path} can't be read: {error.strerror}.")
     refused = _refused(path, error)
     if refused:
         names = ", ".join(refused)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_prune.common.arguments import check_kind
 from lit_prune.common.running import evaluating
 from lit_prune.errors import ArgumentError, ArgumentTypeError
 
@@ -66,6 +67,7 @@ def measure_latency(
         For each name what was measured.
 
     Raises:
+        ArgumentTypeError: If networks are not given by name, or one is none.
         ArgumentError: If there is no network or no tensor, ``repeats`` is below 1, or ``warmup`` is negative.
 
     Example:
@@ -78,6 +80,8 @@ def measure_latency(
             f"measure_latency takes networks by name, such as {{'pruned': network}}, but got a "
             f"{type(networks).__name__}."
         )
+    for name, network in networks.items():
+        check_kind(name, network, nn.Module)
     first = next((value for value in inputs if isinstance(value, Tensor) and value.dim() > 0), None)
     if not networks or first is None:
         raise ArgumentError("measure_latency needs at least one network and one input tensor with a batch dimension.")

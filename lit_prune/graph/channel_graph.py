@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from lit_prune.common.arguments import check_kind
 from lit_prune.common.deprecated import warn_renamed
 from lit_prune.errors import ArgumentError, ArgumentTypeError, UnknownNameError
 from lit_prune.graph.groups import ChannelGroup, Grouping, plan_without
@@ -99,6 +100,7 @@ class ChannelGraph:
             **kwargs: Keyword example inputs.
 
         Raises:
+            ArgumentTypeError: If the model is no network.
             TraceError: If the forward fails on these inputs; the message names the layer.
         """
         return cls.trace_calls(model, [Call("", args, kwargs)])
@@ -118,6 +120,7 @@ class ChannelGraph:
         Raises:
             TraceError: If a forward fails on these inputs; the message names the layer.
         """
+        check_kind("model", model, nn.Module)
         with _collector_paused():
             return cls(*examine(model, list(calls), averages))
 

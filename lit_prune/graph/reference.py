@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lit_prune.common.arguments import check_kind
 from lit_prune.graph.composites import Composites
 from lit_prune.graph.operation import Operation, signature
 from lit_prune.graph.recording import Recording
@@ -50,8 +51,11 @@ def mask_(module: ModuleT, plan: PruningPlan) -> ModuleT:
         The same module.
 
     Raises:
+        ArgumentTypeError: If the module or the plan is none.
         ArgumentError: If the plan does not fit the module; then nothing has changed.
     """
+    check_kind("module", module, nn.Module)
+    check_kind("plan", plan, PruningPlan)
     zero_(module, plan)
     before = release_maskings_(module)
     if plan.reduced_in or before:

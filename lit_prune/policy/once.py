@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_prune.common._compat import tree_flatten
+from lit_prune.common.arguments import check_kind
 from lit_prune.common.choices import resolve
 from lit_prune.criteria import CRITERIA, Changes, Criterion
 from lit_prune.errors import ArgumentError, ArgumentTypeError
@@ -51,6 +52,7 @@ def plan_pruning(
             ``(loss_of(network, batch) for batch in batches)``. No gradient is left anywhere.
 
     Raises:
+        ArgumentTypeError: If the network is none, or no input is a tensor.
         ArgumentError: If an argument is out of range, the selection needs activations, or nothing can be pruned.
         SelectionError: If the amount is out of reach.
         TraceError: If the network can't be run on these inputs.
@@ -62,6 +64,7 @@ def plan_pruning(
         >>> {name: {dim: len(kept) for dim, kept in dims.items()} for name, dims in plan.kept.items()}
         {'0.bias': {0: 16}, '0.weight': {0: 16}, '2.weight': {1: 16}}
     """
+    check_kind("network", network, nn.Module)
     if not any(isinstance(leaf, Tensor) for leaf in tree_flatten(inputs)[0]):
         raise ArgumentTypeError(f"plan_pruning takes example inputs of the network, with a tensor, but got {inputs!r}.")
     policy = PruningPolicy(

@@ -22,7 +22,7 @@ class Evidence(ABC):
     """What enters a layer, and what is missing in what leaves it, in the rows of all batches.
 
     Where rows are fewer than inputs they are kept: to solve for as many unknowns as there are rows takes a fraction of
-    the time then. Both are taken around the first batch's means, so that single precision is enough.
+    the time then. Both are to be counted from the first batch's means, so that single precision is enough.
     """
 
     @staticmethod
@@ -50,7 +50,7 @@ class Evidence(ABC):
     @property
     @abstractmethod
     def is_finite(self) -> bool:
-        """Whether nothing that entered or is missing was infinite or NaN."""
+        """Whether nothing that entered or is missing was NaN or infinite, nor are squares of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,8 +102,8 @@ class Rows(Evidence):
 
     @property
     def is_finite(self) -> bool:
-        """Whether nothing that entered or is missing was infinite or NaN."""
-        return bool(self.entering.isfinite().all() and self.missing.isfinite().all())
+        """Whether nothing that entered or is missing was NaN or infinite, nor are squares of it."""
+        return all(bool(each.square().sum().isfinite()) for each in (self.entering, self.missing))
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,12 +147,13 @@ class Sums(Evidence):
             gram.baddbmm_(mean[:, :, None], mean[:, None, :], alpha=-1)
             cross.baddbmm_(mean[:, :, None], missing[:, None, :], alpha=-1)
             square = square - missing.square().sum(1)
-        return MomentsOfInputs(gram, cross, float(square.sum()))
+        # Rounded, what is nothing may be less.
+        return MomentsOfInputs(gram, cross, max(0.0, float(square.sum())))
 
     @property
     def is_finite(self) -> bool:
-        """Whether nothing that entered or is missing was infinite or NaN."""
-        return bool(self.entering.isfinite().all() and self.square.isfinite().all())
+        """Whether nothing that entered or is missing was NaN or infinite, nor are squares of it."""
+        return bool(self.gram.diagonal(dim1=1, dim2=2).sum().isfinite() and self.square.sum().isfinite())
 
 
 class Moments(ABC):

@@ -152,9 +152,11 @@ class Fit:
 
 @dataclass
 class _State:
-    """What is known of one weight: what was there at the start, and the evidence, around a shift of the inputs.
+    """What is known of one weight: what was there at the start, and the evidence around what was met first.
 
     Attributes:
+        shift: ``(groups, inputs)`` what inputs are counted from.
+        centre: ``(groups, outputs)`` what is wanted of them there.
         constant: Whether a constant is free: there is a bias, or a BatchNorm behind takes it up.
         spread: Variance of what is wanted, of all outputs together.
         usual: Variance that an input would have if all had the same, and nothing in common.
@@ -164,6 +166,7 @@ class _State:
     bias: Tensor | None
     constant: bool
     shift: Tensor
+    centre: Tensor
     spread: float
     usual: float
     fitted: Evidence | None = None
@@ -232,15 +235,13 @@ class Repairing(_Mode):
             # It runs along channels, of which some are gone: its positions are others now.
             return
         entering = product.entering(at).float()
+        wanted = wanted.reshape(len(wanted), len(entering), -1).transpose(0, 1)
         state = self._states.get(name)
         if state is None:
             state = self._states[name] = self._begin(product, name, wanted, entering)
         matrix = product.matrix(state.weight)
-        answers = entering @ matrix
-        if state.bias is not None:
-            answers = answers + state.bias.reshape(len(matrix), 1, -1)
-        missing = wanted.reshape(len(wanted), len(matrix), -1).transpose(0, 1) - answers
         entering = entering - state.shift[:, None]
+        missing = wanted - state.centre[:, None] - entering @ matrix
         # Neighbours may be alike, as frames of one film are: a stretch of its own shows how the others are met.
         last, rows = int(at.examples.max()), len(at.examples)
         # Rows come in the order of their examples.
@@ -250,8 +251,8 @@ class Repairing(_Mode):
         found = [Evidence.of(entering[:, part], missing[:, part]) for part in (slice(fitted), slice(fitted, rows))]
         if not all(each.is_finite for each in found):
             raise CalibrationError(
-                f"What enters or leaves {layer_of(name)} has NaN or infinite values on the calibration batches, so it "
-                "can't be repaired. Look at what the network computes there, or train in a wider precision."
+                f"What enters or leaves {layer_of(name)} has values on the calibration batches that are NaN, infinite, "
+                "or too large to be multiplied, so it can't be repaired. Look at what the network computes there."
             )
         state.fitted = found[0] if state.fitted is None else state.fitted + found[0]
         state.held_out = found[1] if state.held_out is None else state.held_out + found[1]
@@ -271,16 +272,19 @@ class Repairing(_Mode):
         taken_up = product.bias is None and self._recalibrates and name in self._answers.normed
         constant = own or taken_up
         weight = product.weight.detach().float().clone()
-        spread = float((wanted.var(0, correction=0) if constant else wanted.square().mean(0)).sum())
+        bias = None if product.bias is None else product.bias.detach().float().clone()
+        groups, _, inputs = entering.shape
+        shift, centre = entering.new_zeros(groups, inputs), wanted.new_zeros(groups, wanted.shape[2])
+        if constant:
+            shift, centre = entering.mean(1), wanted.mean(1)
+        elif bias is not None:
+            centre = bias.reshape(groups, -1)
+        spread = float((wanted.var(1, correction=0) if constant else wanted.square().mean(1)).sum())
+        # Of what is always the same, rounding is no variance.
+        spread = max(spread, torch.finfo(torch.float32).eps ** 2 * float(wanted.square().mean(1).sum()))
         squares = float(weight.square().sum())
-        return _State(
-            weight,
-            None if product.bias is None else product.bias.detach().float().clone(),
-            constant,
-            entering.mean(1) if constant else entering.new_zeros(entering.shape[0], entering.shape[2]),
-            spread,
-            spread / squares if squares else 0.0,
-        )
+        usual = spread / squares if squares else 0.0
+        return _State(weight, bias, constant, shift, centre, spread, usual)
 
     def _choose(self, name: str, state: _State, fitted: Evidence, held_out: Evidence) -> Tensor | None:
         """Choose a penalty; what is added with it."""
@@ -292,14 +296,17 @@ class Repairing(_Mode):
 
     def _change_(self, product: Product, state: _State, evidence: Evidence, added: Tensor | None) -> None:
         """Add to the weight, and to the bias what makes the means right."""
-        means, constant = evidence.means()
         product.weight.data.copy_(state.weight if added is None else state.weight + product.weight_of(added))
         self.changed.add(self._names[id(product.weight)])
         if product.bias is not None and state.bias is not None and state.constant:
+            means, constant = evidence.means()
+            matrix = product.matrix(state.weight)
             if added is not None:
-                # The inputs' means are counted from their shift.
-                constant = constant - ((means + state.shift)[:, None] @ added)[:, 0]
-            product.bias.data.copy_(state.bias + constant.flatten())
+                matrix = matrix + added
+                constant = constant - (means[:, None] @ added)[:, 0]
+            # Inputs are counted from their shift, and answers from their centre.
+            bias = state.centre - (state.shift[:, None] @ matrix)[:, 0] + constant
+            product.bias.data.copy_(bias.flatten())
             self.changed.add(self._names[id(product.bias)])
 
     def _recalibrate(self, given: Mapping[str, Any], place: Place) -> None:

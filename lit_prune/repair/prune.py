@@ -40,7 +40,8 @@ def prune_(
     Raises:
         UnsupportedError: If an optimizer holds state that can't be cut; then nothing has changed.
         ArgumentError: If the plan does not fit; then nothing has changed.
-        ArgumentTypeError: If optimizers, copies or data are no lists; then nothing has changed.
+        ArgumentTypeError: If the module or the plan is none, or optimizers, copies or data are no lists; then nothing
+            has changed.
 
     Example:
         >>> import torch

@@ -68,6 +68,7 @@ class NamedWidths(Selection):
         Raises:
             ArgumentError: If it holds no weights.
             CheckpointError: If a file can't be read so.
+            MissingFileError: If there is none.
 
         Example:
             >>> NamedWidths.like(nn.Sequential(nn.Conv2d(3, 8, 1)))

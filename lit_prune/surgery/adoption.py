@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lit_prune.common._compat import load_hooks
+from lit_prune.common.arguments import check_kind
 from lit_prune.errors import ArgumentError
 from lit_prune.modules.registry import update_attributes_
 from lit_prune.modules.remembered import note_widths_
@@ -72,11 +73,15 @@ def accept_pruned(module: ModuleT) -> ModuleT:
     Returns:
         The same module.
 
+    Raises:
+        ArgumentTypeError: If it is no module.
+
     Example:
         >>> dense = accept_pruned(nn.Linear(8, 4))
         >>> dense.load_state_dict(nn.Linear(6, 4).state_dict())
         <All keys matched successfully>
     """
+    check_kind("module", module, nn.Module)
     accept_for_now([module])
     return module
 

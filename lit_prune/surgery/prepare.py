@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import nn
 from torch.optim import Optimizer
 
+from lit_prune.common.arguments import check_kind
 from lit_prune.common.names import names_of_tensors, tensors_of
 from lit_prune.common.ranks import warn_once
 from lit_prune.errors import ArgumentTypeError
@@ -26,6 +27,8 @@ def prepare(
 
     Between the two, ranks can agree that none has refused.
     """
+    check_kind("module", module, nn.Module)
+    check_kind("plan", plan, PruningPlan)
     if isinstance(optimizers, Optimizer) or isinstance(copies, nn.Module):
         raise ArgumentTypeError("optimizers and copies are lists: write prune_(network, plan, [optimizer], [ema]).")
     # A copy may hold a layer that stands in several places under another name, or under each.

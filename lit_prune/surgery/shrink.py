@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from lit_prune.common.arguments import check_kind
 from lit_prune.common.names import find_tensor
 from lit_prune.errors import ArgumentError
 from lit_prune.modules.registry import update_attributes_
@@ -33,6 +34,7 @@ def shrink_(module: ModuleT, plan: PruningPlan) -> ModuleT:
         The same module.
 
     Raises:
+        ArgumentTypeError: If the module or the plan is none.
         ArgumentError: If the plan does not fit the module; then nothing has changed.
 
     Example:
@@ -42,6 +44,8 @@ def shrink_(module: ModuleT, plan: PruningPlan) -> ModuleT:
         >>> shrink_(net, plan)[1].in_channels
         6
     """
+    check_kind("module", module, nn.Module)
+    check_kind("plan", plan, PruningPlan)
     # All that takes memory comes first: where there is none left, nothing has changed.
     cuts = [
         (tensor, select(tensor.data, dims), None if tensor.grad is None else select(tensor.grad, dims))

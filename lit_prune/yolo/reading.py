@@ -86,8 +86,6 @@ def read_lit_checkpoint(path: str) -> tuple[dict[str, Any], Mapping[str, Tensor]
         MissingFileError: If there is no such file.
         ArgumentError: If it is not such a checkpoint, is damaged, or holds more than weights and plain data.
     """
-    if not Path(path).exists():
-        raise MissingFileError(f"There is no file {path!r}.")
     checkpoint = read_checkpoint(path, remedy="load it by LitYOLO.load_from_checkpoint(..., weights_only=False)")
     try:
         config = checkpoint["hyper_parameters"]["model"]

@@ -159,6 +159,15 @@ def test_other_errors_keep_their_traceback(monkeypatch):
         main(["inspect", "yolov8n.yaml"])
 
 
+def test_an_interrupt_ends_it_without_a_traceback(monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lit_prune.cli.commands.run_inspect", interrupt)
+    assert main(["inspect", "yolov8n.yaml"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 def test_a_quantized_network_is_refused_in_a_sentence(tmp_path, capsys):
     network = build_detector("yolov8n.yaml", num_classes=2)
     export_detector(network, "net.pt")

@@ -57,8 +57,9 @@ def test_what_is_not_finite_is_seen(rows):
     assert Evidence.of(entering, missing).is_finite
     for at in (entering, missing):
         before = float(at[1, 3, 2])
-        at[1, 3, 2] = torch.nan
-        assert not Evidence.of(entering, missing).is_finite
+        for value in (torch.nan, torch.inf, 1e200):
+            at[1, 3, 2] = value
+            assert not Evidence.of(entering, missing).is_finite
         at[1, 3, 2] = before
 
 

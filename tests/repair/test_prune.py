@@ -71,6 +71,30 @@ def test_empty_batches_are_refused():
     torch.testing.assert_close(dict(net.state_dict()), dict(before), rtol=0, atol=0)
 
 
+def small_net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-6, 1e10])
+def test_inputs_of_any_size_are_fitted(scale):
+    net, images = small_net(), scale * torch.rand(16, 3, 12, 12)
+    plan = plan_pruning(net, images, amount=0.5, selection="uniform", round_to=4)
+    fits = prune_(net, plan, data=[images]).fits.values()
+    # Small beside the biases: what varies is told apart from what is the same everywhere.
+    assert all(0.5 < fit.after <= 1 for fit in fits)
+    assert all(tensor.isfinite().all() for tensor in net.state_dict().values())
+
+
+def test_inputs_whose_squares_are_infinite_are_refused():
+    net, images = small_net(), 1e25 * torch.rand(16, 3, 12, 12)
+    before = copy.deepcopy(net.state_dict())
+    plan = plan_pruning(net, images, amount=0.5, selection="uniform", round_to=4)
+    with pytest.raises(CalibrationError, match="too large to be multiplied"):
+        prune_(net, plan, data=[images])
+    torch.testing.assert_close(dict(net.state_dict()), dict(before), rtol=0, atol=0)
+
+
 def test_a_forward_that_fails_on_calibration_batches_leaves_no_hook():
     net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 1))
     plan = plan_pruning(net, torch.randn(2, 3, 8, 8), amount=0.5, selection="uniform", round_to=4)

@@ -158,7 +158,8 @@ def test_answers_that_are_not_finite_are_not_repaired():
             return super().forward(x if self.training else x * float("inf"))
 
     callback = pruning()
-    with pytest.warns(UserWarning, match=r"not repaired. What enters or leaves net\S+ has NaN or infinite values"):
+    message = r"not repaired. What enters or leaves net\S+ has values on the calibration batches that are NaN"
+    with pytest.warns(UserWarning, match=message):
         fitted(callback, kind=Overflows, limit_val_batches=0)
     assert callback.events[0]["repair"] == {}
 

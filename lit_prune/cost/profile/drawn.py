@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from lit_prune.common._compat import ConvNd
+from lit_prune.common.arguments import check_kind
 from lit_prune.common.running import untouched
 from lit_prune.cost.profile.layer_widths import widths_of
 from lit_prune.errors import ArgumentError
@@ -59,6 +60,7 @@ class Drawn:
         graph: Its graph.
 
     Raises:
+        ArgumentTypeError: If the network is none, or the inputs are no tensor.
         ArgumentError: If there is nothing in the network whose width could be drawn.
         TraceError: If the forward fails.
 
@@ -70,6 +72,8 @@ class Drawn:
     """
 
     def __init__(self, network: nn.Module, inputs: Tensor, number: int, round_to: int = 8, seed: int = 0) -> None:
+        check_kind("network", network, nn.Module)
+        check_kind("inputs", inputs, Tensor)
         self._network = copy.deepcopy(network).eval().float()
         own = next(iter(network.parameters()), inputs).device
         self._inputs = (inputs.float() if inputs.is_floating_point() else inputs).to(own).contiguous()

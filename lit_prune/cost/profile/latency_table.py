@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from lit_prune.errors import ArgumentError, MissingFileError
+from lit_prune.errors import ArgumentError, ArgumentTypeError, MissingFileError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -179,8 +179,11 @@ class LatencyTable:
 
         Raises:
             MissingFileError: If there is no such file.
+            ArgumentTypeError: If it is no path.
             ArgumentError: If it is no such table.
         """
+        if not isinstance(path, (str, PathLike)):
+            raise ArgumentTypeError(f"A latency table is a LatencyTable, or the path of one, but got {path!r}.")
         if not Path(path).is_file():
             raise MissingFileError(f"There is no latency table {str(path)!r}: `lit-prune profile` makes one.")
         try:

@@ -54,6 +54,7 @@ def profile_latency(
         seed: Of their widths.
 
     Raises:
+        ArgumentTypeError: If the network is none, or the inputs are no tensor.
         ArgumentError: If nothing in the network can be narrower, it can't be exported, or an argument is out of range.
         MissingPackageError: If the runtime is not installed.
         TraceError: If the network can't be run on this input.
