@@ -95,7 +95,8 @@ class Drawn:
                 block = round_to * (times if len(self._removals) >= len(even) else 1)
                 while block > 1 and block > size // 2:
                     block //= 2
-                width = min(size, max(block, block * round(size * ratio / block)))
+                # Whole is whole, be it no multiple of anything.
+                width = size if ratio == 1 else min(size, max(block, block * round(size * ratio / block)))
                 removal |= {name: range(width, size) for name in bundle}
             self._removals.append(removal)
 

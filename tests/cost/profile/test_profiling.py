@@ -69,6 +69,14 @@ def test_drawn_widths_are_multiples_and_many(round_to):
     assert len(set(widths)) >= min(12, (32 // round_to) * (48 // round_to) / 2)
 
 
+@pytest.mark.parametrize("round_to", [8, 16, 32])
+@pytest.mark.parametrize("width", [20, 36, 72, 100])
+def test_the_whole_network_is_among_them_whatever_its_widths(width, round_to):
+    net = nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nn.Conv2d(width, 24, 1), nn.ReLU(), nn.Conv2d(24, 5, 1))
+    table = profile_latency(net, IMAGES, macs, networks=8, round_to=round_to)
+    assert table.ms_of(net) == pytest.approx(macs(net, IMAGES), rel=0.01)
+
+
 def test_layers_of_ragged_widths_are_told_apart():
     """A device that takes twice as long where a width is no multiple of 16."""
     rng = np.random.default_rng(0)
