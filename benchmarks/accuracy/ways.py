@@ -20,6 +20,8 @@ from lit_prune.repair import repaired
 from lit_prune.schedule import AtSteps
 from lit_prune.select import MacsBudget, Selection
 
+GRADIENTS, ARRIVING = ("taylor", "fisher"), ("activation", "apoz", "obs")
+SPREADS = ("uniform", "global", "isomorphic")
 REPAIRS: dict[str, Repair | None] = {
     "sliced": None,
     "recalibrated": Repair(compensation=False),
@@ -40,11 +42,11 @@ class Ours:
         selections: What chooses, by name; by default budgets of multiply-adds, by their spread.
     """
 
-    criteria = ("random", "magnitude", "geometric_median", "taylor")
+    criteria = ("random", "magnitude", "lamp", "geometric_median", *GRADIENTS, *ARRIVING)
 
     def __init__(self, row: Row, round_to: int, selections: Mapping[str, Selection] | None = None) -> None:
         self.row, self.round_to = row, round_to
-        self.selections = selections or {spread: MacsBudget(spread) for spread in ("uniform", "global")}
+        self.selections = selections or {spread: MacsBudget(spread) for spread in SPREADS}
         self._plans: dict[tuple[float, int, str, str], PruningPlan] = {}
 
     def ways(self) -> Iterator[tuple[str, Cut]]:
@@ -96,7 +98,8 @@ class Ours:
                 amount=amount,
                 criterion=Random(draw) if criterion == "random" else criterion,
                 selection=self.selections[selection],
-                losses=self._losses(network, draw) if criterion == "taylor" else None,
+                losses=self._losses(network, draw) if criterion in GRADIENTS else None,
+                data=[images for (images,) in self.row.calibration(draw, Repair())] if criterion in ARRIVING else None,
                 round_to=self.round_to,
             )
         return self._plans[key]

@@ -14,7 +14,7 @@ from lit_prune.activations.moments import ClassMoments, Moments
 from lit_prune.activations.objects import CalibrationBatch, Detections, matched, observe
 from lit_prune.common.arguments import check_number, check_whole
 from lit_prune.common.ranks import gather
-from lit_prune.errors import ArgumentError, CalibrationError, NoObjectsError
+from lit_prune.errors import ArgumentError, ArgumentTypeError, CalibrationError, NoObjectsError
 
 
 @dataclass
@@ -211,6 +211,34 @@ class _Tally:
         else:
             wider.to(next((parameter.device for parameter in self.network.parameters()), torch.device("cpu")))
         return wider
+
+
+def batches_of(data: Any) -> list[tuple[Any, ...]]:
+    """Batches that a user gives, each as the arguments of a forward.
+
+    Args:
+        data: A list of batches, or what makes them one by one: a tensor, or a tuple of arguments, each.
+
+    Raises:
+        ArgumentTypeError: If it is no list, empty, or holds something else.
+
+    Example:
+        >>> [len(batch) for batch in batches_of([torch.zeros(2, 3), (torch.zeros(2, 3), torch.zeros(2))])]
+        [1, 2]
+    """
+    if isinstance(data, Tensor) or not isinstance(data, Iterable):
+        raise ArgumentTypeError(
+            f"data is a list of batches, but got a {type(data).__name__}: write data=[images], with a tensor for each."
+        )
+    batches = list(data)
+    if not batches:
+        raise ArgumentTypeError("data has no batch: give some, or leave it out.")
+    for batch in batches:
+        if not isinstance(batch, (Tensor, tuple)):
+            raise ArgumentTypeError(
+                f"A batch of data is a tensor, or a tuple of the network's arguments, but got a {type(batch).__name__}."
+            )
+    return [(batch,) if isinstance(batch, Tensor) else batch for batch in batches]
 
 
 def _check_iou(match_iou: float | None) -> None:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from lit_prune.common.names import layer_of
 from lit_prune.graph import ChannelGraph, ChannelGroup
 from lit_prune.plan import Slot, belongs_to_any
 
 if TYPE_CHECKING:
-    from lit_prune.activations import Calibration, Moments
+    from lit_prune.activations import Arrivals, Calibration, Moments
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Evidence:
         groups: The groups that may lose channels now.
         moments: Layer name to class-wise statistics of its activations; empty unless the criterion or selection has
             a ``calibration``.
+        arrivals: Name of a weight to what arrives there on calibration batches; empty unless the criterion needs it.
         changes: Group name to ``(size,)``: by how much the loss changes without each channel, to first order, as
             :class:`lit_prune.criteria.Changes` has it; empty unless the criterion asks for gradients.
     """
@@ -36,6 +38,7 @@ class Evidence:
     groups: tuple[ChannelGroup, ...]
     moments: Mapping[str, Moments] = field(default_factory=dict)
     changes: Mapping[str, Tensor] = field(default_factory=dict)
+    arrivals: Mapping[str, Arrivals] = field(default_factory=dict)
 
     @cached_property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -55,6 +58,12 @@ class Evidence:
             if parameter is not None and not belongs_to_any(slot[0], self.graph.averages):
                 yield slot, parameter.detach()
 
+    def readers_of(self, group: ChannelGroup) -> Iterator[tuple[Slot, Tensor]]:
+        """Of :meth:`slots_of` those of weights that read the channels, not make, scale or only pass them on."""
+        for slot, tensor in self.slots_of(group):
+            if tensor.dim() > 1 and layer_of(slot[0]) not in group.layers:
+                yield slot, tensor
+
 
 class Criterion(ABC):
     """Says how important each channel is; those with the lowest scores go first.
@@ -71,11 +80,20 @@ class Criterion(ABC):
     calibration: Calibration | None = None
     """How much data to look at, for :attr:`Evidence.moments`; ``None`` where activations are ignored."""
 
+    needs_arrivals: bool = False
+    """Whether the data is looked at for :attr:`Evidence.arrivals` instead."""
+
+    needs_covariances: bool = False
+    """Whether those are to have covariances."""
+
     needs_gradients: bool = False
     """Whether it goes by :attr:`Evidence.changes`."""
 
     comparable: bool = False
     """Whether the scores of different layers have one unit, so that they can be compared as they are."""
+
+    is_layer_adaptive: bool = False
+    """Whether a score rises with what is gone of its layer, so that no layer is emptied while others are whole."""
 
     needs: str = ""
     """What a group must have to be judged, for messages."""

@@ -47,6 +47,38 @@ class Magnitude(Criterion):
         return total.pow(1 / self.p).float()
 
 
+class LayerAdaptiveMagnitude(Magnitude):
+    """LAMP: the square of a channel's magnitude beside those of all channels of its layer that are no smaller.
+
+    Within a layer it ranks as the magnitude does; layers can be compared by it. With ``"global"`` scores count as they
+    are.
+
+    Args:
+        p: As for :class:`Magnitude`.
+
+    Raises:
+        ArgumentError: As for :class:`Magnitude`.
+
+    References:
+        Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning", ICLR 2021, equation 3; here of channels.
+
+    Example:
+        >>> from lit_prune import ChannelPruning
+        >>> from lit_prune.select import MacsBudget
+        >>> pruning = ChannelPruning(0.5, epochs=[6], criterion="lamp", selection=MacsBudget("global"))
+    """
+
+    comparable = True
+    is_layer_adaptive = True
+
+    def _of(self, evidence: Evidence, group: ChannelGroup) -> Tensor:
+        squares, order = super()._of(evidence, group).double().square().sort(stable=True)
+        left = squares.flip(0).cumsum(0).flip(0)
+        # Those that are all nothing are worth nothing.
+        shares = torch.where(left > 0, squares / left, 0.0)
+        return torch.empty_like(shares).scatter_(0, order, shares).float()
+
+
 class BatchNormScale(Criterion):
     """The scale |γ| of the BatchNorm that follows; a mean where a channel passes through several.
 

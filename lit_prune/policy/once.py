@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_prune.activations import collect_arrivals
+from lit_prune.activations.calibration import batches_of
 from lit_prune.common._compat import tree_flatten
 from lit_prune.common.arguments import check_kind
 from lit_prune.common.choices import resolve
@@ -16,7 +18,7 @@ from lit_prune.errors import ArgumentError, ArgumentTypeError
 from lit_prune.graph import Call, ChannelGraph
 from lit_prune.plan import PruningPlan
 from lit_prune.policy.history import Record
-from lit_prune.policy.policy import PruningPolicy
+from lit_prune.policy.policy import Measure, PruningPolicy
 from lit_prune.policy.scope import Scope
 from lit_prune.select import SELECTIONS, Selection
 
@@ -32,6 +34,7 @@ def plan_pruning(
     round_to: int = 8,
     min_channels: int = 1,
     losses: Iterable[Tensor] | None = None,
+    data: Iterable[Tensor | tuple[Any, ...]] | None = None,
 ) -> PruningPlan:
     """The plan of one pruning, tried out on a copy, for :func:`lit_prune.prune_` in a loop of one's own.
 
@@ -50,6 +53,8 @@ def plan_pruning(
         min_channels: Likewise.
         losses: The losses of some batches, for a criterion that goes by gradients: made one after the other, as by
             ``(loss_of(network, batch) for batch in batches)``. No gradient is left anywhere.
+        data: Some batches of inputs, on the network's device, for a criterion that goes by what arrives at layers: a
+            tensor, or a tuple of arguments, each.
 
     Raises:
         ArgumentTypeError: If the network is none, or no input is a tensor.
@@ -75,17 +80,24 @@ def plan_pruning(
         min_channels,
     )
     ratio = policy.checked_amount(amount)
-    if policy.calibration is not None:
+    if policy.looks_at_objects:
         raise ArgumentError(
-            f"{type(policy.selection).__name__} by {type(policy.criterion).__name__} goes by activations, and there is "
-            "no data here: take a criterion and selection that go by weights, or train with ChannelPruning."
+            f"{type(policy.selection).__name__} by {type(policy.criterion).__name__} goes by activations of objects, "
+            "and there are none here: take another criterion or selection, or train with ChannelPruning."
         )
+    if policy.calibration is not None and data is None:
+        raise ArgumentError(
+            f"{type(policy.criterion).__name__} goes by what arrives at layers: give some batches of inputs, such as "
+            "plan_pruning(..., data=[images]), or take a criterion that goes by weights."
+        )
+    batches = [] if data is None else batches_of(data)
     calls = [Call("", inputs)]
     policy.scope.check(network)
     graph = ChannelGraph.trace_calls(network, calls)
     policy.check(network, graph)
     changes = _changes(network, graph, losses) if policy.criterion.needs_gradients and losses is not None else {}
-    return policy.decide(network, calls, ratio, Record(), changes=changes).plan
+    measure = Measure(arrivals=lambda weights, _, wanted: collect_arrivals(network, weights, batches, None, wanted))
+    return policy.decide(network, calls, ratio, Record(), measure, changes=changes).plan
 
 
 def _changes(network: nn.Module, graph: ChannelGraph, losses: Iterable[Tensor]) -> dict[str, Tensor]:

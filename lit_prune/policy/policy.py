@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lit_prune.activations import Calibration, Moments
+from lit_prune.activations import Arrivals, Calibration, Moments
 from lit_prune.common.arguments import check_ratio, check_whole
 from lit_prune.common.ranks import check_same, from_rank_zero
 from lit_prune.criteria import Criterion, Evidence
@@ -23,8 +23,23 @@ from lit_prune.policy.reasons import apart_from, averaged, held_back, listed, un
 from lit_prune.policy.scope import Scope, largest_independent
 from lit_prune.policy.steps import carry_out
 from lit_prune.select import Budget, Budgets, Selection, Target
+from lit_prune.select.isomorphic import kinds_of
 
-Measure = Callable[[list[str], Calibration], Mapping[str, Moments]]
+
+@dataclass(frozen=True)
+class Measure:
+    """How activations are looked at, where there is data.
+
+    Attributes:
+        moments: Layers to their class-wise statistics.
+        arrivals: Weights to what arrives there; with covariances or not.
+    """
+
+    moments: Callable[[list[str], Calibration], Mapping[str, Moments]] = lambda layers, calibration: {}
+    arrivals: Callable[[list[str], Calibration, bool], Mapping[str, Arrivals]] = lambda *_: {}
+
+
+_NOTHING = Measure()
 
 
 @dataclass(frozen=True)
@@ -92,6 +107,12 @@ class PruningPolicy:
         return self.criterion.calibration or self.selection.calibration
 
     @property
+    def looks_at_objects(self) -> bool:
+        """Whether a decision goes by class-wise statistics, for which calibration batches need objects."""
+        by_class = None if self.criterion.needs_arrivals else self.criterion.calibration
+        return (by_class or self.selection.calibration) is not None
+
+    @property
     def why_nothing(self) -> str:
         """Why an event may remove nothing, and what to do, for messages."""
         if self.selection.has_limit:
@@ -142,7 +163,7 @@ class PruningPolicy:
         calls: Sequence[Call],
         ratio: float | None,
         record: Record,
-        measure: Measure = lambda layers, calibration: {},
+        measure: Measure = _NOTHING,
         averages: Mapping[str, str] = MappingProxyType({}),
         changes: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> PruningEvent:
@@ -153,7 +174,7 @@ class PruningPolicy:
             calls: How it is entered.
             ratio: The ratio that is to be gone afterwards, of the dense network; ``None`` lets the selection decide.
             record: What was pruned before.
-            measure: Statistics of the activations of some layers, for a criterion or selection that asks for them.
+            measure: Looks at activations, for a criterion or selection that asks for them.
             averages: Prefix of an average inside of the network to that of what it is an average of.
             changes: Of the loss without each channel, for a criterion that asks for them.
 
@@ -184,7 +205,7 @@ class PruningPolicy:
         network: nn.Module,
         calls: Sequence[Call],
         record: Record,
-        measure: Measure = lambda layers, calibration: {},
+        measure: Measure = _NOTHING,
         averages: Mapping[str, str] = MappingProxyType({}),
         changes: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> tuple[Evidence, dict[str, str]]:
@@ -208,11 +229,34 @@ class PruningPolicy:
             return graph, *self.candidates(network, graph, record, averages)
 
         graph, groups, skipped = carry_out("look", look)
-        moments: Mapping[str, Moments] = {}
+        evidence = Evidence(network, graph, groups, changes=changes)
         if groups and self.calibration is not None:
-            layers = dict.fromkeys(layer for group in groups for layer in group.layers)
-            moments = carry_out("measure", partial(measure, list(layers), self.calibration))
-        return Evidence(network, graph, groups, moments, changes), skipped
+            evidence = carry_out("measure", partial(self.measured, evidence, measure))
+        return evidence, skipped
+
+    def measured(self, evidence: Evidence, measure: Measure, batches: int | None = None) -> Evidence:
+        """The same evidence, with what the criterion and the selection want to know of activations.
+
+        Args:
+            evidence: What is known without.
+            measure: As for :meth:`decide`.
+            batches: How many are looked at; by default as many as are wanted.
+        """
+
+        def of(calibration: Calibration) -> Calibration:
+            return calibration if batches is None else replace(calibration, batches=batches)
+
+        criterion, calibration = self.criterion, self.calibration
+        assert calibration is not None
+        if criterion.needs_arrivals and criterion.calibration is not None:
+            read = dict.fromkeys(slot[0] for group in evidence.groups for slot, _ in evidence.readers_of(group))
+            arrivals = measure.arrivals([*read], of(criterion.calibration), criterion.needs_covariances)
+            evidence = replace(evidence, arrivals=arrivals)
+            calibration = self.selection.calibration
+        if calibration is not None:
+            layers = dict.fromkeys(layer for group in evidence.groups for layer in group.layers)
+            evidence = replace(evidence, moments=measure.moments([*layers], of(calibration)))
+        return evidence
 
     def candidates(
         self,
@@ -260,6 +304,8 @@ class PruningPolicy:
             self.criterion.comparable,
             dense.params,
             record.events[-1].get("findings", {}) if record.events else {},
+            is_layer_adaptive=self.criterion.is_layer_adaptive,
+            kinds=kinds_of(network, graph),
         )
 
     def _narrow(self, groups: Sequence[ChannelGroup], record: Record) -> dict[str, str]:

@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from lit_prune.activations.samples import PRODUCTS, Positions, Product
 from lit_prune.common.names import layer_of
 from lit_prune.common.running import in_full_precision
 from lit_prune.errors import CalibrationError
 from lit_prune.repair.fit import Evidence, best_penalty
 from lit_prune.repair.recalibration import Recalibration, Statistics, as_in_training, of_norm
-from lit_prune.repair.samples import PRODUCTS, Positions, Product
 
 # The part of the examples that is held out of a fit.
 _HELD_OUT = 0.25

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lit_prune.errors import ArgumentTypeError
+from lit_prune.activations.calibration import batches_of
 from lit_prune.plan import PruningPlan
 from lit_prune.repair.repair import Repair, Repaired, repaired
 from lit_prune.surgery.prepare import prepare
@@ -60,27 +60,8 @@ def prune_(
     commit = prepare(module, plan, optimizers, copies)
     found = Repaired()
     if data is not None:
-        batches = [_inputs(batch) for batch in _batches(data)]
+        batches = batches_of(data)
         found = repaired(module, plan, lambda: batches, len(batches), Repair())
     commit()
     found.apply_(module, copies)
     return found
-
-
-def _batches(data: Any) -> list[Any]:
-    if isinstance(data, Tensor) or not isinstance(data, Iterable):
-        raise ArgumentTypeError(
-            f"data is a list of batches, but got a {type(data).__name__}: write prune_(network, plan, data=[images])."
-        )
-    found = list(data)
-    if not found:
-        raise ArgumentTypeError("data has no batch: give some, or leave it out.")
-    return found
-
-
-def _inputs(batch: Any) -> tuple[Any, ...]:
-    if not isinstance(batch, (Tensor, tuple)):
-        raise ArgumentTypeError(
-            f"A batch of data is a tensor, or a tuple of the network's arguments, but got a {type(batch).__name__}."
-        )
-    return (batch,) if isinstance(batch, Tensor) else batch

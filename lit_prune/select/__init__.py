@@ -5,6 +5,7 @@ from lit_prune.select.base import Bundle, Selection, Target, bundled, lowest, un
 from lit_prune.select.budget import Budget
 from lit_prune.select.budgets import Budgets, MacsBudget, ParamsBudget, SizeBudget
 from lit_prune.select.clustering.selection import ClusterSelection
+from lit_prune.select.isomorphic import Isomorphic
 from lit_prune.select.latency_budget import LatencyBudget
 from lit_prune.select.limited import Limited
 from lit_prune.select.memory_budget import MemoryBudget
@@ -15,6 +16,7 @@ from lit_prune.select.weighted import Weighted
 SELECTIONS: dict[str, type[Selection]] = {
     "uniform": Uniform,
     "global": Global,
+    "isomorphic": Isomorphic,
     "macs": MacsBudget,
     "params": ParamsBudget,
     "clusters": ClusterSelection,
@@ -27,6 +29,7 @@ __all__ = [
     "Bundle",
     "ClusterSelection",
     "Global",
+    "Isomorphic",
     "LatencyBudget",
     "Limited",
     "MacsBudget",

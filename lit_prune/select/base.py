@@ -36,8 +36,10 @@ class Target:
         round_to: Kept widths are multiples of it; narrower layers stay whole.
         min_channels: The fewest channels that a group keeps.
         comparable: Whether scores of different layers have one unit.
+        is_layer_adaptive: Whether a score rises with what is gone of its layer.
         findings: What the selection found out at the last event: its :attr:`Selection.findings` of then.
         least: Group name to the fewest channels that it keeps, where that is more than ``min_channels``.
+        kinds: Group name to a number that groups have in common which are built alike.
     """
 
     ratio: float | None
@@ -49,6 +51,8 @@ class Target:
     params: int = 0
     findings: Mapping[str, float] = field(default_factory=dict)
     least: Mapping[str, int] = field(default_factory=dict)
+    is_layer_adaptive: bool = False
+    kinds: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def costs(self) -> dict[str, float]:

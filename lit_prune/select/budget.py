@@ -18,6 +18,7 @@ from lit_prune.common.ranks import is_rank_zero
 from lit_prune.criteria import Evidence
 from lit_prune.errors import ArgumentError, ArgumentTypeError, SelectionError
 from lit_prune.select.base import Bundle, Scores, Selection, Target, Widths, bundled, lowest
+from lit_prune.select.isomorphic import Isomorphic
 from lit_prune.select.spread import Cost, Global, Spread, Uniform, fit, ratio_of
 
 Own = TypeVar("Own", bound="Budget")
@@ -37,7 +38,8 @@ class Budget(Selection):
     """As many channels as it takes to meet a budget; a budget of your own is a subclass with :meth:`cost` and a unit.
 
     Args:
-        spread: How the removal is shared out among layers: ``"uniform"``, ``"global"``, or a :class:`Spread`.
+        spread: How the removal is shared out among layers: ``"uniform"``, ``"global"``, ``"isomorphic"`` or a
+            :class:`Spread`.
         at_most: What is to be left, as a number or with a unit; then ``ChannelPruning`` is given ``amount=None``, and
             earlier events of a schedule go a part of the way. By default the amount says which ratio goes.
 
@@ -187,7 +189,7 @@ def as_spread(given: Spread | str) -> Spread:
     Raises:
         ArgumentError: If the name is unknown.
     """
-    return resolve("spread", given, Spread, {"uniform": Uniform, "global": Global})
+    return resolve("spread", given, Spread, {"uniform": Uniform, "global": Global, "isomorphic": Isomorphic})
 
 
 def quantity(name: str, given: float | str, unit: str) -> float:

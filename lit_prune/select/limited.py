@@ -14,18 +14,18 @@ from typing import Any
 from torch import Tensor
 
 from lit_prune.common.arguments import check_number
-from lit_prune.common.choices import resolve
 from lit_prune.criteria import Evidence
 from lit_prune.errors import ArgumentError, ArgumentTypeError, MissingFileError, SelectionError
 from lit_prune.select.base import Bundle, Scores, Target, Widths
-from lit_prune.select.spread import Global, Spread, Uniform
+from lit_prune.select.budget import as_spread
+from lit_prune.select.spread import Spread
 
 
 class Limited(Spread):
     """Another way to share out, by which no layer loses more than a ratio of its own.
 
     Args:
-        spread: The other way: ``"uniform"``, ``"global"`` or a :class:`Spread`.
+        spread: The other way: ``"uniform"``, ``"global"``, ``"isomorphic"`` or a :class:`Spread`.
         limits: Pattern of group names (:mod:`fnmatch`) to the ratio of its dense channels that may go, in [0, 1); the
             first that matches counts, and where none does there is no limit. Or a file of `lit-prune sensitivity`.
         max_drop: With such a file: how much worse the metric may be when that layer alone is cut.
@@ -54,7 +54,7 @@ class Limited(Spread):
         max_drop: float = 0.01,
         repaired: bool = True,
     ) -> None:
-        self.spread = resolve("spread", spread, Spread, {"uniform": Uniform, "global": Global})
+        self.spread = as_spread(spread)
         check_number("max_drop", max_drop)
         if isinstance(limits, (str, PathLike)):
             self.limits = _limits_of(Path(limits), max_drop, repaired)

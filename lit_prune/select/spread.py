@@ -60,6 +60,8 @@ class Global(Spread):
         normalization: The power, from 0, which takes scores as they are, to 1, which leaves no difference between the
             means of layers. By default 0.5 where the criterion says that its scores have one unit, and 1 elsewhere.
 
+    Scores that rise with what is gone of their layer (``"lamp"``) count as they are.
+
     Raises:
         ArgumentError: If it is out of range.
     """
@@ -73,12 +75,8 @@ class Global(Spread):
 
     def __call__(self, evidence: Evidence, scores: Scores, target: Target) -> dict[str, Tensor]:
         """Remove ``target.ratio`` of all dense channels of these groups."""
-        ratio = ratio_of(target, self)
         bundles = bundled(evidence.groups, scores)
-        groups = flat(bundles)
-        dense = sum(target.widths.get(group.name, group.size) for group in groups)
-        widths = fit(self, bundles, scores, target, lambda kept: sum(kept.values()), (1 - ratio) * dense)
-        return lowest(groups, scores, widths)
+        return lowest(flat(bundles), scores, within_ratio(self, bundles, scores, target, ratio_of(target, self)))
 
     def widths(self, level: float, bundles: Sequence[Bundle], scores: Scores, target: Target) -> Widths:
         """The level is a quantile of all scores: what lies below it goes."""
@@ -98,6 +96,8 @@ class Global(Spread):
     def curve(self, bundle: Bundle, scores: Scores, target: Target) -> Tensor:
         """As of any spread, in the unit that all layers share."""
         power = (0.5 if target.comparable else 1.0) if self.normalization is None else self.normalization
+        if target.is_layer_adaptive:
+            return torch.stack([scores[group.name].double().cpu().sort().values for group in bundle]).mean(0)
         curves = []
         for group in bundle:
             rising = scores[group.name].double().cpu().sort().values
@@ -105,6 +105,16 @@ class Global(Spread):
             scarcity = rising.sum() / left.clamp(min=_TINY)
             curves.append(rising * scarcity / rising.mean().clamp(min=_TINY) ** power)
         return torch.stack(curves).mean(0)
+
+
+def within_ratio(spread: Spread, bundles: Sequence[Bundle], scores: Scores, target: Target, ratio: float) -> Widths:
+    """The widths with which a ratio of all dense channels is gone.
+
+    Raises:
+        SelectionError: As for :func:`fit`.
+    """
+    dense = sum(target.widths.get(group.name, group.size) for group in flat(bundles))
+    return fit(spread, bundles, scores, target, lambda kept: sum(kept.values()), (1 - ratio) * dense)
 
 
 def fit(

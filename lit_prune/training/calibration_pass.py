@@ -6,12 +6,25 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from lit_prune.activations import Calibration, Moments
-from lit_prune.activations.calibration import collect_moments
+from lit_prune.activations import Arrivals, Calibration, Moments, collect_arrivals, collect_moments
 from lit_prune.common.running import untouched
 from lit_prune.errors import CalibrationError
 from lit_prune.graph import Call
+from lit_prune.policy.policy import Measure
 from lit_prune.training.host import Host
+
+
+def measure_on(host: Host, calls: Sequence[Call] = ()) -> Measure:
+    """How activations are looked at in a run.
+
+    Args:
+        host: The run.
+        calls: As for :func:`calibrate`.
+    """
+    return Measure(
+        lambda layers, calibration: calibrate(host, layers, calibration, calls),
+        lambda weights, calibration, covariances: arriving(host, weights, calibration, covariances, calls),
+    )
 
 
 def calibrate(
@@ -39,6 +52,31 @@ def calibrate(
         return collect_moments(
             host.network, layers, host.batches(calibration), calibration.num_classes, calibration.match_iou, forward
         )
+
+
+def arriving(
+    host: Host, weights: Sequence[str], calibration: Calibration, covariances: bool, calls: Sequence[Call] = ()
+) -> dict[str, Arrivals]:
+    """What arrives at weights, from a pass over a part of a run's data; training is not affected.
+
+    Args:
+        host: The run.
+        weights: Names of parameters of its network.
+        calibration: How much data.
+        covariances: Whether those are wanted.
+        calls: As for :func:`calibrate`.
+
+    Returns:
+        Name of a weight to its arrivals, on the CPU, the same on every rank.
+
+    Raises:
+        CalibrationError: If there is no data, or a value is not finite.
+        ArgumentTypeError: If a batch is not known.
+    """
+    forward = entrance(host.network, calls)
+    batches = (batch.inputs for batch in host.batches(calibration, True, calls))
+    with host.precision():
+        return collect_arrivals(host.network, weights, batches, forward, covariances)
 
 
 def entrance(network: nn.Module, calls: Sequence[Call]) -> nn.Module:

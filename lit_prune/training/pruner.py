@@ -25,7 +25,7 @@ from lit_prune.policy.steps import carry_out
 from lit_prune.repair import Repair, Repaired, repaired
 from lit_prune.repair.entering import Entering
 from lit_prune.surgery.prepare import prepare
-from lit_prune.training.calibration_pass import calibrate, entrance
+from lit_prune.training.calibration_pass import entrance, measure_on
 from lit_prune.training.gradients import Gradients
 from lit_prune.training.host import Host
 from lit_prune.training.inputs import calls_from_state, calls_to_state
@@ -240,7 +240,7 @@ class Pruner:
         return found
 
     def _measure_on(self, host: Host) -> Measure:
-        return lambda layers, calibration: calibrate(host, layers, calibration, self.sight.forwards)
+        return measure_on(host, self.sight.forwards)
 
     def _aim(self, ratio: float | None) -> dict[str, Any]:
         """How far an event was to go, as the record has it: a ratio, or a part of the way to a limit, and of what."""

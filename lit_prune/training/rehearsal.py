@@ -22,7 +22,7 @@ from lit_prune.policy.history import Record
 from lit_prune.policy.policy import PruningPolicy
 from lit_prune.policy.reasons import apart_from, held_back
 from lit_prune.surgery.optimizers import check_state
-from lit_prune.training.calibration_pass import calibrate
+from lit_prune.training.calibration_pass import measure_on
 from lit_prune.training.host import Host
 from lit_prune.training.pruner import Pruner
 
@@ -118,10 +118,10 @@ class Rehearsal:
         if policy.calibration is None or graph is None:
             return
         groups, _ = policy.scope.pick(host.network, graph)
-        layers = dict.fromkeys(layer for group in groups for layer in group.layers)
-        one = replace(policy.calibration, batches=host.ranks)
         try:
-            calibrate(host, list(layers), one, self._pruner.sight.forwards)
+            policy.measured(
+                Evidence(host.network, graph, groups), measure_on(host, self._pruner.sight.forwards), host.ranks
+            )
         except NoObjectsError:
             # So few images may show none, and a network that has learnt nothing yet finds none.
             return

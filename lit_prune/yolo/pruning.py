@@ -95,10 +95,10 @@ class UltralyticsPruning:
             min_channels=min_channels,
             layers_per_event=layers_per_event,
         )
-        if policy.calibration is not None:
+        if policy.looks_at_objects:
             raise ArgumentError(
-                "Under Ultralytics' trainer channels are chosen by weights alone; for a criterion or selection that "
-                "looks at activations, train LitYOLO with ChannelPruning on a YOLODataModule."
+                "Under Ultralytics' trainer calibration batches have no objects; for a criterion or selection that "
+                "looks at classes, train LitYOLO with ChannelPruning on a YOLODataModule."
             )
         self.pruner = Pruner(policy, recovery or Recovery(), amount, as_repair(repair))
         self.agenda = Agenda(self.pruner, epochs, on_error)

@@ -3,7 +3,15 @@ import torch
 from torch import nn
 
 from lit_prune import ChannelGraph
-from lit_prune.criteria import BatchNormScale, Evidence, GeometricMedian, Magnitude, Random
+from lit_prune.criteria import (
+    BatchNormScale,
+    Evidence,
+    GeometricMedian,
+    LayerAdaptiveMagnitude,
+    Magnitude,
+    Random,
+)
+from lit_prune.select import Global, Target
 from tests.toys import network
 
 
@@ -90,3 +98,33 @@ def test_a_filter_that_others_can_stand_in_for_goes_first():
     graph = ChannelGraph.trace(net, torch.zeros(1, 1, 4, 4))
     scores = GeometricMedian()(Evidence(net, graph, graph.groups))["0"]
     torch.testing.assert_close(scores, torch.tensor([21.7, 11.9, 11.9, 21.9]))
+
+
+def test_lamp_is_what_it_is_defined_as_and_is_compared_as_it_is():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 12, 3), nn.ReLU(), nn.Conv2d(12, 20, 3), nn.ReLU(), nn.Conv2d(20, 4, 1))
+    net[2].weight.data *= 10
+    graph = ChannelGraph.trace(net, torch.zeros(1, 3, 12, 12))
+    evidence = Evidence(net, graph, graph.groups)
+    magnitudes, scores = Magnitude()(evidence), LayerAdaptiveMagnitude()(evidence)
+    for name, magnitude in magnitudes.items():
+        squares = magnitude.double().square()
+        # Equation 3, channel by channel.
+        expected = torch.stack([each / squares[squares >= each].sum() for each in squares])
+        torch.testing.assert_close(scores[name].double(), expected)
+        assert scores[name].max() == 1
+
+    pool = torch.cat([*scores.values()]).sort().values
+    widths = {group.name: group.size for group in graph.groups}
+    target = Target(0.5, widths, graph.macs, 1, comparable=True, is_layer_adaptive=True)
+    gone = Global()(evidence, scores, target)
+    for name, score in scores.items():
+        assert {*gone.get(name, torch.empty(0)).tolist()} == {*(score < pool[16]).nonzero().flatten().tolist()}
+
+
+def test_lamp_of_a_layer_of_zeros_is_nothing():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1))
+    for parameter in net.parameters():
+        parameter.data.zero_()
+    graph = ChannelGraph.trace(net, torch.zeros(1, 3, 4, 4))
+    assert LayerAdaptiveMagnitude()(Evidence(net, graph, graph.groups))["0"].tolist() == [0, 0, 0, 0]

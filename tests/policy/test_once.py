@@ -48,7 +48,7 @@ def test_layers_that_stay():
         ({"amount": 1.5}, ArgumentError, r"amount must be a ratio in \(0, 1\)"),
         ({"amount": 0.99}, SelectionError, "out of reach"),
         ({"selection": "mac"}, ArgumentError, "Did you mean 'macs'"),
-        ({"selection": ClusterSelection()}, ArgumentError, "goes by activations, and there is no data here"),
+        ({"selection": ClusterSelection()}, ArgumentError, "goes by activations of objects, and there are none here"),
         ({"exclude": ["head"]}, ArgumentError, "matches no layer"),
         ({"blocks": [9]}, ArgumentError, "There is no block 9"),
         ({"round_to": 64}, ArgumentError, "round_to=64, and the widest layer"),

@@ -5,7 +5,7 @@ from torch import nn
 from lit_prune import ChannelGraph, shrink_
 from lit_prune.criteria import Evidence, Magnitude, Random
 from lit_prune.errors import SelectionError
-from lit_prune.select import Global, MacsBudget, Target, Uniform, lowest
+from lit_prune.select import Global, Isomorphic, MacsBudget, Target, Uniform, lowest
 
 
 class Halves(nn.Module):
@@ -56,7 +56,9 @@ def kept(evidence, gone):
 
 
 @pytest.mark.parametrize("net", NETS.values(), ids=NETS)
-@pytest.mark.parametrize("selection", [Uniform(), Global(), MacsBudget(), MacsBudget("global")])
+@pytest.mark.parametrize(
+    "selection", [Uniform(), Global(), Isomorphic(), MacsBudget(), MacsBudget("global"), MacsBudget("isomorphic")]
+)
 @pytest.mark.parametrize("round_to", [1, 4, 8])
 def test_every_selection_makes_a_plan_that_runs_and_keeps_its_limits(net, selection, round_to):
     evidence, scores, target = case(net(), Random(0), ratio=0.4, round_to=round_to, min_channels=3)

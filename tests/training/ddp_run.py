@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from lit_prune import ChannelPruning, PruningPlan, accept_pruned
 from lit_prune.common.ranks import from_rank_zero
-from lit_prune.criteria import Criterion, Magnitude, Taylor
+from lit_prune.criteria import Criterion, Magnitude, OptimalBrainSurgeon, Taylor
 from lit_prune.policy.steps import carry_out
 from lit_prune.select import LatencyBudget
 from lit_prune.training.recovery import Recovery
@@ -246,7 +246,9 @@ def main(out: Path, options: dict[str, Any]) -> None:
     if options.get("trainer", {}).get("sync_batchnorm") and not gpus:
         mock.patch.object(nn.SyncBatchNorm, "forward", synchronise_on_cpu).start()
         mock.patch.object(DistributedDataParallel, "_passing_sync_batchnorm_handle", return_value=None).start()
-    criterion = {"rank": RankDependent(), "taylor": Taylor()}.get(options.get("criterion", ""), Magnitude())
+    criterion = {"rank": RankDependent(), "taylor": Taylor(), "obs": OptimalBrainSurgeon(2, 8)}.get(
+        options.get("criterion", ""), Magnitude()
+    )
     callback = ChannelPruning(
         None if options.get("selection") == "clock" else 0.6,
         options.get("epochs", [1, 2, 3]),

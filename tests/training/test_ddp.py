@@ -40,6 +40,11 @@ def ranks_of(out):
     return [torch.load(file, weights_only=False) for file in sorted(out.glob("rank*.pt"))]
 
 
+def after_the_last_forward(out):
+    """Calibration batches run with each rank's own buffers, of which those of the first count."""
+    return [{**each, "trail": each["trail"][-1:], "losses": []} for each in ranks_of(out)]
+
+
 def assert_equal(first, second):
     for part in ("weights", "optimizer"):
         torch.testing.assert_close(first[part], second[part], rtol=0, atol=0)
@@ -186,6 +191,14 @@ def test_ranks_with_other_scores_take_those_of_rank_zero(tmp_path):
 
 
 @pytest.mark.slow
+def test_two_ranks_look_at_the_same_activations(tmp_path):
+    code, output = start(tmp_path, criterion="obs", epochs=[1, 2])
+    assert code == 0, output
+    assert_equal(*after_the_last_forward(tmp_path))
+    assert len(ranks_of(tmp_path)[0]["events"]) == 2
+
+
+@pytest.mark.slow
 def test_the_clock_of_rank_zero_decides_for_all(tmp_path):
     code, output = start(tmp_path, selection="clock", epochs=[1, 2])
     assert code == 0, output
@@ -303,10 +316,7 @@ def test_gradients_are_those_of_all_ranks(tmp_path):
     for repair in (False, True):
         code, output = start(tmp_path, criterion="taylor", repair=repair)
         assert code == 0, output
-        first, second = ranks_of(tmp_path)
-        if repair:
-            # The forwards of a repair are those of each rank's own buffers, of which those of the first count.
-            first, second = ({**each, "trail": each["trail"][-1:], "losses": []} for each in (first, second))
+        first, second = after_the_last_forward(tmp_path) if repair else ranks_of(tmp_path)
         assert_equal(first, second)
         assert [event["channels"] for event in first["events"]] == [event["channels"] for event in second["events"]]
 

@@ -6,6 +6,7 @@ import torch
 from ultralytics import YOLO
 
 from lit_prune import ChannelGraph, shrink_
+from lit_prune.criteria import MeanActivation
 from lit_prune.errors import PruningError
 from lit_prune.schedule import AtSteps
 from lit_prune.select import MacsBudget
@@ -68,6 +69,15 @@ def test_channels_may_go_by_gradients_and_what_is_left_is_repaired(digits, tmp_p
     assert not yolo.trainer.optimizer._optimizer_step_pre_hooks
 
 
+def test_channels_may_go_by_what_arrives_at_layers(digits, tmp_path):
+    pruning = UltralyticsPruning(amount=0.3, epochs=1, criterion=MeanActivation(1, 4), selection="macs")
+    yolo = pruning.attach(YOLO("yolov8n.yaml"))
+    yolo.train(epochs=2, nbs=4, **settings(digits, tmp_path))
+    (event,) = pruning.record.events
+    assert event["gone"]["macs"] >= 0.29
+    assert shapes(yolo.trainer.ema.ema) == shapes(yolo.trainer.model)
+
+
 def test_training_on_keeps_a_pruned_network(digits, tmp_path):
     network = build_detector("yolov8n.yaml", num_classes=3).eval()
     graph = ChannelGraph.trace(network, torch.zeros(1, 3, 64, 64))
@@ -126,7 +136,7 @@ def test_what_can_not_be_pruned_is_refused(digits, tmp_path):
     [
         ({"amount": 1.5}, "amount must be a ratio in"),
         ({"epochs": AtSteps(4)}, "give a schedule of epochs"),
-        ({"selection": "clusters"}, "looks at activations"),
+        ({"selection": "clusters"}, "looks at classes"),
         ({"criterion": "magnitud"}, "Did you mean 'magnitude'"),
     ],
 )

@@ -76,6 +76,15 @@ class Product:
         """How many inputs each output is a sum of, over all kernel positions."""
         return self.weight.numel() // (self.weight.shape[1] * self.groups if self.is_transposed else len(self.weight))
 
+    def values(self) -> Tensor:
+        """``(rows, inputs)`` all that enters, whatever the kernel makes of it."""
+        values = self.input.detach()
+        if self.is_linear:
+            return values.reshape(-1, values.shape[-1])
+        if not self.has_batch:
+            values = values[None]
+        return values.movedim(1, -1).reshape(-1, values.shape[1])
+
     def positions(self, output: Tensor, rows: int, generator: torch.Generator) -> Positions:
         """About ``rows`` random positions, equally many of each example; all, where there are no more."""
         shape = output.shape[1:-1] if self.is_linear else output.shape[2:]

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from lit_prune.repair.samples import PRODUCTS, Product
+from lit_prune.activations.samples import PRODUCTS, Product
 
 CASES = {
     "1x1": (nn.Conv2d(4, 6, 1), (4, 5, 5)),
