@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -12,7 +13,6 @@ from lit_prune.criteria.base import Criterion, Evidence
 from lit_prune.criteria.magnitude import per_channel
 from lit_prune.errors import ArgumentError
 from lit_prune.graph import ChannelGroup
-from lit_prune.plan import Slot
 
 # Of the mean variance: what a direction needs that no example has shown.
 _RIDGE = 1e-3
@@ -29,6 +29,9 @@ class Arriving(Criterion):
     Raises:
         ArgumentError: If one is below 1; at an event, if there are no calibration batches.
     """
+
+    adds_up: bool = False
+    """Whether a channel counts by the sum over all places where it is read; by default by the mean."""
 
     needs_arrivals = True
     needs = "a convolution or linear layer behind it that runs on the calibration batches"
@@ -47,29 +50,34 @@ class Arriving(Criterion):
                 f"{type(self).__name__} goes by what arrives at layers, and nothing is known of that here. Under a "
                 "Trainer calibration batches show it; elsewhere write plan_pruning(..., data=[images])."
             )
-        scores = {group.name: self._of(evidence, group) for group in evidence.groups}
-        return {name: score for name, score in scores.items() if score is not None}
+        values = {
+            name: (arrivals.dim, self.values(evidence.parameters[name].detach(), arrivals))
+            for name, arrivals in evidence.arrivals.items()
+        }
+        scores = {group.name: self._of(evidence, group, values) for group in evidence.groups}
+        return {name: score.float() for name, score in scores.items() if score is not None}
 
     @abstractmethod
-    def _of(self, evidence: Evidence, group: ChannelGroup) -> Tensor | None:
-        """Scores of one group; ``None`` where it can't be judged."""
+    def values(self, weight: Tensor, arrivals: Arrivals) -> Tensor:
+        """``(inputs,)`` what each input of a layer counts.
 
-    def _reading(self, evidence: Evidence, group: ChannelGroup) -> list[tuple[Slot, Tensor, Arrivals]]:
-        """The slots of what reads a group, with its weight and what arrives there."""
-        return [
-            (slot, weight, evidence.arrivals[slot[0]])
-            for slot, weight in evidence.readers_of(group)
-            if slot[0] in evidence.arrivals and evidence.arrivals[slot[0]].dim == slot[1]
-        ]
+        Args:
+            weight: The layer's.
+            arrivals: What is multiplied with it.
+        """
 
-    def _mean(self, evidence: Evidence, group: ChannelGroup, of: str) -> Tensor | None:
-        """``(size,)`` mean of a statistic over all places where a channel is read."""
-        total, places = torch.zeros(group.size, dtype=torch.float64), torch.zeros(group.size, dtype=torch.float64)
-        for slot, _, arrivals in self._reading(evidence, group):
-            values = getattr(arrivals, of)
-            total += per_channel(group, slot, values)
-            places += per_channel(group, slot, torch.ones_like(values))
-        return None if not places.all() else (total / places).float()
+    def _of(self, evidence: Evidence, group: ChannelGroup, values: Mapping[str, tuple[int, Tensor]]) -> Tensor | None:
+        """``(size,)``; ``None`` where a channel is read nowhere."""
+        total, places = torch.zeros(2, group.size, dtype=torch.float64)
+        for slot, _ in evidence.readers_of(group):
+            dim, value = values.get(slot[0], (None, total))
+            if dim == slot[1]:
+                total += per_channel(group, slot, value)
+                places += per_channel(group, slot, torch.ones_like(value))
+        if not places.all():
+            return None
+        mean: Tensor = total / places
+        return total if self.adds_up else mean
 
 
 class MeanActivation(Arriving):
@@ -91,8 +99,9 @@ class MeanActivation(Arriving):
         torch.Size([8])
     """
 
-    def _of(self, evidence: Evidence, group: ChannelGroup) -> Tensor | None:
-        return self._mean(evidence, group, "size")
+    def values(self, weight: Tensor, arrivals: Arrivals) -> Tensor:
+        """Mean absolute values."""
+        return arrivals.size
 
 
 class NonzeroActivation(Arriving):
@@ -111,9 +120,13 @@ class NonzeroActivation(Arriving):
 
     needs = "an activation that makes zeros, such as ReLU, before the layers that read its channels"
 
-    def _of(self, evidence: Evidence, group: ChannelGroup) -> Tensor | None:
-        share = self._mean(evidence, group, "nonzero")
-        return None if share is None or bool((share == 1).all()) else share
+    def __call__(self, evidence: Evidence) -> dict[str, Tensor]:
+        """As of any; groups without a zero are left out."""
+        return {name: share for name, share in super().__call__(evidence).items() if not bool((share == 1).all())}
+
+    def values(self, weight: Tensor, arrivals: Arrivals) -> Tensor:
+        """Shares of values that are not zero."""
+        return arrivals.nonzero
 
 
 class OptimalBrainSurgeon(Arriving):
@@ -134,29 +147,25 @@ class OptimalBrainSurgeon(Arriving):
 
     needs_covariances = True
     comparable = True
+    adds_up = True
 
-    def _of(self, evidence: Evidence, group: ChannelGroup) -> Tensor | None:
-        reading = self._reading(evidence, group)
-        losses = [per_channel(group, slot, _losses(weight, arrivals)) for slot, weight, arrivals in reading]
-        return torch.stack(losses).sum(0).float() if losses else None
-
-
-def _losses(weight: Tensor, arrivals: Arrivals) -> Tensor:
-    """``(inputs,)`` the part of the variance of a layer's answers that goes with each of its inputs."""
-    weight = weight.to("cpu", torch.float64)
-    covariance = arrivals.covariance
-    if covariance is None:
-        # Of so many inputs each is taken as if it had nothing in common with others.
-        squares = weight.movedim(arrivals.dim, 0).flatten(1).square().sum(1)
-        parts = squares * arrivals.variance
-        return parts / parts.sum().clamp(min=_TINY)
-    groups, inputs = covariance.shape[:2]
-    # (groups, inputs, outputs and kernel positions)
-    rows = weight.reshape(groups, -1, *weight.shape[1:])
-    rows = (rows.transpose(1, 2) if arrivals.dim else rows).flatten(2)
-    variance = (rows * (covariance @ rows)).sum().clamp(min=_TINY)
-    ridge = _RIDGE * covariance.diagonal(dim1=1, dim2=2).mean(1).clamp(min=_TINY)
-    damped = covariance + ridge[:, None, None] * torch.eye(inputs, dtype=torch.float64)
-    inverse: Tensor = torch.linalg.inv(damped).diagonal(dim1=1, dim2=2)
-    lost: Tensor = rows.square().sum(2) / inverse / variance
-    return lost.sum(0) if arrivals.dim else lost.flatten()
+    def values(self, weight: Tensor, arrivals: Arrivals) -> Tensor:
+        """Parts of the variance of the layer's answers."""
+        weight = weight.to("cpu", torch.float64)
+        if arrivals.covariance is None:
+            # Of so many inputs each is taken as if it had nothing in common with others.
+            parts = weight.movedim(arrivals.dim, 0).flatten(1).square().sum(1) * arrivals.variance
+            return parts / parts.sum().clamp(min=_TINY)
+        covariance, inputs = arrivals.covariance, arrivals.covariance.shape[1]
+        # (groups, inputs, outputs and kernel positions)
+        rows = weight.reshape(len(covariance), -1, *weight.shape[1:])
+        rows = (rows.transpose(1, 2) if arrivals.dim else rows).flatten(2)
+        variance = (rows * (covariance @ rows)).sum().clamp(min=_TINY)
+        diagonal = covariance.diagonal(dim1=1, dim2=2)
+        # What single precision has rounded off of the largest may be more than the penalty.
+        rounded = torch.finfo(torch.float32).eps * inputs * diagonal.amax(1)
+        ridge = (_RIDGE * diagonal.mean(1) + rounded).clamp(min=_TINY)
+        damped = covariance + ridge[:, None, None] * torch.eye(inputs, dtype=torch.float64)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped)).diagonal(dim1=1, dim2=2)
+        lost: Tensor = rows.square().sum(2) / inverse / variance
+        return lost.sum(0) if arrivals.dim else lost.flatten()
