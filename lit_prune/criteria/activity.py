@@ -146,7 +146,6 @@ class OptimalBrainSurgeon(Arriving):
     """
 
     needs_covariances = True
-    comparable = True
     adds_up = True
 
     def values(self, weight: Tensor, arrivals: Arrivals) -> Tensor:
