@@ -65,13 +65,14 @@ def kinds_of(network: nn.Module, graph: ChannelGraph) -> dict[str, int]:
         [0, 0, 1]
     """
     modules = dict(network.named_modules(remove_duplicate=False))
-    tensors = network.state_dict(keep_vars=True)
+    tensors = dict(network.named_parameters(remove_duplicate=False))
     numbers: dict[tuple[tuple[str, ...], ...], int] = {}
 
     def built(group: ChannelGroup) -> tuple[tuple[str, ...], ...]:
         parts = []
         for name, dim in group.slots:
             owner, tensor = modules.get(layer_of(name)), tensors.get(name)
+            # What lies in buffers belongs to norms.
             kernel = () if tensor is None else tensor.shape[2:]
             parts.append((type(owner).__name__, name.rpartition(".")[2], str(dim), str([*kernel])))
         return tuple(sorted(parts))
