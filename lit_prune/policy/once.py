@@ -18,7 +18,8 @@ from lit_prune.errors import ArgumentError, ArgumentTypeError
 from lit_prune.graph import Call, ChannelGraph
 from lit_prune.plan import PruningPlan
 from lit_prune.policy.history import Record
-from lit_prune.policy.policy import Measure, PruningPolicy
+from lit_prune.policy.measure import Measure
+from lit_prune.policy.policy import PruningPolicy
 from lit_prune.policy.scope import Scope
 from lit_prune.select import SELECTIONS, Selection
 

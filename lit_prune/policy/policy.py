@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lit_prune.activations import Arrivals, Calibration, Moments
+from lit_prune.activations import Calibration
 from lit_prune.common.arguments import check_ratio, check_whole
 from lit_prune.common.ranks import check_same, from_rank_zero
 from lit_prune.criteria import Criterion, Evidence
@@ -19,27 +19,12 @@ from lit_prune.graph import Call, ChannelGraph, ChannelGroup
 from lit_prune.plan import PruningPlan, extended
 from lit_prune.policy.contract import checked_removal, checked_scores
 from lit_prune.policy.history import Dense, Record
+from lit_prune.policy.measure import NOTHING, Measure, by_class, measured
 from lit_prune.policy.reasons import apart_from, averaged, held_back, listed, untrained
 from lit_prune.policy.scope import Scope, largest_independent
 from lit_prune.policy.steps import carry_out
 from lit_prune.select import Budget, Budgets, Selection, Target
 from lit_prune.select.isomorphic import kinds_of
-
-
-@dataclass(frozen=True)
-class Measure:
-    """How activations are looked at, where there is data.
-
-    Attributes:
-        moments: Layers to their class-wise statistics.
-        arrivals: Weights to what arrives there; with covariances or not.
-    """
-
-    moments: Callable[[list[str], Calibration], Mapping[str, Moments]] = lambda layers, calibration: {}
-    arrivals: Callable[[list[str], Calibration, bool], Mapping[str, Arrivals]] = lambda *_: {}
-
-
-_NOTHING = Measure()
 
 
 @dataclass(frozen=True)
@@ -109,8 +94,7 @@ class PruningPolicy:
     @property
     def looks_at_objects(self) -> bool:
         """Whether a decision goes by class-wise statistics, for which calibration batches need objects."""
-        by_class = None if self.criterion.needs_arrivals else self.criterion.calibration
-        return (by_class or self.selection.calibration) is not None
+        return by_class(self.criterion, self.selection) is not None
 
     @property
     def why_nothing(self) -> str:
@@ -163,7 +147,7 @@ class PruningPolicy:
         calls: Sequence[Call],
         ratio: float | None,
         record: Record,
-        measure: Measure = _NOTHING,
+        measure: Measure = NOTHING,
         averages: Mapping[str, str] = MappingProxyType({}),
         changes: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> PruningEvent:
@@ -205,7 +189,7 @@ class PruningPolicy:
         network: nn.Module,
         calls: Sequence[Call],
         record: Record,
-        measure: Measure = _NOTHING,
+        measure: Measure = NOTHING,
         averages: Mapping[str, str] = MappingProxyType({}),
         changes: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> tuple[Evidence, dict[str, str]]:
@@ -231,32 +215,8 @@ class PruningPolicy:
         graph, groups, skipped = carry_out("look", look)
         evidence = Evidence(network, graph, groups, changes=changes)
         if groups and self.calibration is not None:
-            evidence = carry_out("measure", partial(self.measured, evidence, measure))
+            evidence = carry_out("measure", partial(measured, evidence, self.criterion, self.selection, measure))
         return evidence, skipped
-
-    def measured(self, evidence: Evidence, measure: Measure, batches: int | None = None) -> Evidence:
-        """The same evidence, with what the criterion and the selection want to know of activations.
-
-        Args:
-            evidence: What is known without.
-            measure: As for :meth:`decide`.
-            batches: How many are looked at; by default as many as are wanted.
-        """
-
-        def of(calibration: Calibration) -> Calibration:
-            return calibration if batches is None else replace(calibration, batches=batches)
-
-        criterion, calibration = self.criterion, self.calibration
-        assert calibration is not None
-        if criterion.needs_arrivals and criterion.calibration is not None:
-            read = dict.fromkeys(slot[0] for group in evidence.groups for slot, _ in evidence.readers_of(group))
-            arrivals = measure.arrivals([*read], of(criterion.calibration), criterion.needs_covariances)
-            evidence = replace(evidence, arrivals=arrivals)
-            calibration = self.selection.calibration
-        if calibration is not None:
-            layers = dict.fromkeys(layer for group in evidence.groups for layer in group.layers)
-            evidence = replace(evidence, moments=measure.moments([*layers], of(calibration)))
-        return evidence
 
     def candidates(
         self,

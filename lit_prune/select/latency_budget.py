@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -18,19 +18,16 @@ from lit_prune.cost.profile.torch_runtime import placed
 from lit_prune.criteria import Evidence
 from lit_prune.errors import ArgumentError, SelectionError
 from lit_prune.graph.skeleton import replica
-from lit_prune.select.base import Bundle, Scores, Target, Widths, bundled, flat
+from lit_prune.select.base import Scores, Target, Widths, bundled
 from lit_prune.select.budget import Budget, Meets, NoneMeetsAll, always, cost_where, removal_of
 from lit_prune.select.clock_search import ClockSearch
-from lit_prune.select.knapsack import Choice, cheapest, choose, cost_of
-from lit_prune.select.spread import Cost, Global, Spread, filled, fit, out_of_reach
-from lit_prune.select.table_costs import Floats, TableCosts, Wholes, shrinking
+from lit_prune.select.spread import Cost, Spread, filled, fit
+from lit_prune.select.table_choice import TableChoice
+from lit_prune.select.table_costs import TableCosts, shrinking
 from lit_prune.surgery import shrink_
 
 # Steps in which a faster choice is looked for that meets other budgets, too.
 _HALVINGS = 10
-# A first-order score says too little of a layer that loses much. Raised to a power, the worthiest channel that a layer
-# loses counts most, so that no layer is all but emptied for being dear.
-_POWER = 4
 _DENSE = "dense_ms"
 
 
@@ -97,7 +94,10 @@ class LatencyBudget(Budget):
 
     def cost(self, evidence: Evidence) -> Cost:
         """Milliseconds, by the table."""
-        costs = self._costs(evidence, [*((group,) for group in evidence.groups)])
+        try:
+            costs = TableCosts(self.table, evidence, [*((group,) for group in evidence.groups)])
+        except ArgumentError as error:
+            raise SelectionError(str(error)) from error
         place = {group.name: number for number, group in enumerate(evidence.groups)}
         whole = np.array([group.size for group in evidence.groups])
 
@@ -237,34 +237,20 @@ class LatencyBudget(Budget):
     def _widths(
         self, evidence: Evidence, scores: Scores, target: Target, limit: float, roughly: bool = False
     ) -> Widths:
-        bundles = bundled(evidence.groups, scores)
         if not self.by_table:
+            bundles = bundled(evidence.groups, scores)
             return fit(self.spread, bundles, scores, target, self.cost(evidence), limit, self.unit)
-        options, costs, losses = self._to_choose(evidence, bundles, scores, target)
-        choice = choose(losses, costs, limit, roughly)
-        if choice is None:
-            raise out_of_reach(limit, cost_of(costs, cheapest(losses, costs)), len(flat(bundles)), self.unit)
-        return _chosen(bundles, options, choice)
+        return self._choice(evidence, scores, target).within(limit, roughly)
 
     def _least(self, evidence: Evidence, scores: Scores, target: Target) -> Widths:
         """Those with which the table says least."""
-        bundles = bundled(evidence.groups, scores)
         if not self.by_table:
-            return self.spread.widths(1.0, bundles, scores, target)
-        options, costs, losses = self._to_choose(evidence, bundles, scores, target)
-        return _chosen(bundles, options, cheapest(losses, costs))
+            return self.spread.widths(1.0, bundled(evidence.groups, scores), scores, target)
+        return self._choice(evidence, scores, target).least()
 
-    def _to_choose(
-        self, evidence: Evidence, bundles: Sequence[Bundle], scores: Scores, target: Target
-    ) -> tuple[list[Wholes], TableCosts, list[Floats]]:
-        """The widths that each bundle may have, what they cost, and what is lost with each."""
-        options = [_options(bundle, target) for bundle in bundles]
-        losses = [_losses(bundle, widths, scores, target) for bundle, widths in zip(bundles, options, strict=True)]
-        return options, self._costs(evidence, bundles, options), losses
-
-    def _costs(self, evidence: Evidence, bundles: Sequence[Bundle], options: Sequence[Wholes] = ()) -> TableCosts:
+    def _choice(self, evidence: Evidence, scores: Scores, target: Target) -> TableChoice:
         try:
-            return TableCosts(self.table, evidence, bundles, options)
+            return TableChoice(self.table, evidence, scores, target)
         except ArgumentError as error:
             raise SelectionError(str(error)) from error
 
@@ -298,25 +284,3 @@ class LatencyBudget(Budget):
         known, here = self.table.conditions.get("device"), self.runtime.conditions(images).get("device")
         if None not in (known, here) and known != here:
             raise ArgumentError(f"The table is of {known}, but this is {here}: profile the network here.")
-
-
-def _chosen(bundles: Sequence[Bundle], options: Sequence[Wholes], choice: Choice) -> Widths:
-    return {
-        group.name: int(widths[option])
-        for bundle, widths, option in zip(bundles, options, choice, strict=True)
-        for group in bundle
-    }
-
-
-def _options(bundle: Bundle, target: Target) -> Wholes:
-    """The widths that a bundle may have, the widest first."""
-    size, least = bundle[0].size, target.allowed(bundle[0], 0)
-    rounded = range(target.round_to * (size // target.round_to), least - 1, -target.round_to)
-    return np.array(list(dict.fromkeys([size, *rounded])))
-
-
-def _losses(bundle: Bundle, widths: Wholes, scores: Scores, target: Target) -> Floats:
-    """What a bundle loses at each of some widths, in the unit that all layers share."""
-    rising = Global().curve(bundle, scores, target).numpy() ** _POWER
-    lost = np.concatenate([[0.0], rising.cumsum()]) * len(bundle)
-    return np.asarray(lost[len(rising) - widths])

@@ -10,7 +10,7 @@ from lit_prune.activations import Arrivals, Calibration, Moments, collect_arriva
 from lit_prune.common.running import untouched
 from lit_prune.errors import CalibrationError
 from lit_prune.graph import Call
-from lit_prune.policy.policy import Measure
+from lit_prune.policy.measure import Measure
 from lit_prune.training.host import Host
 
 

@@ -20,7 +20,8 @@ from lit_prune.graph import Call
 from lit_prune.graph.recording import Pairs, parted
 from lit_prune.plan import PruningPlan
 from lit_prune.policy.history import Dense, Record
-from lit_prune.policy.policy import Measure, PruningEvent, PruningPolicy
+from lit_prune.policy.measure import Measure
+from lit_prune.policy.policy import PruningEvent, PruningPolicy
 from lit_prune.policy.steps import carry_out
 from lit_prune.repair import Repair, Repaired, repaired
 from lit_prune.repair.entering import Entering

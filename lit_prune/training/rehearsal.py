@@ -19,6 +19,7 @@ from lit_prune.graph.recording import Pairs
 from lit_prune.plan import PruningPlan, extended
 from lit_prune.policy.contract import checked_removal
 from lit_prune.policy.history import Record
+from lit_prune.policy.measure import measured
 from lit_prune.policy.policy import PruningPolicy
 from lit_prune.policy.reasons import apart_from, held_back
 from lit_prune.surgery.optimizers import check_state
@@ -119,9 +120,8 @@ class Rehearsal:
             return
         groups, _ = policy.scope.pick(host.network, graph)
         try:
-            policy.measured(
-                Evidence(host.network, graph, groups), measure_on(host, self._pruner.sight.forwards), host.ranks
-            )
+            evidence, measure = Evidence(host.network, graph, groups), measure_on(host, self._pruner.sight.forwards)
+            measured(evidence, policy.criterion, policy.selection, measure, batches=host.ranks)
         except NoObjectsError:
             # So few images may show none, and a network that has learnt nothing yet finds none.
             return
