@@ -14,7 +14,7 @@ def test_an_instance_is_itself_and_a_name_makes_one():
     ("given", "error", "message"),
     [
         ("magnitud", ValueError, "Did you mean 'magnitude'"),
-        ("zzz", ValueError, "Known are 'batchnorm'"),
+        ("zzz", ValueError, "Known are 'activation', 'apoz'"),
         (Magnitude, TypeError, "call it to make an instance"),
         (3, TypeError, "an instance of Criterion, but got 3"),
     ],
