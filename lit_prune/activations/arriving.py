@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from lit_prune.activations.calibration import NO_BATCH, running_batch
 from lit_prune.activations.samples import PRODUCTS, Product
 from lit_prune.common.running import in_full_precision, untouched
 from lit_prune.errors import CalibrationError
@@ -63,7 +64,8 @@ def collect_arrivals(
         Name of a weight to its arrivals, on the CPU in double precision; without weights that are not run.
 
     Raises:
-        CalibrationError: If there is no batch, or a value is NaN or infinite; the message names the weight.
+        CalibrationError: If there is no batch, one is empty or can't be run, or a value is NaN or infinite; the message
+            names the batch or the weight.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
@@ -77,10 +79,10 @@ def collect_arrivals(
     with untouched(network):
         for inputs in batches:
             number += 1
-            with listening:
+            with running_batch(number, inputs), listening:
                 (forward or network)(*inputs)
     if not number:
-        raise CalibrationError("There is no calibration batch to go by: is the data set empty?")
+        raise CalibrationError(NO_BATCH)
     return {name: sums.arrivals(name) for name, sums in listening.sums.items()}
 
 

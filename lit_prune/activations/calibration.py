@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -12,9 +14,10 @@ from torch import Tensor, nn
 from lit_prune.activations.extractor import ActivationExtractor, find_layers
 from lit_prune.activations.moments import ClassMoments, Moments
 from lit_prune.activations.objects import CalibrationBatch, Detections, matched, observe
+from lit_prune.common._compat import tree_flatten
 from lit_prune.common.arguments import check_number, check_whole
 from lit_prune.common.ranks import gather
-from lit_prune.errors import ArgumentError, ArgumentTypeError, CalibrationError, NoObjectsError
+from lit_prune.errors import ArgumentError, ArgumentTypeError, CalibrationError, LitPruneError, NoObjectsError
 
 
 @dataclass
@@ -213,11 +216,42 @@ class _Tally:
         return wider
 
 
-def batches_of(data: Any) -> list[tuple[Any, ...]]:
+NO_BATCH = "There is no calibration batch to go by: is the data set empty?"
+
+
+@contextmanager
+def running_batch(number: int, inputs: Sequence[Any]) -> Iterator[None]:
+    """While open, one calibration batch runs; what goes wrong is told with its number.
+
+    Args:
+        number: Of the batch.
+        inputs: Arguments of the forward.
+
+    Raises:
+        CalibrationError: If it is empty, or the network can't be run on it.
+    """
+    tensors = [leaf for leaf in tree_flatten(list(inputs))[0] if isinstance(leaf, Tensor)]
+    if any(tensor.dim() and not len(tensor) for tensor in tensors):
+        raise CalibrationError("A calibration batch has no examples: leave empty batches out.")
+    try:
+        yield
+    except LitPruneError:
+        raise
+    except Exception as error:
+        raise CalibrationError(
+            f"The network can't be run on calibration batch {number}: {type(error).__name__}: "
+            f"{str(error).rstrip('. ')}. Each batch is "
+            "what its forward takes, a tensor or a tuple of arguments, without labels; under a Trainer a method "
+            "`calibration_batch(batch)` of the LightningModule says so."
+        ) from error
+
+
+def batches_of(data: Any, most: int | None = None) -> list[tuple[Any, ...]]:
     """Batches that a user gives, each as the arguments of a forward.
 
     Args:
         data: A list of batches, or what makes them one by one: a tensor, or a tuple of arguments, each.
+        most: How many are taken; by default all.
 
     Raises:
         ArgumentTypeError: If it is no list, empty, or holds something else.
@@ -230,7 +264,7 @@ def batches_of(data: Any) -> list[tuple[Any, ...]]:
         raise ArgumentTypeError(
             f"data is a list of batches, but got a {type(data).__name__}: write data=[images], with a tensor for each."
         )
-    batches = list(data)
+    batches = list(islice(data, most))
     if not batches:
         raise ArgumentTypeError("data has no batch: give some, or leave it out.")
     for batch in batches:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ class CalibrationBatch:
 
     Attributes:
         inputs: Positional inputs of the network's forward; the first is the images.
-        labels: ``(M,)`` int64, class of each object.
+        labels: ``(M,)`` int64, class of each object; by default there is none, which does where classes don't count.
         images: ``(M,)`` int64, index in the batch of the image that each object is in.
         points: ``(M, 2)`` x and y of each object, in normalised coordinates; ``None``: the whole image, by its spatial
             mean.
@@ -46,8 +46,8 @@ class CalibrationBatch:
     """
 
     inputs: tuple[Any, ...]
-    labels: Tensor
-    images: Tensor
+    labels: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    images: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     points: Tensor | None = None
     boxes: Tensor | None = None
 

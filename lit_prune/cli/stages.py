@@ -30,6 +30,7 @@ from lit_prune.common.reading import read_checkpoint
 from lit_prune.cost.profile import LatencyTable
 from lit_prune.errors import ArgumentError
 from lit_prune.report.foreseen import Foreseen
+from lit_prune.select import Budget
 from lit_prune.surgery.adoption import adopt_shapes_
 from lit_prune.training.distillation import Distillation
 
@@ -207,10 +208,10 @@ def _ask_for(arguments: Any, amount: str) -> None:
     if not is_limit(amount):
         return
     selection = arguments.get("selection")
-    if not hasattr(selection, "class_path"):
+    if not hasattr(selection, "class_path") or not issubclass(resolve_name(selection.class_path), Budget):
         raise ArgumentError(
             f"{amount!r} is no ratio, and as a limit it needs a budget with a class path as the selection, such as "
-            f"lit_prune.select.LatencyBudget, but that is {selection!r}."
+            f"lit_prune.select.LatencyBudget, but that is {getattr(selection, 'class_path', selection)!r}."
         )
     if selection.get("init_args") is None:
         selection["init_args"] = type(arguments)()

@@ -21,9 +21,9 @@ from lit_prune.common.names import OF_EVERY_MODULE
 def untouched(model: nn.Module) -> Iterator[None]:
     """Within, ``model`` is in eval mode and without gradients; afterwards no trace is left of what ran.
 
-    Put back, whatever happens: the mode of each submodule, every attribute and buffer that a forward has assigned
-    (counters, cached anchors), and the random states of Python, NumPy, the CPU and the model's CUDA devices. Compiled
-    parts run eagerly, for compiled code doesn't see hooks that came later.
+    Put back, whatever happens: the mode of each submodule, every attribute that a forward has assigned (cached
+    anchors), buffers (counters) with what they hold, and the random states of Python, NumPy, the CPU and the model's
+    CUDA devices. Compiled parts run eagerly, for compiled code doesn't see hooks that came later.
 
     Args:
         model: The live network.
@@ -37,9 +37,16 @@ def untouched(model: nn.Module) -> Iterator[None]:
         True
     """
     with restored(model), torch.no_grad(), eagerly():
+        # Norms that a forward sets to train, and counters, write into them.
+        before = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_inference()]
         for module in model.modules():
             module.training = False
-        yield
+        try:
+            yield
+        finally:
+            for buffer, value in before:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
 
 
 @contextmanager

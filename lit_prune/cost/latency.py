@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_prune.common.arguments import check_kind
+from lit_prune.common.arguments import check_kind, check_whole
 from lit_prune.common.running import evaluating
 from lit_prune.errors import ArgumentError, ArgumentTypeError
 
@@ -85,8 +85,8 @@ def measure_latency(
     first = next((value for value in inputs if isinstance(value, Tensor) and value.dim() > 0), None)
     if not networks or first is None:
         raise ArgumentError("measure_latency needs at least one network and one input tensor with a batch dimension.")
-    if repeats < 1 or warmup < 0:
-        raise ArgumentError(f"repeats must be at least 1 and warmup at least 0, but got {repeats} and {warmup}.")
+    check_whole("repeats", repeats)
+    check_whole("warmup", warmup, least=0)
     names = list(networks)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     with evaluating(*networks.values()), torch.no_grad():

@@ -11,7 +11,7 @@ from torch import Tensor
 from lit_prune.activations import Arrivals, Calibration
 from lit_prune.criteria.base import Criterion, Evidence
 from lit_prune.criteria.magnitude import per_channel
-from lit_prune.errors import ArgumentError
+from lit_prune.errors import ArgumentError, ArgumentTypeError
 from lit_prune.graph import ChannelGroup
 
 # Of the mean variance: what a direction needs that no example has shown.
@@ -29,6 +29,8 @@ class Arriving(Criterion):
     Raises:
         ArgumentError: If one is below 1; at an event, if there are no calibration batches.
     """
+
+    calibration: Calibration | None = Calibration()
 
     adds_up: bool = False
     """Whether a channel counts by the sum over all places where it is read; by default by the mean."""
@@ -50,10 +52,16 @@ class Arriving(Criterion):
                 f"{type(self).__name__} goes by what arrives at layers, and nothing is known of that here. Under a "
                 "Trainer calibration batches show it; elsewhere write plan_pruning(..., data=[images])."
             )
-        values = {
-            name: (arrivals.dim, self.values(evidence.parameters[name].detach(), arrivals))
-            for name, arrivals in evidence.arrivals.items()
-        }
+        values = {}
+        for name, arrivals in evidence.arrivals.items():
+            value = self.values(evidence.parameters[name].detach(), arrivals)
+            if not isinstance(value, Tensor) or value.shape != arrivals.size.shape:
+                given = f"one of {[*value.shape]}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+                raise ArgumentTypeError(
+                    f"{type(self).__name__}.values must return a tensor of {[*arrivals.size.shape]} for {name}, one "
+                    f"number an input, but returned {given}."
+                )
+            values[name] = arrivals.dim, value
         scores = {group.name: self._of(evidence, group, values) for group in evidence.groups}
         return {name: score.float() for name, score in scores.items() if score is not None}
 

@@ -74,8 +74,8 @@ class LayerAdaptiveMagnitude(Magnitude):
     def _of(self, evidence: Evidence, group: ChannelGroup) -> Tensor:
         squares, order = super()._of(evidence, group).double().square().sort(stable=True)
         left = squares.flip(0).cumsum(0).flip(0)
-        # Those that are all nothing are worth nothing.
-        shares = torch.where(left > 0, squares / left, 0.0)
+        # Those that are all nothing are worth nothing; what is no number stays none.
+        shares = torch.where(left == 0, 0.0, squares / left)
         return torch.empty_like(shares).scatter_(0, order, shares).float()
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_prune.common.choices import nearest
 from lit_prune.criteria import Criterion, Evidence
-from lit_prune.errors import ArgumentError, ArgumentTypeError
+from lit_prune.errors import ArgumentError, ArgumentTypeError, LitPruneError
 from lit_prune.graph import ChannelGroup
 from lit_prune.schedule import Schedule, check_within
 from lit_prune.select import Selection
@@ -28,7 +28,7 @@ def checked_scores(criterion: Criterion, evidence: Evidence) -> dict[str, Tensor
     who = type(criterion).__name__
     try:
         answer = criterion(evidence)
-    except (ValueError, RuntimeError):
+    except (ValueError, RuntimeError, LitPruneError):
         raise
     except Exception as error:
         raise ArgumentError(f"{who} failed: {type(error).__name__}: {error}") from error

@@ -31,7 +31,7 @@ def plan_pruning(
     selection: Selection | str = "macs",
     criterion: Criterion | str = "magnitude",
     blocks: Sequence[int | str] | None = None,
-    exclude: Sequence[str] = (),
+    exclude: Sequence[str] | None = (),
     round_to: int = 8,
     min_channels: int = 1,
     losses: Iterable[Tensor] | None = None,
@@ -55,7 +55,7 @@ def plan_pruning(
         losses: The losses of some batches, for a criterion that goes by gradients: made one after the other, as by
             ``(loss_of(network, batch) for batch in batches)``. No gradient is left anywhere.
         data: Some batches of inputs, on the network's device, for a criterion that goes by what arrives at layers: a
-            tensor, or a tuple of arguments, each.
+            tensor, or a tuple of arguments, each. As many are taken as the criterion asks for.
 
     Raises:
         ArgumentTypeError: If the network is none, or no input is a tensor.
@@ -74,7 +74,7 @@ def plan_pruning(
     if not any(isinstance(leaf, Tensor) for leaf in tree_flatten(inputs)[0]):
         raise ArgumentTypeError(f"plan_pruning takes example inputs of the network, with a tensor, but got {inputs!r}.")
     policy = PruningPolicy(
-        Scope(blocks, exclude),
+        Scope(blocks, exclude or ()),
         resolve("criterion", criterion, Criterion, CRITERIA),
         resolve("selection", selection, Selection, SELECTIONS),
         round_to,
@@ -91,12 +91,13 @@ def plan_pruning(
             f"{type(policy.criterion).__name__} goes by what arrives at layers: give some batches of inputs, such as "
             "plan_pruning(..., data=[images]), or take a criterion that goes by weights."
         )
-    batches = [] if data is None else batches_of(data)
     calls = [Call("", inputs)]
     policy.scope.check(network)
     graph = ChannelGraph.trace_calls(network, calls)
     policy.check(network, graph)
     changes = _changes(network, graph, losses) if policy.criterion.needs_gradients and losses is not None else {}
+    # As many as the criterion asks for: what makes them may never end.
+    batches = [] if policy.calibration is None else batches_of(data, policy.calibration.batches)
     measure = Measure(arrivals=lambda weights, _, wanted: collect_arrivals(network, weights, batches, None, wanted))
     return policy.decide(network, calls, ratio, Record(), measure, changes=changes).plan
 

@@ -81,7 +81,7 @@ class PruningPolicy:
 
     def __post_init__(self) -> None:
         for name in ("round_to", "min_channels", "layers_per_event"):
-            if (count := getattr(self, name)) is not None:
+            if (count := getattr(self, name)) is not None or name != "layers_per_event":
                 check_whole(name, count)
         if self.layers_per_event is not None and isinstance(self.selection, (Budget, Budgets)):
             raise ArgumentError("layers_per_event prunes each layer to the full amount, so it can't meet a budget.")

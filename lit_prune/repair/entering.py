@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from typing import Any
 
 import torch
@@ -71,6 +72,23 @@ class Entering:
         for handle in self._handles.values():
             handle.remove()
         self._handles = {}
+
+
+@contextmanager
+def entering_as_in_training(network: nn.Module, usual: Usual) -> Iterator[None]:
+    """While open, calibration batches run; in the end, raise where what entered is nothing like in training.
+
+    Args:
+        network: What they run through.
+        usual: What enters its modules in training, where that is known.
+
+    Raises:
+        CalibrationError: As for :func:`check_entering`.
+    """
+    with closing(Entering()) as entering:
+        entering.watch(network, usual, in_training=False)
+        yield
+        check_entering(usual, entering.found)
 
 
 def check_entering(usual: Usual, found: Usual) -> None:

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_prune.activations.calibration import batches_of
+from lit_prune.common.arguments import check_kind
+from lit_prune.common.names import names_of_tensors, tensors_of
+from lit_prune.errors import ArgumentError, ArgumentTypeError
 from lit_prune.plan import PruningPlan
 from lit_prune.repair.repair import Repair, Repaired, repaired
 from lit_prune.surgery.prepare import prepare
@@ -39,9 +42,10 @@ def prune_(
 
     Raises:
         UnsupportedError: If an optimizer holds state that can't be cut; then nothing has changed.
-        ArgumentError: If the plan does not fit; then nothing has changed.
-        ArgumentTypeError: If the module or the plan is none, or optimizers, copies or data are no lists; then nothing
-            has changed.
+        ArgumentError: If the plan does not fit, an optimizer holds no parameter of the module, or a copy has no tensor
+            of its names; then nothing has changed.
+        ArgumentTypeError: If the module or the plan is none, or optimizers, copies or data are no lists of such; then
+            nothing has changed.
 
     Example:
         >>> import torch
@@ -57,6 +61,7 @@ def prune_(
         >>> found.fits["1.weight"].after > 0.99
         True
     """
+    optimizers, copies = _checked(module, optimizers, copies)
     commit = prepare(module, plan, optimizers, copies)
     found = Repaired()
     if data is not None:
@@ -65,3 +70,32 @@ def prune_(
     commit()
     found.apply_(module, copies)
     return found
+
+
+def _checked(module: Any, optimizers: Any, copies: Any) -> tuple[list[Optimizer], list[nn.Module]]:
+    """Optimizers and copies, each once, that have to do with a module."""
+    check_kind("module", module, nn.Module)
+    for name, given, kind in (("optimizers", optimizers, Optimizer), ("copies", copies, nn.Module)):
+        if isinstance(given, kind) or not isinstance(given, Iterable):
+            raise ArgumentTypeError(
+                f"{name} is a list, but got a {type(given).__name__}: write prune_(network, plan, [optimizer], [ema])."
+            )
+    found = [*optimizers], [*copies]
+    for name, each in (*(("each optimizer", each) for each in found[0]), *(("each copy", each) for each in found[1])):
+        check_kind(name, each, Optimizer if name == "each optimizer" else nn.Module)
+    parameters = {*module.parameters()}
+    for optimizer in found[0]:
+        if not any(parameter in parameters for group in optimizer.param_groups for parameter in group["params"]):
+            raise ArgumentError(
+                f"A {type(optimizer).__name__} holds no parameter of this {type(module).__name__}: give those that "
+                "train it."
+            )
+    names = {name for named in names_of_tensors(module) for name in named}
+    for copy in found[1]:
+        if not any(name in names for name, _ in tensors_of(copy)):
+            raise ArgumentError(
+                f"A {type(copy).__name__} among the copies has no tensor of the names of this {type(module).__name__}: "
+                "give a module in which they are called the same (of torch's AveragedModel, its `module`)."
+            )
+    # What is there twice, or the network itself, is cut once.
+    return found[0], [copy for copy in dict.fromkeys(found[1]) if copy is not module]

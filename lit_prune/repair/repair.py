@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lit_prune.activations import Calibration
-from lit_prune.common._compat import ConvTransposeNd, NormBase, tree_flatten
+from lit_prune.activations.calibration import NO_BATCH, running_batch
+from lit_prune.common._compat import ConvTransposeNd, NormBase
 from lit_prune.common.arguments import check_whole
 from lit_prune.common.names import layer_of, tensors_of
 from lit_prune.common.ranks import warn_once
@@ -20,7 +21,7 @@ from lit_prune.common.running import eagerly, evaluating, untouched
 from lit_prune.errors import ArgumentError, ArgumentTypeError, CalibrationError
 from lit_prune.graph.subject import InPlace
 from lit_prune.plan import PruningPlan, belongs
-from lit_prune.repair.entering import Entering, Usual, check_entering
+from lit_prune.repair.entering import Usual, entering_as_in_training
 from lit_prune.repair.passes import Fit, Listening, Repairing
 from lit_prune.repair.recalibration import check_alike
 
@@ -181,16 +182,14 @@ def repaired(
     }
     listening = Listening(names, kept, max(1, repair.rows // max(1, number)), kept_up)
     number_seen = 0
-    with untouched(network), closing(Entering()) as entering:
-        entering.watch(network, usual, in_training=False)
-        for inputs in batches():
-            number_seen += 1
-            _check_batch(inputs)
-            with precision(), listening.batch():
-                forward(*inputs)
-        if not number_seen:
-            raise CalibrationError("There is no calibration batch to go by: is the data set empty?")
-        check_entering(usual, entering.found)
+    with untouched(network):
+        with entering_as_in_training(network, usual):
+            for inputs in batches():
+                number_seen += 1
+                with running_batch(number_seen, inputs), precision(), listening.batch():
+                    forward(*inputs)
+            if not number_seen:
+                raise CalibrationError(NO_BATCH)
         check_alike(network, kept_up, kept, listening.answers.statistics)
     subject = InPlace.of(network, [], {}, values=True)
     with subject.running(plan) as left, evaluating(left), torch.no_grad(), eagerly():
@@ -199,8 +198,8 @@ def repaired(
         fitted = [name for name, parameter in parameters.items() if name in plan.kept or parameter.requires_grad]
         compensated = fitted if repair.compensation else ()
         repairing = Repairing(ids, listening.answers, compensated, repair.recalibration, kept_up)
-        for inputs in batches():
-            with precision(), repairing.batch():
+        for count, inputs in enumerate(batches(), 1):
+            with running_batch(count, inputs), precision(), repairing.batch():
                 forward(*inputs)
         values = {name: tensors[name].detach().cpu().clone() for name in sorted(repairing.changed)}
     if repair.compensation and not repairing.fits:
@@ -210,12 +209,6 @@ def repaired(
             "parametrizations, standardised weights) stay as they are sliced."
         )
     return Repaired(values, repairing.fits, repairing.of_whole)
-
-
-def _check_batch(inputs: Sequence[Any]) -> None:
-    sizes = [tensor.shape[0] for tensor in tree_flatten(list(inputs))[0] if isinstance(tensor, Tensor) and tensor.dim()]
-    if 0 in sizes:
-        raise CalibrationError("A calibration batch has no examples: leave empty batches out.")
 
 
 def _kept_outputs(network: nn.Module, name: str, dims: Mapping[int, Tensor]) -> Tensor | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from lit_prune.common.arguments import check_number
-from lit_prune.errors import ArgumentError
+from lit_prune.errors import ArgumentError, ArgumentTypeError, SelectionError
 from lit_prune.select.base import Bundle, Scores, Target, Widths
 from lit_prune.select.spread import Uniform
 
@@ -24,6 +24,8 @@ class Weighted(Uniform):
 
     Raises:
         ArgumentError: If a factor is negative, or ``most`` is out of range.
+        ArgumentTypeError: If the factors are no dict.
+        SelectionError: At an event, if no pattern names a layer.
 
     Example:
         >>> from lit_prune.select import MacsBudget
@@ -34,6 +36,8 @@ class Weighted(Uniform):
     """
 
     def __init__(self, factors: Mapping[str, float], most: float = 0.65) -> None:
+        if not isinstance(factors, Mapping):
+            raise ArgumentTypeError(f"Weighted takes a dict from patterns to factors, but got {factors!r}.")
         for pattern, factor in factors.items():
             check_number(f"the factor of {pattern!r}", factor)
             if factor < 0:
@@ -46,6 +50,13 @@ class Weighted(Uniform):
 
     def widths(self, level: float, bundles: Sequence[Bundle], scores: Scores, target: Target) -> Widths:
         """The level is the ratio of a layer with the factor 1."""
+        # Of those that take part in this event, patterns may name none.
+        names = {**target.widths, **{group.name: group.size for bundle in bundles for group in bundle}}
+        if self.factors and names and not any(fnmatchcase(name, each) for each in self.factors for name in names):
+            raise SelectionError(
+                f"None of the patterns of Weighted ({', '.join([*self.factors][:3])}, ...) names a layer: they are "
+                f"{', '.join([*names][:3])}, ..."
+            )
         widths = {}
         for bundle in bundles:
             # Groups that lose equally many follow the first of them.

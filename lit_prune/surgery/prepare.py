@@ -10,7 +10,6 @@ from torch.optim import Optimizer
 from lit_prune.common.arguments import check_kind
 from lit_prune.common.names import names_of_tensors, tensors_of
 from lit_prune.common.ranks import warn_once
-from lit_prune.errors import ArgumentTypeError
 from lit_prune.modules.remembered import unclear_widths
 from lit_prune.plan import PruningPlan
 from lit_prune.surgery.optimizers import state_changes
@@ -29,8 +28,6 @@ def prepare(
     """
     check_kind("module", module, nn.Module)
     check_kind("plan", plan, PruningPlan)
-    if isinstance(optimizers, Optimizer) or isinstance(copies, nn.Module):
-        raise ArgumentTypeError("optimizers and copies are lists: write prune_(network, plan, [optimizer], [ema]).")
     # A copy may hold a layer that stands in several places under another name, or under each.
     named = plan.under(names_of_tensors(module))
     plans = [(module, plan), *((copy, named.only(dict(tensors_of(copy)))) for copy in copies)]

@@ -73,8 +73,7 @@ def _read(pl_module: LightningModule, batch: Any, calls: Sequence[Call]) -> Cali
         inputs = None if own else _like_a_call(batch, calls)
         if inputs is None:
             raise
-        nothing = torch.zeros(0, dtype=torch.int64)
-        return CalibrationBatch(inputs, nothing, nothing)
+        return CalibrationBatch(inputs)
     if not isinstance(read, CalibrationBatch):
         raise ArgumentTypeError(
             f"{type(pl_module).__name__}.calibration_batch must return a lit_prune.activations.CalibrationBatch, but "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from torch import nn
 
@@ -11,20 +12,28 @@ from lit_prune.common.running import untouched
 from lit_prune.errors import CalibrationError
 from lit_prune.graph import Call
 from lit_prune.policy.measure import Measure
+from lit_prune.repair.entering import Usual, entering_as_in_training
 from lit_prune.training.host import Host
 
 
-def measure_on(host: Host, calls: Sequence[Call] = ()) -> Measure:
-    """How activations are looked at in a run.
+def measure_on(host: Host, calls: Sequence[Call] = (), usual: Usual = MappingProxyType({})) -> Measure:
+    """How activations are looked at in a run; where inputs are nothing like those of training, it fails.
 
     Args:
         host: The run.
         calls: As for :func:`calibrate`.
+        usual: What enters modules in training, where that is known.
     """
-    return Measure(
-        lambda layers, calibration: calibrate(host, layers, calibration, calls),
-        lambda weights, calibration, covariances: arriving(host, weights, calibration, covariances, calls),
-    )
+
+    def moments(layers: Sequence[str], calibration: Calibration) -> Mapping[str, Moments]:
+        with entering_as_in_training(host.network, usual):
+            return calibrate(host, layers, calibration, calls)
+
+    def arrivals(weights: Sequence[str], calibration: Calibration, covariances: bool) -> Mapping[str, Arrivals]:
+        with entering_as_in_training(host.network, usual):
+            return arriving(host, weights, calibration, covariances, calls)
+
+    return Measure(moments, arrivals)
 
 
 def calibrate(

@@ -134,7 +134,7 @@ class Pruner:
             self.record.dense = Dense.of(network, sight.graph)
         self.sight = sight
         self._gradients.follow(network, sight.graph)
-        if self.repair is not None:
+        if self.repair is not None or self.policy.calibration is not None:
             self._entering.watch(network, (call.module for call in sight.forwards))
 
     def note_gradients(
@@ -241,7 +241,7 @@ class Pruner:
         return found
 
     def _measure_on(self, host: Host) -> Measure:
-        return measure_on(host, self.sight.forwards)
+        return measure_on(host, self.sight.forwards, self._entering.found)
 
     def _aim(self, ratio: float | None) -> dict[str, Any]:
         """How far an event was to go, as the record has it: a ratio, or a part of the way to a limit, and of what."""

@@ -95,8 +95,7 @@ class UltralyticsHost:
             examples = [dataset[position]["img"] for position in picked[start : start + calibration.batch_size]]
             images = torch.stack(examples).to(next(self.network.parameters()).device)
             images = images if images.is_floating_point() else images.float() / 255
-            nothing = torch.zeros(0, dtype=torch.int64)
-            yield CalibrationBatch((images,), nothing, nothing)
+            yield CalibrationBatch((images,))
 
     def precision(self) -> AbstractContextManager[None]:
         """Mixed precision where the trainer uses it."""

@@ -119,6 +119,7 @@ def test_what_is_wrong_is_told(arguments, message, mine, capsys):
         (["MacsBudget"], ["0.5", "90 kMACs", "8 ms"], "at_most must be in MACs"),
         (["MacsBudget", "--trainer.callbacks.selection.at_most=1"], ["90 kMACs", "0.5"], "says by itself how far"),
         (["NamedWidths", "--trainer.callbacks.selection.widths={net.0: 8}"], ["0.5"], "says by itself how far"),
+        (["Weighted", "--trainer.callbacks.selection.factors={net.0: 2}"], ["90 kMACs"], "needs a budget with a class"),
     ],
 )
 def test_what_a_selection_does_not_take_is_told_before_anything_is_measured(

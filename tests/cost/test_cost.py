@@ -94,7 +94,7 @@ def test_modes_return_after_an_error():
         ({}, (torch.zeros(1, 3),), {}, "at least one network"),
         ({"net": nn.Identity()}, (3,), {}, "at least one network and one input tensor"),
         ({"net": nn.Identity()}, (torch.zeros(1, 3),), {"repeats": 0}, "repeats must be at least 1"),
-        ({"net": nn.Identity()}, (torch.zeros(1, 3),), {"warmup": -1}, "warmup at least 0"),
+        ({"net": nn.Identity()}, (torch.zeros(1, 3),), {"warmup": -1}, "warmup must be 0 or more"),
     ],
 )
 def test_wrong_arguments_of_measure_latency(networks, inputs, options, message):

@@ -6,10 +6,19 @@ import pytest
 import torch
 from torch import nn
 
-from lit_prune import ArgumentError, CalibrationError, ChannelGraph, ChannelPruning, plan_pruning
+from lit_prune import (
+    ArgumentError,
+    ArgumentTypeError,
+    CalibrationError,
+    ChannelGraph,
+    ChannelPruning,
+    PruningError,
+    plan_pruning,
+    prune_,
+)
 from lit_prune.activations import collect_arrivals
-from lit_prune.criteria import Evidence, MeanActivation, NonzeroActivation, OptimalBrainSurgeon
-from tests.toys import fitted
+from lit_prune.criteria import Arriving, Evidence, MeanActivation, NonzeroActivation, OptimalBrainSurgeon
+from tests.toys import Classifier, fitted
 
 
 class Joined(nn.Module):
@@ -172,3 +181,84 @@ def test_training_is_the_same_until_the_event(criterion):
 def test_sizes_of_batches_are_checked():
     with pytest.raises(ArgumentError, match="batches must be at least 1"):
         MeanActivation(batches=0)
+
+
+@pytest.mark.parametrize("name", ["activation", "obs"])
+@pytest.mark.parametrize(
+    "batch", [torch.rand(4, 5, 8, 8), torch.rand(4, 3, 8, 8).double(), (torch.rand(4, 3, 8, 8), torch.zeros(4)), ()]
+)
+def test_batches_that_can_not_be_run_are_told_by_number(name, batch):
+    net = Joined()
+    data = [inputs()[0], batch]
+    for call in (
+        lambda: plan_pruning(net, data[0], amount=0.5, criterion=name, data=data, round_to=1),
+        lambda: prune_(net, plan_pruning(net, data[0], amount=0.5, round_to=1), data=data),
+    ):
+        with pytest.raises(CalibrationError, match=r"can't be run on calibration batch 2: \w+Error: .* without labels"):
+            call()
+
+
+def test_no_more_data_is_taken_than_is_looked_at():
+    def endless():
+        while True:
+            yield torch.rand(4, 3, 8, 8)
+
+    net = Joined()
+    plan = plan_pruning(net, inputs()[0], amount=0.5, criterion=MeanActivation(3), data=endless(), round_to=1)
+    assert plan
+    assert plan_pruning(net, inputs()[0], amount=0.5, data=endless(), round_to=1)
+
+
+class Counts(Joined):
+    """Writes into buffers, whatever its mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        self.calls += 1
+        self.norm.train()
+        return super().forward(self.norm(x))
+
+
+def test_buffers_hold_what_they_held():
+    net = Counts()
+    before = copy.deepcopy(net.state_dict())
+    plan_pruning(net, inputs()[0], amount=0.5, criterion="obs", data=inputs(), round_to=1)
+    torch.testing.assert_close(dict(net.state_dict()), dict(before), rtol=0, atol=0)
+
+
+class Prepares(Classifier):
+    """Its step brings the images of the data set to what the network is made for."""
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step([40 * batch[0] + 128, batch[1]], batch_idx)
+
+
+def test_inputs_that_are_not_those_of_training_are_refused():
+    with pytest.raises(PruningError, match="is nothing like what enters it in training"):
+        fitted(ChannelPruning(0.5, [2], criterion=MeanActivation(2, 8), round_to=4, verbose=False), kind=Prepares)
+
+
+class Mine(Arriving):
+    """Does not call the base class, and answers as it is told."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def values(self, weight, arrivals):
+        return self.answer(weight, arrivals)
+
+
+def test_a_criterion_of_ones_own():
+    net, data = Joined(), inputs()
+    mine = Mine(lambda weight, arrivals: arrivals.size)
+    own, ours = (
+        plan_pruning(net, data[0], amount=0.5, criterion=each, data=data, round_to=1) for each in (mine, "activation")
+    )
+    assert own == ours
+    for answer in (lambda weight, arrivals: weight, lambda weight, arrivals: None, lambda weight, arrivals: [1.0]):
+        with pytest.raises(ArgumentTypeError, match=r"Mine.values must return a tensor of \[\d+\] for "):
+            plan_pruning(net, data[0], amount=0.5, criterion=Mine(answer), data=data, round_to=1)

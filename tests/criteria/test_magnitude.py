@@ -128,3 +128,9 @@ def test_lamp_of_a_layer_of_zeros_is_nothing():
         parameter.data.zero_()
     graph = ChannelGraph.trace(net, torch.zeros(1, 3, 4, 4))
     assert LayerAdaptiveMagnitude()(Evidence(net, graph, graph.groups))["0"].tolist() == [0, 0, 0, 0]
+
+
+def test_lamp_of_what_is_no_number_is_none_either():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1))
+    net[0].weight.data[1] = torch.nan
+    assert LayerAdaptiveMagnitude()(evidence_of(net, torch.zeros(1, 3, 4, 4)))["0"].isnan().any()

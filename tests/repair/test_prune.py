@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lit_prune import ArgumentTypeError, Repair, plan_pruning, prune_
+from lit_prune import ArgumentError, ArgumentTypeError, Repair, plan_pruning, prune_
 from lit_prune.errors import CalibrationError
 from lit_prune.repair import repaired
 from tests.repair.test_repair import IMAGES, OTHERS, build, error
@@ -103,3 +103,31 @@ def test_a_forward_that_fails_on_calibration_batches_leaves_no_hook():
     with pytest.raises(RuntimeError):
         repaired(net, plan, lambda: batches, 1, Repair(), usual={"2": (0.0, 1.0)})
     assert not any(module._forward_pre_hooks for module in net.modules())
+
+
+def test_what_is_there_twice_is_cut_once():
+    net, images = small_net(), torch.rand(4, 3, 12, 12)
+    ema = copy.deepcopy(net)
+    plan = plan_pruning(net, images, amount=0.5, selection="uniform", round_to=4)
+    prune_(net, plan, copies=[ema, net, ema])
+    assert net[0].out_channels == ema[0].out_channels == 8
+
+
+def test_what_has_nothing_to_do_with_the_network_is_refused():
+    net, images = small_net(), torch.rand(4, 3, 12, 12)
+    plan = plan_pruning(net, images, amount=0.5, selection="uniform", round_to=4)
+    averaged = torch.optim.swa_utils.AveragedModel(net)
+    for arguments, kind, message in (
+        (([torch.optim.SGD(small_net().parameters(), 0.1)],), ArgumentError, "A SGD holds no parameter of this Seq"),
+        (([], [nn.Sequential(nn.Sequential(small_net()))]), ArgumentError, "has no tensor of the names"),
+        (([], [averaged]), ArgumentError, "of torch's AveragedModel, its `module`"),
+        ((None,), ArgumentTypeError, "optimizers is a list, but got a NoneType"),
+        (([], None), ArgumentTypeError, "copies is a list, but got a NoneType"),
+        (([None],), ArgumentTypeError, "each optimizer must be a Optimizer, but got None"),
+        (([], [net.state_dict()]), ArgumentTypeError, "each copy must be a Module, but got a OrderedDict"),
+    ):
+        with pytest.raises(kind, match=message):
+            prune_(net, plan, *arguments)
+    assert net[0].out_channels == 16
+    prune_(net, plan, copies=[averaged.module])
+    assert averaged.module[0].out_channels == 8

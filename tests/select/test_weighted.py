@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lit_prune import ChannelGraph, shrink_
+from lit_prune import ArgumentTypeError, ChannelGraph, SelectionError, plan_pruning, shrink_
 from lit_prune.criteria import Evidence, Magnitude
 from lit_prune.select import MacsBudget, Target, Uniform, Weighted
 
@@ -58,3 +58,11 @@ def test_a_budget_is_met_with_more_from_the_named_layers(share):
 def test_wrong_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         Weighted(*arguments)
+
+
+def test_patterns_that_name_no_layer_are_told():
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 1))
+    with pytest.raises(SelectionError, match=r"None of the patterns of Weighted \(zz, ...\) names a layer: they are 0"):
+        plan_pruning(net, torch.zeros(1, 3, 8, 8), amount=0.4, selection=Weighted({"zz": 1.5}))
+    with pytest.raises(ArgumentTypeError, match="Weighted takes a dict from patterns to factors, but got None"):
+        Weighted(None)

@@ -252,7 +252,10 @@ def test_a_forward_that_fails_on_a_calibration_batch_costs_the_repair_alone():
             pass
 
     callback = pruning()
-    with pytest.warns(UserWarning, match=r"not repaired. NotImplementedError on a calibration batch: no forward"):
+    with pytest.warns(
+        UserWarning,
+        match=r"can't be run on calibration batch 1: NotImplementedError: no forward",
+    ):
         module = fitted(callback, kind=Stubborn)
     assert not callback.events[0]["repair"]
     assert module.net[2][0].weight.shape[0] < 32

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from lit_prune.common.arguments import check_choice
+from lit_prune.common.arguments import check_choice, check_positive
 from lit_prune.common.packages import require
 from lit_prune.cost.profile import timing
 from lit_prune.cost.profile.exporting import numbered, owners, to_onnx
@@ -94,7 +94,9 @@ class FunctionRuntime(Runtime):
 
     def whole(self, network: nn.Module, inputs: Tensor) -> float:
         """What the function says."""
-        return float(self.stopwatch(network, inputs))
+        ms = self.stopwatch(network, inputs)
+        check_positive("The milliseconds that the runtime returns", ms)
+        return float(ms)
 
     def conditions(self, inputs: Tensor) -> dict[str, Any]:
         """The function's name."""
