@@ -15,9 +15,12 @@ from lit_prune.policy.measure import Measure
 from lit_prune.repair.entering import Usual, entering_as_in_training
 from lit_prune.training.host import Host
 
+# Strong augmentation is no mistake, and looks the same as inputs that a step prepares.
+_TELLS_LITTLE = "Channels are chosen by activations that may tell little."
+
 
 def measure_on(host: Host, calls: Sequence[Call] = (), usual: Usual = MappingProxyType({})) -> Measure:
-    """How activations are looked at in a run; where inputs are nothing like those of training, it fails.
+    """How activations are looked at in a run; where inputs are nothing like those of training, it is warned of.
 
     Args:
         host: The run.
@@ -26,11 +29,11 @@ def measure_on(host: Host, calls: Sequence[Call] = (), usual: Usual = MappingPro
     """
 
     def moments(layers: Sequence[str], calibration: Calibration) -> Mapping[str, Moments]:
-        with entering_as_in_training(host.network, usual):
+        with entering_as_in_training(host.network, usual, _TELLS_LITTLE):
             return calibrate(host, layers, calibration, calls)
 
     def arrivals(weights: Sequence[str], calibration: Calibration, covariances: bool) -> Mapping[str, Arrivals]:
-        with entering_as_in_training(host.network, usual):
+        with entering_as_in_training(host.network, usual, _TELLS_LITTLE):
             return arriving(host, weights, calibration, covariances, calls)
 
     return Measure(moments, arrivals)
