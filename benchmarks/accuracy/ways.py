@@ -99,7 +99,7 @@ class Ours:
                 criterion=Random(draw) if criterion == "random" else criterion,
                 selection=self.selections[selection],
                 losses=self._losses(network, draw) if criterion in GRADIENTS else None,
-                data=[images for (images,) in self.row.calibration(draw, Repair())] if criterion in ARRIVING else None,
+                data=self.row.calibration(draw, Repair()) if criterion in ARRIVING else None,
                 round_to=self.round_to,
             )
         return self._plans[key]

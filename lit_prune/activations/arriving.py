@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lit_prune.activations.calibration import NO_BATCH, running_batch
+from lit_prune.activations.calibration import run_batches
 from lit_prune.activations.samples import PRODUCTS, Product
 from lit_prune.common.running import in_full_precision, untouched
 from lit_prune.errors import CalibrationError
@@ -75,14 +75,8 @@ def collect_arrivals(
     """
     names = {id(parameter): name for name, parameter in network.named_parameters() if name in weights}
     listening = _Listening(names, covariances)
-    number = 0
     with untouched(network):
-        for inputs in batches:
-            number += 1
-            with running_batch(number, inputs), listening:
-                (forward or network)(*inputs)
-    if not number:
-        raise CalibrationError(NO_BATCH)
+        run_batches(forward or network, batches, lambda: listening)
     return {name: sums.arrivals(name) for name, sums in listening.sums.items()}
 
 
@@ -103,27 +97,28 @@ class _Listening(TorchFunctionMode):
             name = self._names.get(id(product.weight))
             if name is not None:
                 with in_full_precision(product.weight.device):
-                    self.sums.setdefault(name, _Sums(product)).add(product.values().float(), self._covariances)
+                    values = product.values().float()
+                    if name not in self.sums:
+                        self.sums[name] = _Sums(values, product.groups, product.is_transposed, self._covariances)
+                    self.sums[name].add(values)
         return func(*args, **(kwargs or {}))
 
 
 class _Sums:
     """Over all that was seen of one weight's inputs, counted from the first batch's means."""
 
-    def __init__(self, product: Product) -> None:
-        self.product, self.rows, self.sampled = product, 0, 0
+    def __init__(self, values: Tensor, groups: int, is_transposed: bool, covariances: bool) -> None:
+        inputs = values.shape[1] // groups
+        self.groups, self.is_transposed = groups, is_transposed
+        self.rows, self.sampled, self._shift = 0, 0, values.mean(0)
         self._generator = torch.Generator().manual_seed(0)
-        self._shift: Tensor | None = None
+        self.size, self.nonzero, self.mean, self.square = torch.zeros(4, values.shape[1], device=values.device)
+        is_kept = covariances and inputs <= _MOST_INPUTS
+        self.gram = values.new_zeros(groups, inputs, inputs) if is_kept else None
+        self.mean_of_sample = values.new_zeros(groups, inputs)
 
-    def add(self, values: Tensor, covariances: bool) -> None:
+    def add(self, values: Tensor) -> None:
         """Take in ``(rows, inputs)``."""
-        if self._shift is None:
-            self._shift = values.mean(0)
-            self.size, self.nonzero, self.mean, self.square = (torch.zeros_like(self._shift) for _ in range(4))
-            groups, inputs = self.product.groups, values.shape[1] // self.product.groups
-            covariances = covariances and inputs <= _MOST_INPUTS
-            self.gram = values.new_zeros(groups, inputs, inputs) if covariances else None
-            self.mean_of_sample = values.new_zeros(groups, inputs)
         self.rows += len(values)
         self.size += values.abs().sum(0)
         self.nonzero += (values != 0).sum(0)
@@ -156,9 +151,7 @@ class _Sums:
             mean_of_sample = self.mean_of_sample.cpu().double() / self.sampled
             covariance = self.gram.cpu().double() / self.sampled
             covariance -= mean_of_sample[:, :, None] * mean_of_sample[:, None]
-        if not self.product.is_transposed:
+        if not self.is_transposed:
             # Each group of a convolution reads its own inputs by the same indices of the weight.
-            size, nonzero, variance = (
-                each.reshape(self.product.groups, -1).mean(0) for each in (size, nonzero, variance)
-            )
-        return Arrivals(0 if self.product.is_transposed else 1, size, nonzero, variance, covariance)
+            size, nonzero, variance = (each.reshape(self.groups, -1).mean(0) for each in (size, nonzero, variance))
+        return Arrivals(0 if self.is_transposed else 1, size, nonzero, variance, covariance)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -216,34 +216,41 @@ class _Tally:
         return wider
 
 
-NO_BATCH = "There is no calibration batch to go by: is the data set empty?"
-
-
-@contextmanager
-def running_batch(number: int, inputs: Sequence[Any]) -> Iterator[None]:
-    """While open, one calibration batch runs; what goes wrong is told with its number.
+def run_batches(
+    forward: Callable[..., Any],
+    batches: Iterable[Sequence[Any]],
+    *within: Callable[[], AbstractContextManager[Any]],
+) -> None:
+    """Run calibration batches; what goes wrong is told with the number of the batch.
 
     Args:
-        number: Of the batch.
-        inputs: Arguments of the forward.
+        forward: Takes the inputs of a batch.
+        batches: The inputs.
+        *within: What makes the contexts in which each is run.
 
     Raises:
-        CalibrationError: If it is empty, or the network can't be run on it.
+        CalibrationError: If there is none, one is empty, or the network can't be run on it.
     """
-    tensors = [leaf for leaf in tree_flatten(list(inputs))[0] if isinstance(leaf, Tensor)]
-    if any(tensor.dim() and not len(tensor) for tensor in tensors):
-        raise CalibrationError("A calibration batch has no examples: leave empty batches out.")
-    try:
-        yield
-    except LitPruneError:
-        raise
-    except Exception as error:
-        raise CalibrationError(
-            f"The network can't be run on calibration batch {number}: {type(error).__name__}: "
-            f"{str(error).rstrip('. ')}. Each batch is "
-            "what its forward takes, a tensor or a tuple of arguments, without labels; under a Trainer a method "
-            "`calibration_batch(batch)` of the LightningModule says so."
-        ) from error
+    number = 0
+    for number, inputs in enumerate(batches, 1):
+        tensors = [leaf for leaf in tree_flatten(list(inputs))[0] if isinstance(leaf, Tensor)]
+        if any(tensor.dim() and not len(tensor) for tensor in tensors):
+            raise CalibrationError("A calibration batch has no examples: leave empty batches out.")
+        try:
+            with ExitStack() as stack:
+                for make in within:
+                    stack.enter_context(make())
+                forward(*inputs)
+        except LitPruneError:
+            raise
+        except Exception as error:
+            raise CalibrationError(
+                f"The network can't be run on calibration batch {number}: {type(error).__name__}: "
+                f"{str(error).rstrip('. ')}. Each batch is what its forward takes, a tensor or a tuple of arguments, "
+                "without labels; under a Trainer a method `calibration_batch(batch)` of the LightningModule says so."
+            ) from error
+    if not number:
+        raise CalibrationError("There is no calibration batch to go by: is the data set empty?")
 
 
 def batches_of(data: Any, most: int | None = None) -> list[tuple[Any, ...]]:

@@ -204,9 +204,10 @@ def _alone(config: Any, stays: Callable[[type], bool]) -> None:
 
 def _ask_for(arguments: Any, amount: str) -> None:
     """Have a ChannelPruning's arguments ask for an amount."""
-    arguments["amount"] = None if is_limit(amount) else float(amount)
     if not is_limit(amount):
+        arguments["amount"] = float(amount)
         return
+    arguments["amount"] = None
     selection = arguments.get("selection")
     if not hasattr(selection, "class_path") or not issubclass(resolve_name(selection.class_path), Budget):
         raise ArgumentError(

@@ -78,14 +78,12 @@ class Arriving(Criterion):
         """``(size,)``; ``None`` where a channel is read nowhere."""
         total, places = torch.zeros(2, group.size, dtype=torch.float64)
         for slot, _ in evidence.readers_of(group):
-            dim, value = values.get(slot[0], (None, total))
-            if dim == slot[1]:
+            if slot[0] in values and values[slot[0]][0] == slot[1]:
+                value = values[slot[0]][1]
                 total += per_channel(group, slot, value)
                 places += per_channel(group, slot, torch.ones_like(value))
-        if not places.all():
-            return None
-        mean: Tensor = total / places
-        return total if self.adds_up else mean
+        scores: Tensor = total if self.adds_up else total / places
+        return scores if places.all() else None
 
 
 class MeanActivation(Arriving):

@@ -60,6 +60,7 @@ class Evidence:
 
     def readers_of(self, group: ChannelGroup) -> Iterator[tuple[Slot, Tensor]]:
         """Of :meth:`slots_of` those of weights that read the channels, not make, scale or only pass them on."""
+        # Vectors scale what passes, and a depthwise layer passes each channel on.
         for slot, tensor in self.slots_of(group):
             if tensor.dim() > 1 and layer_of(slot[0]) not in group.layers:
                 yield slot, tensor

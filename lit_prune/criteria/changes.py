@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_prune.common.names import layer_of
+from lit_prune.criteria.base import Evidence
 from lit_prune.graph import ChannelGraph, ChannelGroup
-from lit_prune.plan import Slot, belongs_to_any
+from lit_prune.plan import Slot
 
 # Of the steps since the last event the first ones are all noted, and of the others one in so many.
 _ALL_OF_THE_FIRST = 16
@@ -50,7 +50,8 @@ class Changes:
 
     def __init__(self, network: nn.Module, graph: ChannelGraph) -> None:
         self.graph = graph
-        self._parameters = dict(network.named_parameters(remove_duplicate=False))
+        self._evidence = Evidence(network, graph, graph.groups)
+        self._parameters = self._evidence.parameters
         # Of a parameter under several names the first.
         self._names = {id(parameter): name for name, parameter in reversed([*self._parameters.items()])}
         self._groups = {group.name: group for group in graph.groups}
@@ -116,15 +117,8 @@ class Changes:
                 self._sums[name], self._steps[name] = torch.tensor(sums), state["steps"][name]
 
     def _parts_of(self, group: ChannelGroup) -> list[_Part]:
-        own = [
-            slot
-            for slot in group.slots
-            if (parameter := self._parameters.get(slot[0])) is not None
-            # Vectors scale what passes, and a depthwise layer passes each channel on.
-            and parameter.dim() > 1
-            and not belongs_to_any(slot[0], self.graph.averages)
-        ]
-        readers = [slot for slot in own if layer_of(slot[0]) not in group.layers]
+        readers = [slot for slot, _ in self._evidence.readers_of(group)]
+        own = [slot for slot, tensor in self._evidence.slots_of(group) if tensor.dim() > 1]
         return [self._part(group, slot) for slot in readers or own]
 
     def _part(self, group: ChannelGroup, slot: Slot) -> _Part:

@@ -80,9 +80,10 @@ class PruningPolicy:
     layers_per_event: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("round_to", "min_channels", "layers_per_event"):
-            if (count := getattr(self, name)) is not None or name != "layers_per_event":
-                check_whole(name, count)
+        check_whole("round_to", self.round_to)
+        check_whole("min_channels", self.min_channels)
+        if self.layers_per_event is not None:
+            check_whole("layers_per_event", self.layers_per_event)
         if self.layers_per_event is not None and isinstance(self.selection, (Budget, Budgets)):
             raise ArgumentError("layers_per_event prunes each layer to the full amount, so it can't meet a budget.")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -15,6 +15,8 @@ from lit_prune.errors import ArgumentError, ArgumentTypeError
 from lit_prune.plan import PruningPlan
 from lit_prune.repair.repair import Repair, Repaired, repaired
 from lit_prune.surgery.prepare import prepare
+
+Kind = TypeVar("Kind")
 
 
 def prune_(
@@ -61,7 +63,12 @@ def prune_(
         >>> found.fits["1.weight"].after > 0.99
         True
     """
-    optimizers, copies = _checked(module, optimizers, copies)
+    check_kind("module", module, nn.Module)
+    check_kind("plan", plan, PruningPlan)
+    optimizers = _listed("optimizers", "optimizer", optimizers, Optimizer)
+    # What is there twice, or the network itself, is cut once.
+    copies = [copy for copy in dict.fromkeys(_listed("copies", "copy", copies, nn.Module)) if copy is not module]
+    _check_related(module, optimizers, copies)
     commit = prepare(module, plan, optimizers, copies)
     found = Repaired()
     if data is not None:
@@ -72,30 +79,30 @@ def prune_(
     return found
 
 
-def _checked(module: Any, optimizers: Any, copies: Any) -> tuple[list[Optimizer], list[nn.Module]]:
-    """Optimizers and copies, each once, that have to do with a module."""
-    check_kind("module", module, nn.Module)
-    for name, given, kind in (("optimizers", optimizers, Optimizer), ("copies", copies, nn.Module)):
-        if isinstance(given, kind) or not isinstance(given, Iterable):
-            raise ArgumentTypeError(
-                f"{name} is a list, but got a {type(given).__name__}: write prune_(network, plan, [optimizer], [ema])."
-            )
-    found = [*optimizers], [*copies]
-    for name, each in (*(("each optimizer", each) for each in found[0]), *(("each copy", each) for each in found[1])):
-        check_kind(name, each, Optimizer if name == "each optimizer" else nn.Module)
+def _listed(name: str, one: str, given: Any, kind: type[Kind]) -> list[Kind]:
+    if isinstance(given, kind) or not isinstance(given, Iterable):
+        raise ArgumentTypeError(
+            f"{name} is a list, but got a {type(given).__name__}: write prune_(network, plan, [optimizer], [ema])."
+        )
+    found = [*given]
+    for each in found:
+        check_kind(f"each {one}", each, kind)
+    return found
+
+
+def _check_related(module: nn.Module, optimizers: Iterable[Optimizer], copies: Iterable[nn.Module]) -> None:
+    """Raise for what has nothing to do with a module."""
     parameters = {*module.parameters()}
-    for optimizer in found[0]:
+    for optimizer in optimizers:
         if not any(parameter in parameters for group in optimizer.param_groups for parameter in group["params"]):
             raise ArgumentError(
                 f"A {type(optimizer).__name__} holds no parameter of this {type(module).__name__}: give those that "
                 "train it."
             )
     names = {name for named in names_of_tensors(module) for name in named}
-    for copy in found[1]:
+    for copy in copies:
         if not any(name in names for name, _ in tensors_of(copy)):
             raise ArgumentError(
                 f"A {type(copy).__name__} among the copies has no tensor of the names of this {type(module).__name__}: "
                 "give a module in which they are called the same (of torch's AveragedModel, its `module`)."
             )
-    # What is there twice, or the network itself, is cut once.
-    return found[0], [copy for copy in dict.fromkeys(found[1]) if copy is not module]

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from lit_prune.activations import Calibration
-from lit_prune.activations.calibration import NO_BATCH, running_batch
+from lit_prune.activations.calibration import run_batches
 from lit_prune.common._compat import ConvTransposeNd, NormBase
 from lit_prune.common.arguments import check_whole
 from lit_prune.common.names import layer_of, tensors_of
 from lit_prune.common.ranks import warn_once
 from lit_prune.common.running import eagerly, evaluating, untouched
-from lit_prune.errors import ArgumentError, ArgumentTypeError, CalibrationError
+from lit_prune.errors import ArgumentError, ArgumentTypeError
 from lit_prune.graph.subject import InPlace
 from lit_prune.plan import PruningPlan, belongs
 from lit_prune.repair.entering import Usual, entering_as_in_training
@@ -181,15 +181,9 @@ def repaired(
         if repair.recalibration and isinstance(module, NormBase) and module.training and module.running_mean is not None
     }
     listening = Listening(names, kept, max(1, repair.rows // max(1, number)), kept_up)
-    number_seen = 0
     with untouched(network):
         with entering_as_in_training(network, usual):
-            for inputs in batches():
-                number_seen += 1
-                with running_batch(number_seen, inputs), precision(), listening.batch():
-                    forward(*inputs)
-            if not number_seen:
-                raise CalibrationError(NO_BATCH)
+            run_batches(forward, batches(), precision, listening.batch)
         check_alike(network, kept_up, kept, listening.answers.statistics)
     subject = InPlace.of(network, [], {}, values=True)
     with subject.running(plan) as left, evaluating(left), torch.no_grad(), eagerly():
@@ -198,9 +192,7 @@ def repaired(
         fitted = [name for name, parameter in parameters.items() if name in plan.kept or parameter.requires_grad]
         compensated = fitted if repair.compensation else ()
         repairing = Repairing(ids, listening.answers, compensated, repair.recalibration, kept_up)
-        for count, inputs in enumerate(batches(), 1):
-            with running_batch(count, inputs), precision(), repairing.batch():
-                forward(*inputs)
+        run_batches(forward, batches(), precision, repairing.batch)
         values = {name: tensors[name].detach().cpu().clone() for name in sorted(repairing.changed)}
     if repair.compensation and not repairing.fits:
         warn_once(

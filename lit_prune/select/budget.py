@@ -51,6 +51,8 @@ class Budget(Selection):
     """What ``at_most`` may be given in, with a prefix such as k or M."""
     adds_up: bool = True
     """Whether the cost is a sum to which each layer adds."""
+    is_rough: bool = False
+    """Whether it is to be quick, and not to ask a clock."""
 
     @property
     def counted(self) -> str:
@@ -90,9 +92,6 @@ class Budget(Selection):
     def asks_clock(self) -> bool:
         """Whether the whole network is timed at an event."""
         return False
-
-    is_rough: bool = False
-    """Whether it is to be quick, and not to ask a clock."""
 
     def rough(self: Own) -> Own:
         """The same budget for a forecast."""

@@ -54,13 +54,11 @@ class Global(Spread):
 
     A score is divided by a power of its layer's mean, since scales differ between layers for reasons other than
     importance; and by the share of its layer's total that would be left, so that no layer is emptied while others are
-    whole.
+    whole. Scores that rise with what is gone of their layer (``"lamp"``) count as they are.
 
     Args:
         normalization: The power, from 0, which takes scores as they are, to 1, which leaves no difference between the
             means of layers. By default 0.5 where the criterion says that its scores have one unit, and 1 elsewhere.
-
-    Scores that rise with what is gone of their layer (``"lamp"``) count as they are.
 
     Raises:
         ArgumentError: If it is out of range.
@@ -95,9 +93,9 @@ class Global(Spread):
 
     def curve(self, bundle: Bundle, scores: Scores, target: Target) -> Tensor:
         """As of any spread, in the unit that all layers share."""
-        power = (0.5 if target.comparable else 1.0) if self.normalization is None else self.normalization
         if target.is_layer_adaptive:
             return torch.stack([scores[group.name].double().cpu().sort().values for group in bundle]).mean(0)
+        power = (0.5 if target.comparable else 1.0) if self.normalization is None else self.normalization
         curves = []
         for group in bundle:
             rising = scores[group.name].double().cpu().sort().values

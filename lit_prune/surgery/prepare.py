@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from torch import nn
 from torch.optim import Optimizer
 
-from lit_prune.common.arguments import check_kind
 from lit_prune.common.names import names_of_tensors, tensors_of
 from lit_prune.common.ranks import warn_once
 from lit_prune.modules.remembered import unclear_widths
@@ -26,8 +25,6 @@ def prepare(
 
     Between the two, ranks can agree that none has refused.
     """
-    check_kind("module", module, nn.Module)
-    check_kind("plan", plan, PruningPlan)
     # A copy may hold a layer that stands in several places under another name, or under each.
     named = plan.under(names_of_tensors(module))
     plans = [(module, plan), *((copy, named.only(dict(tensors_of(copy)))) for copy in copies)]
