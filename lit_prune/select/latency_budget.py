@@ -21,8 +21,8 @@ from lit_prune.graph.skeleton import replica
 from lit_prune.select.base import Scores, Target, Widths, bundled
 from lit_prune.select.budget import Budget, Meets, NoneMeetsAll, always, cost_where, removal_of
 from lit_prune.select.clock_search import ClockSearch
-from lit_prune.select.spread import Cost, Spread, filled, fit
-from lit_prune.select.table_choice import TableChoice
+from lit_prune.select.spread import Cost, Spread, filled
+from lit_prune.select.table_choice import SpreadChoice, TableChoice
 from lit_prune.select.table_costs import TableCosts, shrinking
 from lit_prune.surgery import shrink_
 
@@ -94,10 +94,7 @@ class LatencyBudget(Budget):
 
     def cost(self, evidence: Evidence) -> Cost:
         """Milliseconds, by the table."""
-        try:
-            costs = TableCosts(self.table, evidence, [*((group,) for group in evidence.groups)])
-        except ArgumentError as error:
-            raise SelectionError(str(error)) from error
+        costs = TableCosts(self.table, evidence, [*((group,) for group in evidence.groups)])
         place = {group.name: number for number, group in enumerate(evidence.groups)}
         whole = np.array([group.size for group in evidence.groups])
 
@@ -156,12 +153,25 @@ class LatencyBudget(Budget):
             SelectionError: If the budget is out of reach (the message has what can be reached), if the table is of
                 another network, or if no choice of the table's meets what else must hold.
         """
+        scale, cost = self.pace(target), self.cost(evidence)
+        ways: TableChoice | SpreadChoice = (
+            TableChoice(self.table, evidence, scores, target)
+            if self.by_table
+            else SpreadChoice(self.spread, cost, evidence, scores, target)
+        )
+        least = cache(ways.least)
 
         def choose(allowed: float) -> Widths:
-            return self._meeting(evidence, scores, target, allowed, meets)
+            widths = ways.within(allowed, self.is_rough)
+            if meets(widths):
+                return widths
+            widths = _meeting(ways, allowed, meets)
+            if self.is_rough:
+                return widths
+            # What room there is then.
+            bundles, both = bundled(evidence.groups, scores), cost_where(meets, cost)
+            return filled(self.spread, bundles, scores, target, both, allowed, widths)
 
-        scale = self.pace(target)
-        least, cost = cache(lambda: self._least(evidence, scores, target)), self.cost(evidence)
         # Only what the clock says of the least widths is a reason to give up.
         is_beyond = limit / scale <= cost(least())
         widths = least() if is_beyond and self.asks_clock else choose(limit / scale)
@@ -209,51 +219,6 @@ class LatencyBudget(Budget):
         """What the table says as well, where nothing was timed."""
         return {**super().found(evidence, target, limit, left), "table_ms": left}
 
-    def _meeting(self, evidence: Evidence, scores: Scores, target: Target, limit: float, meets: Meets) -> Widths:
-        """The slowest choice within a limit that meets what else must hold, and what room there is then."""
-        widths = self._widths(evidence, scores, target, limit, self.is_rough)
-        if meets(widths):
-            return widths
-        found: Widths | None = None
-        low, high = 0.0, limit
-        for _ in range(_HALVINGS):
-            middle = (low + high) / 2
-            try:
-                widths = self._widths(evidence, scores, target, middle, roughly=True)
-            except SelectionError:
-                low = middle
-                continue
-            if meets(widths):
-                found, low = widths, middle
-            else:
-                high = middle
-        if found is None:
-            raise NoneMeetsAll("No choice by the table meets all budgets.")
-        if self.is_rough:
-            return found
-        cost = cost_where(meets, self.cost(evidence))
-        return filled(self.spread, bundled(evidence.groups, scores), scores, target, cost, limit, found)
-
-    def _widths(
-        self, evidence: Evidence, scores: Scores, target: Target, limit: float, roughly: bool = False
-    ) -> Widths:
-        if not self.by_table:
-            bundles = bundled(evidence.groups, scores)
-            return fit(self.spread, bundles, scores, target, self.cost(evidence), limit, self.unit)
-        return self._choice(evidence, scores, target).within(limit, roughly)
-
-    def _least(self, evidence: Evidence, scores: Scores, target: Target) -> Widths:
-        """Those with which the table says least."""
-        if not self.by_table:
-            return self.spread.widths(1.0, bundled(evidence.groups, scores), scores, target)
-        return self._choice(evidence, scores, target).least()
-
-    def _choice(self, evidence: Evidence, scores: Scores, target: Target) -> TableChoice:
-        try:
-            return TableChoice(self.table, evidence, scores, target)
-        except ArgumentError as error:
-            raise SelectionError(str(error)) from error
-
     def _clock(self, evidence: Evidence, widths: Widths) -> float | None:
         """The milliseconds of the whole network at some widths, where a runtime is at hand."""
         if self.runtime is None or self.is_rough:
@@ -284,3 +249,23 @@ class LatencyBudget(Budget):
         known, here = self.table.conditions.get("device"), self.runtime.conditions(images).get("device")
         if None not in (known, here) and known != here:
             raise ArgumentError(f"The table is of {known}, but this is {here}: profile the network here.")
+
+
+def _meeting(ways: TableChoice | SpreadChoice, limit: float, meets: Meets) -> Widths:
+    """The slowest choice within a limit that meets what else must hold, about."""
+    found: Widths | None = None
+    low, high = 0.0, limit
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        try:
+            widths = ways.within(middle, roughly=True)
+        except SelectionError:
+            low = middle
+            continue
+        if meets(widths):
+            found, low = widths, middle
+        else:
+            high = middle
+    if found is None:
+        raise NoneMeetsAll("No choice by the table meets all budgets.")
+    return found

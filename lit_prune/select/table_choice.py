@@ -8,7 +8,7 @@ from lit_prune.cost.profile import LatencyTable
 from lit_prune.criteria import Evidence
 from lit_prune.select.base import Bundle, Scores, Target, Widths, bundled, flat
 from lit_prune.select.knapsack import Choice, cheapest, choose, cost_of
-from lit_prune.select.spread import Global, out_of_reach
+from lit_prune.select.spread import Cost, Global, Spread, fit, out_of_reach
 from lit_prune.select.table_costs import Floats, TableCosts, Wholes
 
 # A first-order score says too little of a layer that loses much. Raised to a power, the worthiest channel that a layer
@@ -26,7 +26,7 @@ class TableChoice:
         target: Likewise.
 
     Raises:
-        ArgumentError: If the table is of another network.
+        SelectionError: If the table is of another network.
     """
 
     def __init__(self, table: LatencyTable, evidence: Evidence, scores: Scores, target: Target) -> None:
@@ -62,6 +62,38 @@ class TableChoice:
             for bundle, widths, option in zip(self._bundles, self._options, choice, strict=True)
             for group in bundle
         }
+
+
+class SpreadChoice:
+    """The same by a spread, which says which layers lose, and the table how far that goes.
+
+    Args:
+        spread: The spread.
+        cost: What the table says.
+        evidence: As for a selection.
+        scores: Likewise.
+        target: Likewise.
+    """
+
+    def __init__(self, spread: Spread, cost: Cost, evidence: Evidence, scores: Scores, target: Target) -> None:
+        self._spread, self._cost, self._scores, self._target = spread, cost, scores, target
+        self._bundles = bundled(evidence.groups, scores)
+
+    def within(self, limit: float, roughly: bool = False) -> Widths:
+        """The widths of the lowest level within a limit.
+
+        Args:
+            limit: What the table may say.
+            roughly: It is quick as it is.
+
+        Raises:
+            SelectionError: If it is out of reach; the message has what can be reached.
+        """
+        return fit(self._spread, self._bundles, self._scores, self._target, self._cost, limit, "ms")
+
+    def least(self) -> Widths:
+        """Those of the highest level."""
+        return self._spread.widths(1.0, self._bundles, self._scores, self._target)
 
 
 def _options(bundle: Bundle, target: Target) -> Wholes:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from lit_prune.cost.profile import LatencyTable, is_transposed, widths_of
 from lit_prune.criteria import Evidence
+from lit_prune.errors import ArgumentError, SelectionError
 from lit_prune.select.base import Bundle
 from lit_prune.select.knapsack import Choice
 
@@ -26,14 +27,17 @@ class TableCosts:
         options: The widths that each bundle may have.
 
     Raises:
-        ArgumentError: If the table is of another network.
+        SelectionError: If the table is of another network.
     """
 
     def __init__(
         self, table: LatencyTable, evidence: Evidence, bundles: Sequence[Bundle], options: Sequence[Wholes] = ()
     ) -> None:
         self.table, self.options = table, options
-        prefix = table.prefix_in(evidence.network, shrinking(evidence))
+        try:
+            prefix = table.prefix_in(evidence.network, shrinking(evidence))
+        except ArgumentError as error:
+            raise SelectionError(str(error)) from error
         self.layers = [*table.layers.values()]
         rows = {f"{prefix}{name}": row for row, name in enumerate(table.layers)}
         modules = {name: evidence.network.get_submodule(name) for name in rows}
