@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_prune.checkpoint import RECORD_KEY
 from lit_prune.common.choices import resolve
 from lit_prune.common.deprecated import warn_renamed
+from lit_prune.common.initialized import check_network
 from lit_prune.criteria import CRITERIA, Criterion
 from lit_prune.errors import ArgumentError
 from lit_prune.graph import Call
@@ -343,6 +344,7 @@ class ChannelPruning(Callback):
 
     def _check_network(self, pl_module: LightningModule) -> None:
         """Check the arguments against the network, once its own ``setup`` and ``configure_model`` have built it."""
+        check_network(type(pl_module).__name__, pl_module)
         self.pruner.policy.scope.check(pl_module)
         if not is_cut_to(pl_module, self.plan):
             # The record of an earlier fit, of another network.

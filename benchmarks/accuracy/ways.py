@@ -15,12 +15,17 @@ from benchmarks.accuracy.rows.base import Row
 from benchmarks.accuracy.simpler_repairs import compensated_
 from lit_prune import ChannelPruning, Distillation, PruningPlan, Repair, plan_pruning, shrink_
 from lit_prune.cost import Cost
-from lit_prune.criteria import Random
+from lit_prune.criteria import CRITERIA, Combined, Random
 from lit_prune.repair import repaired
 from lit_prune.schedule import AtSteps
 from lit_prune.select import MacsBudget, Selection
 
-GRADIENTS, ARRIVING = ("taylor", "fisher"), ("activation", "apoz", "obs")
+COMBINED = {
+    f"{layers} with {channels}": Combined(layers, channels)
+    for layers in ("magnitude", "lamp", "taylor")
+    for channels in ("obs", "taylor")
+    if layers != channels
+}
 SPREADS = ("uniform", "global", "isomorphic")
 REPAIRS: dict[str, Repair | None] = {
     "sliced": None,
@@ -42,7 +47,7 @@ class Ours:
         selections: What chooses, by name; by default budgets of multiply-adds, by their spread.
     """
 
-    criteria = ("random", "magnitude", "lamp", "geometric_median", *GRADIENTS, *ARRIVING)
+    criteria = ("random", *(name for name in CRITERIA if name != "random"), *COMBINED)
 
     def __init__(self, row: Row, round_to: int, selections: Mapping[str, Selection] | None = None) -> None:
         self.row, self.round_to = row, round_to
@@ -92,14 +97,15 @@ class Ours:
         if key not in self._plans:
             amount, draw, criterion, selection = key
             network = copy.deepcopy(self.row.network)
+            used = Random(draw) if criterion == "random" else COMBINED.get(criterion) or CRITERIA[criterion]()
             self._plans[key] = plan_pruning(
                 network,
                 self.row.image,
                 amount=amount,
-                criterion=Random(draw) if criterion == "random" else criterion,
+                criterion=used,
                 selection=self.selections[selection],
-                losses=self._losses(network, draw) if criterion in GRADIENTS else None,
-                data=self.row.calibration(draw, Repair()) if criterion in ARRIVING else None,
+                losses=self._losses(network, draw) if used.needs_gradients else None,
+                data=self.row.calibration(draw, Repair()) if used.needs_arrivals else None,
                 round_to=self.round_to,
             )
         return self._plans[key]

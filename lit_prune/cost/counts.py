@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from lit_prune.common.arguments import check_kind
+from lit_prune.common.initialized import check_network
 from lit_prune.common.names import count_parameters
 from lit_prune.graph import ChannelGraph
 
@@ -44,7 +44,7 @@ class Cost:
             ArgumentTypeError: If the network is none.
             TraceError: If the forward fails on these inputs; the message names the layer.
         """
-        check_kind("network", network, nn.Module)
+        check_network("network", network)
         return cls(count_parameters(network), ChannelGraph.trace(network, *inputs).macs)
 
     def to_dict(self) -> dict[str, int]:

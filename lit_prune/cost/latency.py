@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_prune.common.arguments import check_kind, check_whole
+from lit_prune.common.arguments import check_whole
+from lit_prune.common.initialized import check_network
 from lit_prune.common.running import evaluating
 from lit_prune.errors import ArgumentError, ArgumentTypeError
 
@@ -81,7 +82,7 @@ def measure_latency(
             f"{type(networks).__name__}."
         )
     for name, network in networks.items():
-        check_kind(name, network, nn.Module)
+        check_network(name, network)
     first = next((value for value in inputs if isinstance(value, Tensor) and value.dim() > 0), None)
     if not networks or first is None:
         raise ArgumentError("measure_latency needs at least one network and one input tensor with a batch dimension.")

@@ -3,6 +3,8 @@
 from lit_prune.criteria.activity import Arriving, MeanActivation, NonzeroActivation, OptimalBrainSurgeon
 from lit_prune.criteria.base import Criterion, Evidence
 from lit_prune.criteria.changes import Changes
+from lit_prune.criteria.combined import Combined
+from lit_prune.criteria.known import CRITERIA
 from lit_prune.criteria.magnitude import (
     BatchNormScale,
     GeometricMedian,
@@ -12,26 +14,15 @@ from lit_prune.criteria.magnitude import (
     batch_norm_scales,
     power_sums,
 )
+from lit_prune.criteria.scores import checked_scores
 from lit_prune.criteria.taylor import Fisher, Taylor
-
-CRITERIA: dict[str, type[Criterion]] = {
-    "magnitude": Magnitude,
-    "batchnorm": BatchNormScale,
-    "geometric_median": GeometricMedian,
-    "lamp": LayerAdaptiveMagnitude,
-    "random": Random,
-    "taylor": Taylor,
-    "fisher": Fisher,
-    "activation": MeanActivation,
-    "apoz": NonzeroActivation,
-    "obs": OptimalBrainSurgeon,
-}
 
 __all__ = [
     "CRITERIA",
     "Arriving",
     "BatchNormScale",
     "Changes",
+    "Combined",
     "Criterion",
     "Evidence",
     "Fisher",
@@ -44,5 +35,6 @@ __all__ = [
     "Random",
     "Taylor",
     "batch_norm_scales",
+    "checked_scores",
     "power_sums",
 ]

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from lit_prune.common.arguments import check_kind
 from lit_prune.common.deprecated import warn_renamed
+from lit_prune.common.initialized import check_network
 from lit_prune.errors import ArgumentError, ArgumentTypeError, UnknownNameError
 from lit_prune.graph.groups import ChannelGroup, Grouping, plan_without
 from lit_prune.graph.labels import Row
@@ -120,7 +120,7 @@ class ChannelGraph:
         Raises:
             TraceError: If a forward fails on these inputs; the message names the layer.
         """
-        check_kind("model", model, nn.Module)
+        check_network("model", model)
         with _collector_paused():
             return cls(*examine(model, list(calls), averages))
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_prune.common.arguments import check_kind
+from lit_prune.common.initialized import check_network
 from lit_prune.graph.composites import Composites
 from lit_prune.graph.operation import Operation, signature
 from lit_prune.graph.recording import Recording
@@ -54,7 +55,7 @@ def mask_(module: ModuleT, plan: PruningPlan) -> ModuleT:
         ArgumentTypeError: If the module or the plan is none.
         ArgumentError: If the plan does not fit the module; then nothing has changed.
     """
-    check_kind("module", module, nn.Module)
+    check_network("module", module)
     check_kind("plan", plan, PruningPlan)
     zero_(module, plan)
     before = release_maskings_(module)

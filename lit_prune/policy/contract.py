@@ -1,42 +1,19 @@
-"""Checks what criteria, selections and schedules return before anything rests on it."""
+"""Checks what selections and schedules return before anything rests on it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lit_prune.common.choices import nearest
-from lit_prune.criteria import Criterion, Evidence
-from lit_prune.errors import ArgumentError, ArgumentTypeError, LitPruneError
+from lit_prune.common.answers import answered, check_names
+from lit_prune.errors import ArgumentError, ArgumentTypeError
 from lit_prune.graph import ChannelGroup
 from lit_prune.schedule import Schedule, check_within
 from lit_prune.select import Selection
-
-
-def checked_scores(criterion: Criterion, evidence: Evidence) -> dict[str, Tensor]:
-    """What ``criterion`` says of the groups that take part.
-
-    Raises:
-        ArgumentTypeError: If it is not a mapping from names to tensors.
-        ArgumentError: If a name is unknown, or scores have another shape than ``(size,)`` or are not finite; the
-            message names the criterion and the group.
-    """
-    who = type(criterion).__name__
-    try:
-        answer = criterion(evidence)
-    except (ValueError, RuntimeError, LitPruneError):
-        raise
-    except Exception as error:
-        raise ArgumentError(f"{who} failed: {type(error).__name__}: {error}") from error
-    scores = _mapping(f"{who} must return a dict from group names to scores", answer)
-    _check_names(f"{who} scores", scores, (group.name for group in evidence.graph.groups))
-    return {
-        group.name: _checked_score(who, group, scores[group.name]) for group in evidence.groups if group.name in scores
-    }
 
 
 def checked_removal(selection: Selection, removal: Any, groups: Iterable[ChannelGroup]) -> dict[str, Tensor]:
@@ -53,8 +30,8 @@ def checked_removal(selection: Selection, removal: Any, groups: Iterable[Channel
     """
     who = type(selection).__name__
     by_name = {group.name: group for group in groups}
-    removal = _mapping(f"{who} must return a dict from group names to the channels that go", removal)
-    _check_names(f"{who} removes channels of", removal, by_name)
+    removal = answered(f"{who} must return a dict from group names to the channels that go", removal)
+    check_names(f"{who} removes channels of", removal, by_name)
     return {name: _checked_channels(who, by_name[name], channels) for name, channels in removal.items()}
 
 
@@ -70,7 +47,7 @@ def checked_events(schedule: Schedule, length: int | None) -> dict[int, float]:
         ArgumentError: If there is no event, one is negative, or the parts do not rise within (0, 1].
     """
     who = type(schedule).__name__
-    given = _mapping(
+    given = answered(
         f"{who}.events must return a dict from {schedule.unit} to the part that is gone", schedule.events(length)
     )
     events = {point: given[point] for point in sorted(given)}
@@ -88,39 +65,6 @@ def checked_events(schedule: Schedule, length: int | None) -> dict[int, float]:
         before = part
     check_within([*events], length, schedule.unit)
     return events
-
-
-def _mapping(promise: str, answer: Any) -> Mapping[Any, Any]:
-    if not isinstance(answer, Mapping):
-        raise ArgumentTypeError(f"{promise}, but returned a {type(answer).__name__}.")
-    return answer
-
-
-def _check_names(what: str, answer: Mapping[Any, Any], known: Iterable[str]) -> None:
-    names = list(known)
-    for name in answer:
-        if name not in names:
-            raise ArgumentError(f"{what} {name!r}, which is not a group that takes part. {nearest(str(name), names)}")
-
-
-def _checked_score(who: str, group: ChannelGroup, score: Any) -> Tensor:
-    if not isinstance(score, Tensor) or score.is_complex():
-        raise ArgumentTypeError(
-            f"{who} must score group {group.name!r} by a real tensor of shape ({group.size},), but returned a "
-            f"{type(score).__name__}."
-        )
-    if score.shape != (group.size,):
-        raise ArgumentError(
-            f"{who} must return one score for each of the {group.size} channels of group {group.name!r}, a tensor of "
-            f"shape ({group.size},), but returned shape {tuple(score.shape)}."
-        )
-    wrong = int((~torch.isfinite(score)).sum())
-    if wrong:
-        raise ArgumentError(
-            f"{who} scores {wrong} of the {group.size} channels of group {group.name!r} with NaN or infinity, which "
-            "rank nothing. Look whether the weights are finite; a group that can't be judged is left out of the dict."
-        )
-    return score.detach()
 
 
 def _checked_channels(who: str, group: ChannelGroup, channels: Any) -> Tensor:

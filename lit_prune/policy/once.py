@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from lit_prune.activations import collect_arrivals
 from lit_prune.activations.calibration import batches_of
 from lit_prune.common._compat import tree_flatten
-from lit_prune.common.arguments import check_kind
 from lit_prune.common.choices import resolve
+from lit_prune.common.initialized import check_network
 from lit_prune.criteria import CRITERIA, Changes, Criterion
 from lit_prune.errors import ArgumentError, ArgumentTypeError
 from lit_prune.graph import Call, ChannelGraph
@@ -70,7 +70,7 @@ def plan_pruning(
         >>> {name: {dim: len(kept) for dim, kept in dims.items()} for name, dims in plan.kept.items()}
         {'0.bias': {0: 16}, '0.weight': {0: 16}, '2.weight': {1: 16}}
     """
-    check_kind("network", network, nn.Module)
+    check_network("network", network)
     if not any(isinstance(leaf, Tensor) for leaf in tree_flatten(inputs)[0]):
         raise ArgumentTypeError(f"plan_pruning takes example inputs of the network, with a tensor, but got {inputs!r}.")
     policy = PruningPolicy(

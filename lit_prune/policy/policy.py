@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from lit_prune.activations import Calibration
 from lit_prune.common.arguments import check_ratio, check_whole
 from lit_prune.common.ranks import check_same, from_rank_zero
-from lit_prune.criteria import Criterion, Evidence
-from lit_prune.errors import ArgumentError
+from lit_prune.criteria import Criterion, Evidence, checked_scores
+from lit_prune.errors import ArgumentError, SelectionError
 from lit_prune.graph import Call, ChannelGraph, ChannelGroup
 from lit_prune.plan import PruningPlan, extended
-from lit_prune.policy.contract import checked_removal, checked_scores
+from lit_prune.policy.contract import checked_removal
 from lit_prune.policy.history import Dense, Record
 from lit_prune.policy.measure import NOTHING, Measure, by_class, measured
-from lit_prune.policy.reasons import apart_from, averaged, held_back, listed, untrained
+from lit_prune.policy.reasons import apart_from, averaged, beside_unjudged, held_back, listed, untrained
 from lit_prune.policy.scope import Scope, largest_independent
 from lit_prune.policy.steps import carry_out
 from lit_prune.select import Budget, Budgets, Selection, Target
@@ -116,7 +116,10 @@ class PruningPolicy:
         kind = type(self.selection).__name__
         if self.selection.has_limit:
             if amount is not None:
-                raise ArgumentError(f"{kind} says by itself how far it goes: give amount=None, but not {amount!r}.")
+                raise ArgumentError(
+                    f"{kind} says by itself how far it goes, and amount={amount!r} says it as well: leave one of "
+                    "the two out (amount=None)."
+                )
             return 1.0
         if amount is None:
             if self.selection.needs_amount:
@@ -294,10 +297,14 @@ class PruningPolicy:
 
     def _choose(self, evidence: Evidence, target: Target, skipped: dict[str, str]) -> PruningPlan:
         scores = self.scores(evidence)
-        for group in evidence.groups:
-            if group.name not in scores:
-                skipped[group.name] = f"{type(self.criterion).__name__} can't judge it"
-        removal = checked_removal(self.selection, self.selection(evidence, scores, target), evidence.groups)
+        kind = type(self.criterion).__name__
+        unjudged = [group.name for group in evidence.groups if group.name not in scores]
+        skipped |= dict.fromkeys(unjudged, f"{kind} can't judge it")
+        try:
+            removed = self.selection(evidence, scores, target)
+        except SelectionError as error:
+            raise beside_unjudged(error, self.criterion, unjudged) from error
+        removal = checked_removal(self.selection, removed, evidence.groups)
         for name in removal:
             # A selection need not round, and then no layer is too narrow.
             skipped.pop(name, None)

@@ -8,7 +8,8 @@ from torch import nn
 
 from lit_prune.common.names import layer_of
 from lit_prune.common.ranks import any_rank, gather, warn_once
-from lit_prune.errors import TraceError
+from lit_prune.criteria import Criterion
+from lit_prune.errors import SelectionError, TraceError
 from lit_prune.graph import ChannelGraph, ChannelGroup
 from lit_prune.plan import PruningPlan
 
@@ -44,6 +45,17 @@ def held_back(
     if left:
         warn_once(f"{listed(found)}. {'It stays as it is' if len(found) == 1 else 'They stay as they are'}.")
     return left
+
+
+def beside_unjudged(error: SelectionError, criterion: Criterion, unjudged: Sequence[str]) -> SelectionError:
+    """The same error, with the groups that stay whole because the criterion says nothing of them."""
+    if not unjudged:
+        return error
+    names = f"{', '.join(unjudged[:3])}{', ...' if len(unjudged) > 3 else ''}"
+    needs = f", for it needs {criterion.needs}" if criterion.needs else ""
+    return SelectionError(
+        f"{error} {len(unjudged)} more stay whole ({names}): {type(criterion).__name__} can't judge them{needs}."
+    )
 
 
 def listed(reasons: Mapping[str, str]) -> str:

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from lit_prune.activations.calibration import batches_of
 from lit_prune.common.arguments import check_kind
+from lit_prune.common.initialized import check_network
 from lit_prune.common.names import names_of_tensors, tensors_of
 from lit_prune.errors import ArgumentError, ArgumentTypeError
 from lit_prune.plan import PruningPlan
@@ -63,7 +64,7 @@ def prune_(
         >>> found.fits["1.weight"].after > 0.99
         True
     """
-    check_kind("module", module, nn.Module)
+    check_network("module", module)
     check_kind("plan", plan, PruningPlan)
     optimizers = _listed("optimizers", "optimizer", optimizers, Optimizer)
     # What is there twice, or the network itself, is cut once.

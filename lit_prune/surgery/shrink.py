@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_prune.common.arguments import check_kind
+from lit_prune.common.initialized import check_network
 from lit_prune.common.names import find_tensor
 from lit_prune.errors import ArgumentError
 from lit_prune.modules.registry import update_attributes_
@@ -44,7 +45,7 @@ def shrink_(module: ModuleT, plan: PruningPlan) -> ModuleT:
         >>> shrink_(net, plan)[1].in_channels
         6
     """
-    check_kind("module", module, nn.Module)
+    check_network("module", module)
     check_kind("plan", plan, PruningPlan)
     # All that takes memory comes first: where there is none left, nothing has changed.
     cuts = [

@@ -119,7 +119,7 @@ def _own_batches(loader: DataLoader[Any], calibration: Calibration, rank: int, r
         size = None if loader.batch_size is None else calibration.batch_size
         numbers = range(_part_of(calibration.batches, ranks))
         own: DataLoader[Any] = DataLoader(dataset, batch_size=size, **options)
-    elif loader.batch_sampler is None:
+    elif loader.batch_sampler is None and not _samples_batches(loader):
         # The data set's items are batches.
         chosen = _spread_out(len(dataset), calibration.batches)
         numbers = range(rank, len(chosen), ranks)
@@ -129,12 +129,19 @@ def _own_batches(loader: DataLoader[Any], calibration: Calibration, rank: int, r
         chosen = _spread_out(len(dataset), calibration.batches * size)
         whole = [chosen[start : start + size] for start in range(0, len(chosen), size)]
         numbers = range(rank, len(whole), ranks)
-        own = DataLoader(dataset, batch_sampler=[whole[number] for number in numbers], **options)
+        mine = [whole[number] for number in numbers]
+        options |= {"batch_size": None, "sampler": mine} if loader.batch_sampler is None else {"batch_sampler": mine}
+        own = DataLoader(dataset, **options)
     batches = iter(own)
     for number in numbers:
         # Random augmentation of a batch is the same on whatever rank it falls.
         _seed(number)
         yield from islice(batches, 1)
+
+
+def _samples_batches(loader: DataLoader[Any]) -> bool:
+    """Whether its data set is asked for a whole batch at once, by a list of indices."""
+    return isinstance(next(iter(_independent(loader.sampler)), None), list)
 
 
 def _spread_out(size: int, wanted: int) -> list[int]:

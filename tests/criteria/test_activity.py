@@ -12,6 +12,7 @@ from lit_prune import (
     CalibrationError,
     ChannelGraph,
     ChannelPruning,
+    SelectionError,
     plan_pruning,
     prune_,
 )
@@ -261,3 +262,14 @@ def test_a_criterion_of_ones_own():
     for answer in (lambda weight, arrivals: weight, lambda weight, arrivals: None, lambda weight, arrivals: [1.0]):
         with pytest.raises(ArgumentTypeError, match=r"Mine.values must return a tensor of \[\d+\] for "):
             plan_pruning(net, data[0], amount=0.5, criterion=Mine(answer), data=data, round_to=1)
+
+
+def test_out_of_reach_because_a_criterion_can_not_judge_a_layer_says_so():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 64, 3), nn.GELU(), nn.Conv2d(64, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3))
+    images = torch.rand(4, 3, 8, 8)
+    with pytest.raises(SelectionError, match=r"the 1 groups .* 1 more stay whole \(0\): NonzeroActivation can't judge"):
+        plan_pruning(net, images, amount=0.5, criterion="apoz", selection="macs", data=[images])
+    with pytest.raises(SelectionError) as alone:
+        plan_pruning(net, images, amount=0.99, selection="macs")
+    assert "stay whole" not in str(alone.value)

@@ -83,7 +83,7 @@ def test_mistakes_are_told():
         NamedWidths({})
     with pytest.raises(ArgumentError, match="has none"):
         NamedWidths.like(nn.ReLU())
-    with pytest.raises(ArgumentError, match="give amount=None"):
+    with pytest.raises(ArgumentError, match="leave one of the two"):
         ChannelPruning(0.5, [1], selection=NamedWidths({"a": 5}))
 
 

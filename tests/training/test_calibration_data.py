@@ -4,7 +4,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset
 
 from lit_prune.activations import Calibration, CalibrationBatch, collect_moments, read_batch
 from lit_prune.errors import CalibrationError
@@ -119,19 +119,23 @@ def test_moments_are_those_of_the_data_whatever_the_batch_size():
     for batch_size in (3, 8, 24):
         assert_close(fit(data=loader(batch_size=batch_size, shuffle=True)), expected)
     assert_close(fit(calibration={"batches": 5, "batch_size": 2}), expected)
+    data = loader().dataset
+    asked = DataLoader(data, batch_size=None, sampler=BatchSampler(RandomSampler(data), 8, False))
+    assert_close(fit(data=asked), expected)
 
 
 def test_all_data_where_there_is_less_than_asked_for():
     assert fit(calibration={"batches": 50})[LAYERS[0]].count.sum() == 24
 
 
-@pytest.mark.parametrize("kind", ["map", "batches", "stream"])
+@pytest.mark.parametrize("kind", ["map", "batches", "lists of indices", "stream"])
 @pytest.mark.parametrize("ranks", [2, 3, 5])
 def test_ranks_share_the_same_batches(kind, ranks):
     data = loader(examples=40).dataset
     given = {
         "map": DataLoader(OwnGenerator(), batch_size=7),
         "batches": DataLoader([data[start : start + 5] for start in range(0, 40, 5)], batch_size=None),
+        "lists of indices": DataLoader(data, batch_size=None, sampler=BatchSampler(RandomSampler(data), 7, False)),
         "stream": DataLoader(Stream(), batch_size=4),
     }[kind]
     calibration = Calibration(batches=4, batch_size=3)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lit_prune.common._compat import ConvNd
 from lit_prune.common.arguments import check_kind
+from lit_prune.common.initialized import check_network
 from lit_prune.common.running import untouched
 from lit_prune.cost.profile.layer_widths import widths_of
 from lit_prune.errors import ArgumentError
@@ -72,7 +73,7 @@ class Drawn:
     """
 
     def __init__(self, network: nn.Module, inputs: Tensor, number: int, round_to: int = 8, seed: int = 0) -> None:
-        check_kind("network", network, nn.Module)
+        check_network("network", network)
         check_kind("inputs", inputs, Tensor)
         self._network = copy.deepcopy(network).eval().float()
         own = next(iter(network.parameters()), inputs).device
