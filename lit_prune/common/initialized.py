@@ -29,7 +29,8 @@ def check_network(name: str, network: object) -> None:
     check_kind(name, network, nn.Module)
     assert isinstance(network, nn.Module)
     for path, module in modules_of(network):
-        if any(is_lazy(tensor) for table in (module._parameters, module._buffers) for tensor in table.values()):
+        tensors = [*module._parameters.values(), *module._buffers.values()]
+        if any(tensor is not None and is_lazy(tensor) for tensor in tensors):
             raise ArgumentError(
                 f"{name} is not whole: {path!r}, a {type(module).__name__}, has seen no input. Run it once before."
             )

@@ -22,8 +22,9 @@ from lit_prune.errors import ArgumentError, ArgumentTypeError
 from lit_prune.graph.subject import InPlace
 from lit_prune.plan import PruningPlan, belongs
 from lit_prune.repair.entering import Usual, entering_as_in_training
-from lit_prune.repair.passes import Fit, Listening, Repairing
+from lit_prune.repair.listening import Listening
 from lit_prune.repair.recalibration import check_alike
+from lit_prune.repair.repairing import Fit, Repairing
 
 Batches = Callable[[], Iterable[Sequence[Any]]]
 """Makes the inputs of some forwards, the same each time."""

@@ -1,140 +1,31 @@
-"""Two passes over the same batches: the whole network shows how each layer answers, and what is left of it learns to.
+"""The second of two passes over the same batches: what is left of a network learns to answer as the whole one did.
 
-The second goes from the first layer to the last: each is fitted to what really enters it, so that what has drifted
-before it is made up for behind (He et al., "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017,
-section 3.2; here each kernel position is fitted by itself, in closed form).
+It goes from the first layer to the last: each is fitted to what really enters it, so that what has drifted before it
+is made up for behind (He et al., "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017, section 3.2;
+here each kernel position is fitted by itself, in closed form).
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
-from lit_prune.activations.samples import PRODUCTS, Positions, Product
+from lit_prune.activations.samples import PRODUCTS, Product
 from lit_prune.common.names import layer_of
 from lit_prune.common.running import in_full_precision
 from lit_prune.errors import CalibrationError
 from lit_prune.repair.fit import Evidence, best_penalty
-from lit_prune.repair.recalibration import Recalibration, Statistics, as_in_training, of_norm
+from lit_prune.repair.listening import Answers, Pass, Place
+from lit_prune.repair.recalibration import Recalibration, Statistics, of_norm
 
 # The part of the examples that is held out of a fit.
 _HELD_OUT = 0.25
-# Of a batch, for each input of an output: a depthwise layer has nine, and thousands of rows would tell no more.
-_ROWS_PER_INPUT = 64
-Place = tuple[str, int, int]
-"""Name of a tensor, number of the batch, and of the call in it."""
-
-
-@dataclass
-class Answers:
-    """How the whole network answers.
-
-    Attributes:
-        positions: Where each call of a layer was sampled.
-        spans: The shape of what it was sampled in.
-        leaving: ``(rows, outputs)`` what left there, of the outputs that stay.
-        statistics: Of what entered each BatchNorm, of the channels that stay.
-        normed: Names of weights behind which a BatchNorm takes any constant out.
-    """
-
-    positions: dict[Place, Positions] = field(default_factory=dict)
-    spans: dict[Place, tuple[int, ...]] = field(default_factory=dict)
-    leaving: dict[Place, Tensor] = field(default_factory=dict)
-    statistics: dict[Place, Statistics] = field(default_factory=dict)
-    normed: set[str] = field(default_factory=set)
-
-
-class _Mode(TorchFunctionMode):
-    """Counts calls by the tensors of the network that they take."""
-
-    def __init__(self, names: Mapping[int, str]) -> None:
-        super().__init__()
-        self._names = names
-        self._batch = -1
-        self._calls: Counter[str] = Counter()
-
-    def batch(self) -> _Mode:
-        """What is open while the next batch runs."""
-        self._batch += 1
-        self._calls.clear()
-        return self
-
-    def _place(self, tensor: Any) -> Place | None:
-        name = self._names.get(id(tensor))
-        if name is None:
-            return None
-        self._calls[name] += 1
-        return name, self._batch, self._calls[name]
-
-
-class Listening(_Mode):
-    """Notes how the whole network answers.
-
-    Args:
-        names: The id of each tensor of the network to its name.
-        kept: Name of a weight to the outputs of it that stay; of a running mean to the channels that stay.
-        rows: How many rows are sampled of each batch.
-        kept_up: Names of the running means that a training keeps up; there each batch counts by its own statistics.
-    """
-
-    def __init__(
-        self, names: Mapping[int, str], kept: Mapping[str, Tensor], rows: int, kept_up: Collection[str] = ()
-    ) -> None:
-        super().__init__(names)
-        self.answers = Answers()
-        self._kept = kept
-        self._rows = rows
-        self._kept_up = kept_up
-        # Held, so that ids stay theirs.
-        self._outputs: dict[int, tuple[Tensor, str]] = {}
-
-    def batch(self) -> _Mode:
-        """What is open while the next batch runs."""
-        self._outputs.clear()
-        return super().batch()
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        output = self._normed(of_norm(args, kwargs)) if func is F.batch_norm else None
-        if output is None:
-            output = func(*args, **kwargs)
-        if func in PRODUCTS:
-            product = Product(func, args, kwargs)
-            place = self._place(product.weight)
-            if place is not None and product.has_batch:
-                with in_full_precision(output.device):
-                    self._note_product(product, place, output)
-        return output
-
-    def _note_product(self, product: Product, place: Place, output: Tensor) -> None:
-        generator = torch.Generator().manual_seed(hash(place[1:]) % 2**31)
-        at = product.positions(output, min(self._rows, _ROWS_PER_INPUT * product.inputs), generator)
-        leaving = product.leaving(output.detach(), at).float()
-        kept = self._kept.get(place[0])
-        self.answers.positions[place], self.answers.spans[place] = at, product.span
-        self.answers.leaving[place] = leaving if kept is None else leaving[:, kept.to(leaving.device)]
-        self._outputs[id(output)] = output, place[0]
-
-    def _normed(self, given: Mapping[str, Any]) -> Tensor | None:
-        """Note what enters a BatchNorm; and what leaves it, if that is not what its function gives."""
-        place = self._place(given["running_mean"])
-        if place is None or given.get("training"):
-            return None
-        name, values = place[0], given["input"]
-        if id(values) in self._outputs:
-            self.answers.normed.add(self._outputs[id(values)][1])
-        self.answers.statistics[place] = Statistics.of(values).of_channels(self._kept.get(name))
-        return as_in_training(given) if name in self._kept_up else None
 
 
 @dataclass(frozen=True)
@@ -175,7 +66,7 @@ class _State:
     ridge: float | None = None
 
 
-class Repairing(_Mode):
+class Repairing(Pass):
     """Fits each layer before it runs, and moves the statistics of each BatchNorm.
 
     Args:
@@ -215,7 +106,7 @@ class Repairing(_Mode):
         kwargs = kwargs or {}
         if func in PRODUCTS:
             product = Product(func, args, kwargs)
-            place = self._place(product.weight)
+            place = self.place_of(product.weight)
             if place in self._answers.leaving and place is not None and place[0] in self._compensated:
                 with in_full_precision(product.weight.device):
                     self._compensate(product, place)
@@ -223,7 +114,7 @@ class Repairing(_Mode):
                 torch.clear_autocast_cache()
         elif func is F.batch_norm:
             given = of_norm(args, kwargs)
-            place = self._place(given["running_mean"])
+            place = self.place_of(given["running_mean"])
             if self._recalibrates and place in self._answers.statistics and place is not None:
                 self._recalibrate(given, place)
         return func(*args, **kwargs)
@@ -268,7 +159,7 @@ class Repairing(_Mode):
         self._change_(product, state, evidence, added)
 
     def _begin(self, product: Product, name: str, wanted: Tensor, entering: Tensor) -> _State:
-        own = product.bias is not None and id(product.bias) in self._names
+        own = product.bias is not None and id(product.bias) in self.names
         taken_up = product.bias is None and self._recalibrates and name in self._answers.normed
         constant = own or taken_up
         weight = product.weight.detach().float().clone()
@@ -297,7 +188,7 @@ class Repairing(_Mode):
     def _change_(self, product: Product, state: _State, evidence: Evidence, added: Tensor | None) -> None:
         """Add to the weight, and to the bias what makes the means right."""
         product.weight.data.copy_(state.weight if added is None else state.weight + product.weight_of(added))
-        self.changed.add(self._names[id(product.weight)])
+        self.changed.add(self.names[id(product.weight)])
         if product.bias is not None and state.bias is not None and state.constant:
             means, constant = evidence.means()
             matrix = product.matrix(state.weight)
@@ -307,12 +198,12 @@ class Repairing(_Mode):
             # Inputs are counted from their shift, and answers from their centre.
             bias = state.centre - (state.shift[:, None] @ matrix)[:, 0] + constant
             product.bias.data.copy_(bias.flatten())
-            self.changed.add(self._names[id(product.bias)])
+            self.changed.add(self.names[id(product.bias)])
 
     def _recalibrate(self, given: Mapping[str, Any], place: Place) -> None:
         mean, var = given["running_mean"], given["running_var"]
         self._norms.move_(place[0], mean, var, self._answers.statistics[place], Statistics.of(given["input"]))
         for tensor, whole in zip((mean, var), self._norms.of_whole(place[0]), strict=True):
-            if (name := self._names.get(id(tensor))) is not None:
+            if (name := self.names.get(id(tensor))) is not None:
                 self.changed.add(name)
                 self.of_whole[name] = whole
