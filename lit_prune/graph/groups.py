@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -44,6 +45,8 @@ class ChannelGroup:
         followers: Averages of these layers, which shrink with them.
         balanced: Names of the groups, this one included, that must lose equally many; empty where it is free.
         members: For each slot the indices of each channel.
+        pieces: Of how many balanced groups, this one included, every slot consists alike (those of a GroupNorm): the
+            width of a layer is theirs together.
     """
 
     name: str
@@ -54,6 +57,16 @@ class ChannelGroup:
     members: Mapping[Slot, Members] = field(default_factory=dict, repr=False)
     labels: Row = field(default_factory=lambda: np.empty(0, dtype=np.int64), repr=False)
     followers: tuple[str, ...] = ()
+    pieces: int = 1
+
+    def step(self, round_to: int) -> int:
+        """The step of this group's width by which that of its layers is a multiple of ``round_to``.
+
+        Example:
+            >>> ChannelGroup("conv", 4, (), (), pieces=32).step(8), ChannelGroup("conv", 16, (), (), pieces=4).step(8)
+            (1, 2)
+        """
+        return round_to // math.gcd(round_to, self.pieces)
 
     @property
     def bundle(self) -> tuple[str, ...]:
@@ -119,6 +132,7 @@ def build_groups(recording: Recording) -> Grouping:
     drafts.sort(key=lambda item: item[1].first)
     named = _name([draft for _, draft in drafts])
     names = {key: name for (key, _), name in zip(drafts, named, strict=True)}
+    slots = {key: draft.members.keys() for key, draft in drafts}
     groups = tuple(
         ChannelGroup(
             name=name,
@@ -129,6 +143,7 @@ def build_groups(recording: Recording) -> Grouping:
             members=draft.members,
             labels=draft.labels,
             followers=draft.followers,
+            pieces=max(1, sum(slots.get(partner) == slots[key] for partner in partners.get(key, ()))),
         )
         for (key, draft), name in zip(drafts, named, strict=True)
     )

@@ -16,6 +16,8 @@ from scipy.sparse.csgraph import connected_components
 
 Row = npt.NDArray[np.int64]
 OUTPUT = "reaches the network's output"
+EMPTY = "is run on nothing for these inputs"
+"""A part of a forward that was given no example, or none that it takes."""
 RETURNED = "is returned by the training step"
 
 

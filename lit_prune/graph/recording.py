@@ -30,11 +30,13 @@ class Call:
         module: Qualified name of the called module; empty for the network itself.
         args: Positional inputs.
         kwargs: Keyword inputs.
+        examples: How many the batch had of which this is the first.
     """
 
     module: str
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    examples: int = field(default=1, kw_only=True)
 
     is_step: ClassVar[bool] = False
     """Whether it is a step of a training: it can only be made in place, and has the last word on what is an output."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lit_prune.common._compat import ITEM, ConvNd, DispatchMode, memory_of
 from lit_prune.common.names import modules_of
-from lit_prune.graph.labels import Row
+from lit_prune.graph.labels import EMPTY, Row
 from lit_prune.graph.made import ALIKE, values_made
 from lit_prune.graph.meeting import meet_blocks
 from lit_prune.graph.memo import output_of
@@ -150,7 +150,7 @@ class Tracer(DispatchMode):  # type: ignore[no-untyped-call]
         self.origins.leave(func, known, operation)
         if isinstance(output, Tensor) and not output.numel():
             # A forward may go on by a loop over what it has found, and this time there was nothing.
-            self.freeze([block.labels for block in self.blocks(output)], "is run on nothing for these inputs")
+            self.freeze([block.labels for block in self.blocks(output)], EMPTY)
 
     def _is_without_data(self, tensor: Tensor) -> bool:
         return id(tensor) in self._names or self.origins.is_made(tensor)

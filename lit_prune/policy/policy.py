@@ -276,7 +276,9 @@ class PruningPolicy:
         """Groups that were too narrow to lose a channel from the beginning, and why."""
         widths = record.dense.widths if record.dense is not None else {}
         reason = f"has no more channels than round_to={self.round_to}"
-        return {group.name: reason for group in groups if widths.get(group.name, group.size) <= self.round_to}
+        return {
+            group.name: reason for group in groups if widths.get(group.name, group.size) <= group.step(self.round_to)
+        }
 
     def scores(self, evidence: Evidence) -> dict[str, Tensor]:
         """The criterion's scores of the groups that take part.

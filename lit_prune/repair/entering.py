@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lit_prune.common._compat import tree_flatten
 from lit_prune.common.ranks import warn_once
+from lit_prune.common.signatures import by_position
 from lit_prune.errors import CalibrationError
 from lit_prune.repair.recalibration import are_unlike, unlike
 
@@ -58,7 +59,8 @@ class Entering:
             def note(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
                 if in_training and not torch.is_grad_enabled():
                     return
-                tensors = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
+                inputs = by_position(module, args, kwargs)
+                tensors = [leaf for leaf in tree_flatten(inputs or (args, kwargs))[0] if isinstance(leaf, Tensor)]
                 values = next((each for each in tensors if each.is_floating_point() and each.numel()), None)
                 if values is not None and not values.is_meta:
                     var, mean = torch.var_mean(values.detach().float(), correction=0)

@@ -33,7 +33,7 @@ class Target:
         widths: Group name to its channels in the dense network.
         macs: Multiply-adds of the dense network, for one example.
         params: Its parameters.
-        round_to: Kept widths are multiples of it; narrower layers stay whole.
+        round_to: Kept widths of layers are multiples of it; narrower layers stay whole.
         min_channels: The fewest channels that a group keeps.
         comparable: Whether scores of different layers have one unit.
         is_layer_adaptive: Whether a score rises with what is gone of its layer.
@@ -72,7 +72,7 @@ class Target:
 
     def allowed(self, group: ChannelGroup, wanted: float) -> int:
         """The allowed width nearest to ``wanted``."""
-        step = self.round_to
+        step = group.step(self.round_to)
         # Half a step goes up: what is in doubt stays.
         width = step * int(wanted / step + 0.5)
         fewest = max(self.min_channels, self.least.get(group.name, 1), 1)

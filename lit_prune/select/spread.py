@@ -196,7 +196,7 @@ def filled(
     curves = {bundle[0].name: spread.curve(bundle, scores, target) for bundle in bundles}
 
     def step(bundle: Bundle) -> int:
-        return min(target.round_to, bundle[0].size - widths[bundle[0].name])
+        return min(bundle[0].step(target.round_to), bundle[0].size - widths[bundle[0].name])
 
     def worth(bundle: Bundle) -> float:
         name = bundle[0].name

@@ -99,7 +99,8 @@ class SpreadChoice:
 def _options(bundle: Bundle, target: Target) -> Wholes:
     """The widths that a bundle may have, the widest first."""
     size, least = bundle[0].size, target.allowed(bundle[0], 0)
-    rounded = range(target.round_to * (size // target.round_to), least - 1, -target.round_to)
+    step = bundle[0].step(target.round_to)
+    rounded = range(step * (size // step), least - 1, -step)
     return np.array(list(dict.fromkeys([size, *rounded])))
 
 

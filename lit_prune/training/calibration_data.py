@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lit_prune.activations.calibration import Calibration
 from lit_prune.activations.objects import CalibrationBatch, read_batch
-from lit_prune.common._compat import tree_flatten
 from lit_prune.errors import ArgumentTypeError, CalibrationError
 from lit_prune.graph import Call
 from lit_prune.training._compat import add_task, before_transfer
+from lit_prune.training.batch_inputs import inputs_like
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -70,7 +70,7 @@ def _read(pl_module: LightningModule, batch: Any, calls: Sequence[Call]) -> Cali
     try:
         read = (own or read_batch)(batch)
     except ArgumentTypeError:
-        inputs = None if own else _like_a_call(batch, calls)
+        inputs = None if own else inputs_like(pl_module, calls, batch)
         if inputs is None:
             raise
         return CalibrationBatch(inputs)
@@ -80,17 +80,6 @@ def _read(pl_module: LightningModule, batch: Any, calls: Sequence[Call]) -> Cali
             f"returned a {type(read).__name__}."
         )
     return read
-
-
-def _like_a_call(batch: Any, calls: Sequence[Call]) -> tuple[Tensor] | None:
-    """What of a batch is like the one tensor that a step enters the network with: by its place, shape and type."""
-    if len(calls) != 1 or len(calls[0].args) != 1 or calls[0].kwargs or not isinstance(calls[0].args[0], Tensor):
-        return None
-    (entered,) = calls[0].args
-    for leaf in tree_flatten(batch)[0]:
-        if isinstance(leaf, Tensor) and leaf.shape[1:] == entered.shape[1:] and leaf.dtype == entered.dtype:
-            return (leaf,)
-    return None
 
 
 def _source(trainer: Trainer, pl_module: LightningModule) -> DataLoader[Any]:

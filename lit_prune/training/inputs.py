@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -22,6 +23,8 @@ from lit_prune.training.step import StepCall
 FEW = 1024
 # A step that enters more submodules than this one by one calls layers, not networks.
 _MOST_CALLS = 64
+# A forward that goes through its batch in parts, of so many at most, shows all that it does with so many examples.
+_MOST_PARTS, _FEW_EXAMPLES = 5, 8
 
 
 class CallRecorder:
@@ -95,12 +98,34 @@ def first_example(call: Call) -> Call:
     sizes = {leaf.shape[0] if leaf.dim() else None for leaf in leaves}
     batched = len(sizes) == 1 and sizes != {None}
 
+    (size,) = sizes if batched else {1}
+    return _standing_in(replace(call, examples=size or 1), 1 if batched else None)
+
+
+def several_examples(call: Call) -> Call:
+    """The call with some examples that can be divided as those of its batch can; itself where it had one alone.
+
+    Example:
+        >>> call = first_example(Call("", (torch.zeros(96, 3),)))
+        >>> call.args[0].shape, several_examples(call).args[0].shape
+        (torch.Size([1, 3]), torch.Size([12, 3]))
+    """
+    if call.is_step or call.examples == 1:
+        return call
+    parts = math.lcm(*(part for part in range(2, _MOST_PARTS + 1) if not call.examples % part))
+    sizes = range(parts, call.examples + 1, parts)
+    return _standing_in(call, next(size for size in sizes if size >= _FEW_EXAMPLES or size == call.examples))
+
+
+def _standing_in(call: Call, examples: int | None) -> Call:
+    """A call with made-up values, of so many examples; ``None`` leaves the shapes."""
+
     def stand_in(tensor: Tensor) -> Tensor:
-        shape = (1, *tensor.shape[1:]) if batched else tuple(tensor.shape)
+        shape = tuple(tensor.shape) if examples is None else (examples, *tensor.shape[1:])
         return made_up(shape, tensor.dtype, tensor.device)
 
     args, kwargs = tree_map_only(Tensor, stand_in, (tuple(call.args), dict(call.kwargs)))
-    return Call(call.module, args, kwargs)
+    return replace(call, args=args, kwargs=kwargs)
 
 
 def step_of(module: Any, batch: Any, batch_idx: int | None, name: str = "training_step") -> StepCall | None:
@@ -144,6 +169,7 @@ def calls_to_state(calls: Sequence[Call]) -> list[dict[str, Any]] | None:
                 "module": call.module,
                 "args": _pack(call.args),
                 "kwargs": _pack(dict(call.kwargs)),
+                "examples": call.examples,
                 **({"step": call.name} if isinstance(call, StepCall) else {}),
             }
             for call in calls
@@ -161,7 +187,9 @@ def _call_from_state(state: Mapping[str, Any], device: torch.device) -> Call:
     # Of a step only what is small has values.
     place = torch.device("meta") if "step" in state else device
     parts = state["module"], _unpack(state["args"], place), _unpack(state["kwargs"], place)
-    return StepCall(*parts, name=state["step"]) if "step" in state else Call(*parts)
+    # Checkpoints of earlier releases do not tell.
+    examples = state.get("examples", 1)
+    return StepCall(*parts, name=state["step"]) if "step" in state else Call(*parts, examples=examples)
 
 
 def _pack(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -12,9 +13,10 @@ from lit_prune.common.names import find_tensor
 from lit_prune.common.ranks import gather, together, warn_once
 from lit_prune.errors import PruningError, TraceError
 from lit_prune.graph import Call, ChannelGraph
+from lit_prune.graph.labels import EMPTY
 from lit_prune.graph.recording import Pairs, parted
 from lit_prune.policy.policy import PruningEvent
-from lit_prune.training.inputs import calls_from_state, calls_to_state
+from lit_prune.training.inputs import calls_from_state, calls_to_state, several_examples
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Sight:
                 f"No layer of {type(network).__name__} was called in the first batch, so its channels can't be traced. "
                 "Set `example_input_array` on the LightningModule."
             )
-        graph, used, failure = together(lambda: first_graph(network, ways, averages))
+        graph, used, failure = together(lambda: whole_graph(network, ways, averages))
         if steps and not any(call.is_step for call in used):
             warn_once(
                 f"The training step of {type(network).__name__} can't be run on stand-ins: {failure}. Channels are "
@@ -121,6 +123,30 @@ def of_all_ranks(network: nn.Module, calls: Sequence[Call]) -> list[Call]:
         return list(calls)
     device = next(network.parameters()).device
     return calls_from_state([state for of_rank in states for state in of_rank or ()], device)
+
+
+def whole_graph(
+    network: nn.Module, ways: Sequence[Sequence[Call]], averages: Pairs
+) -> tuple[ChannelGraph, Sequence[Call], TraceError | None]:
+    """As :func:`first_graph` has it; of several examples where parts of a forward have nothing to do with one.
+
+    Raises:
+        PruningError: As for it.
+    """
+    can_have_more = any(call.examples > 1 and not call.is_step for way in ways for call in way)
+    more = [[several_examples(call) for call in way] for way in ways]
+    try:
+        found = first_graph(network, ways, averages)
+    except PruningError:
+        if not can_have_more:
+            raise
+        return first_graph(network, more, averages)
+    if can_have_more and any(EMPTY in reason for reason in found[0].unprunable.values()):
+        with suppress(PruningError):
+            other = first_graph(network, more, averages)
+            if len(other[0].groups) > len(found[0].groups):
+                return other
+    return found
 
 
 def first_graph(

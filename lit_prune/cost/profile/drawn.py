@@ -92,8 +92,9 @@ class Drawn:
         for ratios in [*even, *np.array(spread).T.tolist()]:
             removal: dict[str, range] = {}
             for bundle, ratio in zip(bundles, ratios, strict=True):
-                size, times = self.graph[bundle[0]].size, int(rng.choice(_TIMES))
-                block = round_to * (times if len(self._removals) >= len(even) else 1)
+                group, times = self.graph[bundle[0]], int(rng.choice(_TIMES))
+                size = group.size
+                block = group.step(round_to) * (times if len(self._removals) >= len(even) else 1)
                 while block > 1 and block > size // 2:
                     block //= 2
                 # Whole is whole, be it no multiple of anything.

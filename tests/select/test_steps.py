@@ -1,0 +1,49 @@
+"""Kept widths of layers are multiples of `round_to`, also where a norm or a convolution takes a layer in pieces."""
+
+import pytest
+import torch
+from torch import nn
+
+from lit_prune import ChannelGraph, plan_pruning
+from lit_prune.select import MacsBudget
+
+IMAGES = torch.zeros(1, 3, 12, 12)
+
+
+def network(norm):
+    return nn.Sequential(nn.Conv2d(3, norm.num_channels, 3), norm, nn.ReLU(), nn.Conv2d(norm.num_channels, 8, 3))
+
+
+@pytest.mark.parametrize(("groups", "channels", "step"), [(1, 64, 8), (4, 32, 2), (8, 32, 1), (32, 128, 1), (3, 72, 8)])
+@pytest.mark.parametrize("selection", ["uniform", "global", MacsBudget("global")])
+def test_by_default_a_layer_before_a_group_norm_is_pruned_to_a_multiple_of_eight(groups, channels, step, selection):
+    net = network(nn.GroupNorm(groups, channels))
+    graph = ChannelGraph.trace(net, IMAGES)
+    assert {group.step(8) for group in graph.groups} == {step}
+    plan = plan_pruning(net, IMAGES, amount=0.5, selection=selection)
+    width = len(plan.kept["0.weight"][0])
+    assert 0 < width < channels
+    assert not width % 8
+    assert not width % groups
+
+
+def test_a_grouped_convolution_too():
+    net = nn.Sequential(nn.Conv2d(3, 64, 1), nn.Conv2d(64, 64, 3, groups=16), nn.Conv2d(64, 8, 1))
+    plan = plan_pruning(net, IMAGES, amount=0.25)
+    assert len(plan.kept["1.weight"][0]) == len(plan.kept["2.weight"][1]) == 32
+
+
+def test_pieces_that_are_read_one_by_one_are_rounded_one_by_one():
+    class Halves(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.inner, self.head = nn.Conv2d(3, 48, 1), nn.Conv2d(24, 24, 1), nn.Conv2d(48, 4, 1)
+
+        def forward(self, x):
+            first, second = self.stem(x).chunk(2, 1)
+            return self.head(torch.cat([first, self.inner(second)], 1))
+
+    net = Halves()
+    assert {group.step(8) for group in ChannelGraph.trace(net, IMAGES).groups} == {8}
+    plan = plan_pruning(net, IMAGES, amount=0.4)
+    assert not len(plan.kept["inner.weight"][1]) % 8
