@@ -68,8 +68,9 @@ class Product:
 
     @property
     def span(self) -> tuple[int, ...]:
-        """The dimensions of the input that are neither examples nor what is summed over."""
-        return tuple(self.input.shape[1:-1] if self.is_linear else self.input.shape[2:])
+        """The dimensions of the input but for what is summed over."""
+        shape = self.input.shape
+        return tuple(shape[:-1]) if self.is_linear else (shape[0], *shape[2:])
 
     @property
     def inputs(self) -> int:

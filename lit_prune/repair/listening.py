@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from lit_prune.activations.samples import PRODUCTS, Positions, Product
 from lit_prune.common.running import in_full_precision
+from lit_prune.repair.choices import Choices
 from lit_prune.repair.recalibration import Statistics, as_in_training, of_norm
 
 # Of a batch, for each input of an output: a depthwise layer has nine, and thousands of rows would tell no more.
@@ -32,6 +33,7 @@ class Answers:
         leaving: ``(rows, outputs)`` what left there, of the outputs that stay.
         statistics: Of what entered each BatchNorm, of the channels that stay.
         normed: Names of weights behind which a BatchNorm takes any constant out.
+        choices: What it chose by values.
     """
 
     positions: dict[Place, Positions] = field(default_factory=dict)
@@ -39,6 +41,7 @@ class Answers:
     leaving: dict[Place, Tensor] = field(default_factory=dict)
     statistics: dict[Place, Statistics] = field(default_factory=dict)
     normed: set[str] = field(default_factory=set)
+    choices: Choices = field(default_factory=Choices)
 
 
 class Pass(TorchFunctionMode):
@@ -89,6 +92,7 @@ class Listening(Pass):
     def batch(self) -> Pass:
         """What is open while the next batch runs."""
         self._outputs.clear()
+        self.answers.choices.next_batch()
         return super().batch()
 
     def __torch_function__(
@@ -97,11 +101,11 @@ class Listening(Pass):
         kwargs = kwargs or {}
         output = self._normed(of_norm(args, kwargs)) if func is F.batch_norm else None
         if output is None:
-            output = func(*args, **kwargs)
+            output = self.answers.choices.run(func, args, kwargs)
         if func in PRODUCTS:
             product = Product(func, args, kwargs)
             place = self.place_of(product.weight)
-            if place is not None and product.has_batch:
+            if place is not None and product.has_batch and output.numel():
                 with in_full_precision(output.device):
                     self._note_product(product, place, output)
         return output

@@ -20,6 +20,7 @@ from lit_prune.activations.samples import PRODUCTS, Product
 from lit_prune.common.names import layer_of
 from lit_prune.common.running import in_full_precision
 from lit_prune.errors import CalibrationError
+from lit_prune.repair.choices import Choices
 from lit_prune.repair.fit import Evidence, best_penalty
 from lit_prune.repair.listening import Answers, Pass, Place
 from lit_prune.repair.recalibration import Recalibration, Statistics, of_norm
@@ -95,10 +96,16 @@ class Repairing(Pass):
         self.changed: set[str] = set()
         self.fits: dict[str, Fit] = {}
         self._answers = answers
+        self._choices = Choices(answers.choices.made)
         self._compensated = compensated
         self._recalibrates = recalibrates
         self._states: dict[str, _State] = {}
         self._norms = Recalibration(kept_up)
+
+    def batch(self) -> Pass:
+        """What is open while the next batch runs."""
+        self._choices.next_batch()
+        return super().batch()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -117,13 +124,13 @@ class Repairing(Pass):
             place = self.place_of(given["running_mean"])
             if self._recalibrates and place in self._answers.statistics and place is not None:
                 self._recalibrate(given, place)
-        return func(*args, **kwargs)
+        return self._choices.run(func, args, kwargs)
 
     def _compensate(self, product: Product, place: Place) -> None:
         name, at = place[0], self._answers.positions[place]
         wanted = self._answers.leaving.pop(place)
         if product.span != self._answers.spans[place]:
-            # It runs along channels, of which some are gone: its positions are others now.
+            # It runs along channels, of which some are gone, or on rows that come of its values: they are others now.
             return
         entering = product.entering(at).float()
         wanted = wanted.reshape(len(wanted), len(entering), -1).transpose(0, 1)
