@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from lit_prune.activations import Arrivals, Calibration, Moments
 from lit_prune.criteria import Criterion, Evidence
+from lit_prune.errors import ArgumentError
 from lit_prune.select import Selection
 
 
@@ -53,6 +54,12 @@ def measured(
     if criterion.needs_arrivals and criterion.calibration is not None:
         read = dict.fromkeys(slot[0] for group in evidence.groups for slot, _ in evidence.readers_of(group))
         arrivals = measure.arrivals([*read], of(criterion.calibration), criterion.needs_covariances)
+        if not arrivals and measure is not NOTHING:
+            raise ArgumentError(
+                f"{type(criterion).__name__} can judge none of the {len(evidence.groups)} groups: no layer that reads "
+                "their channels runs on the calibration batches with a weight of its own (weight norm makes it anew). "
+                "Take another criterion, such as 'magnitude'."
+            )
         evidence = replace(evidence, arrivals=arrivals)
     calibration = by_class(criterion, selection)
     if calibration is not None:

@@ -9,7 +9,7 @@ from torch import nn
 from lit_prune.common.names import layer_of
 from lit_prune.common.ranks import any_rank, gather, warn_once
 from lit_prune.criteria import Criterion
-from lit_prune.errors import SelectionError, TraceError
+from lit_prune.errors import TraceError
 from lit_prune.graph import ChannelGraph, ChannelGroup
 from lit_prune.plan import PruningPlan
 
@@ -47,13 +47,13 @@ def held_back(
     return left
 
 
-def beside_unjudged(error: SelectionError, criterion: Criterion, unjudged: Sequence[str]) -> SelectionError:
+def beside_unjudged(error: Exception, criterion: Criterion, unjudged: Sequence[str]) -> Exception:
     """The same error, with the groups that stay whole because the criterion says nothing of them."""
     if not unjudged:
         return error
     names = f"{', '.join(unjudged[:3])}{', ...' if len(unjudged) > 3 else ''}"
     needs = f", for it needs {criterion.needs}" if criterion.needs else ""
-    return SelectionError(
+    return type(error)(
         f"{error} {len(unjudged)} more stay whole ({names}): {type(criterion).__name__} can't judge them{needs}."
     )
 

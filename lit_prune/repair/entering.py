@@ -57,7 +57,7 @@ class Entering:
                 continue
 
             def note(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
-                if in_training and not torch.is_grad_enabled():
+                if name in self.found or (in_training and not torch.is_grad_enabled()):
                     return
                 inputs = by_position(module, args, kwargs)
                 tensors = [leaf for leaf in tree_flatten(inputs or (args, kwargs))[0] if isinstance(leaf, Tensor)]
@@ -65,8 +65,8 @@ class Entering:
                 if values is not None and not values.is_meta:
                     var, mean = torch.var_mean(values.detach().float(), correction=0)
                     self.found[name] = float(mean), float(var)
-                    if (handle := self._handles.pop(name, None)) is not None:
-                        handle.remove()
+                    # Whoever restores the network's attributes after this call puts the hook back: it is kept known.
+                    self._handles[name].remove()
 
             self._handles[name] = module.register_forward_pre_hook(note, with_kwargs=True)
 

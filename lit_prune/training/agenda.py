@@ -10,6 +10,7 @@ from lit_prune.common.ranks import any_rank, warn_once
 from lit_prune.errors import HalfPrunedError, PruningError, UnsupportedError
 from lit_prune.graph import Call
 from lit_prune.policy.contract import checked_events
+from lit_prune.policy.reasons import listed
 from lit_prune.schedule import AtEpochs, Schedule
 from lit_prune.training.host import Host
 from lit_prune.training.pruner import Pruner
@@ -76,7 +77,7 @@ class Agenda:
             RehearsalError: If one can't be carried out, and ``on_error`` is ``"raise"``.
         """
         self._warn_of_unused_amount()
-        self._attempt(lambda: self._rehearsal.calibration(host))
+        self._attempt(lambda: self._rehearsal.calibration(host, self._ahead()))
         self.rehearse_events(host)
 
     def rehearse_events(self, host: Host) -> None:
@@ -162,7 +163,8 @@ class Agenda:
             warn_once(message)
             return None
         if event["channels"] and event["params"][0] == event["params"][1]:
-            warn_once(f"The pruning at {when} removed nothing: {self.pruner.policy.why_nothing}")
+            left = f" Left as they are: {listed(event['skipped'])}." if event["skipped"] else ""
+            warn_once(f"The pruning at {when} removed nothing: {self.pruner.policy.why_nothing}{left}")
         return event
 
     def _had_an_event(self, host: Host) -> bool:

@@ -21,7 +21,7 @@ from lit_prune.policy.contract import checked_removal
 from lit_prune.policy.history import Record
 from lit_prune.policy.measure import measured
 from lit_prune.policy.policy import PruningPolicy
-from lit_prune.policy.reasons import apart_from, held_back
+from lit_prune.policy.reasons import apart_from, beside_unjudged, held_back
 from lit_prune.surgery.optimizers import check_state
 from lit_prune.training.calibration_pass import measure_on
 from lit_prune.training.host import Host
@@ -109,8 +109,12 @@ class Rehearsal:
         if graph is not None and graph.tensors.issuperset(trained):
             self._run(host, graph, events, averages)
 
-    def calibration(self, host: Host) -> None:
+    def calibration(self, host: Host, events: Mapping[str, float]) -> None:
         """Read a calibration batch and run it, where a criterion or selection goes by activations.
+
+        Args:
+            host: As for :meth:`events`.
+            events: As for :meth:`events`.
 
         Raises:
             RehearsalError: If it can't be read or run.
@@ -121,12 +125,29 @@ class Rehearsal:
         groups, _ = policy.scope.pick(host.network, graph)
         try:
             evidence, measure = Evidence(host.network, graph, groups), measure_on(host, self._pruner.sight.forwards)
-            measured(evidence, policy.criterion, policy.selection, measure, batches=host.ranks)
+            evidence = measured(evidence, policy.criterion, policy.selection, measure, batches=host.ranks)
+            self._without_unjudged(host, evidence, events)
         except NoObjectsError:
             # So few images may show none, and a network that has learnt nothing yet finds none.
             return
         except Exception as error:
             raise RehearsalError(f"The first batch of calibration data can't be used. {error}") from error
+
+    def _without_unjudged(self, host: Host, evidence: Evidence, events: Mapping[str, float]) -> None:
+        """Warn if an event is out of reach without the groups that a criterion by arrivals can't judge."""
+        pruner, criterion = self._pruner, self._pruner.policy.criterion
+        if not criterion.needs_arrivals or criterion.needs_gradients or not events:
+            return
+        scores = pruner.policy.scores(evidence)
+        unjudged = [group.name for group in evidence.groups if group.name not in scores]
+        ratios = {name: pruner.ratio(part) for name, part in events.items()}
+        held = dict.fromkeys(unjudged, "can't be judged")
+        try:
+            if unjudged:
+                rehearse(pruner.policy, host.network, evidence.graph, ratios, pruner.record, held=held)
+        except RehearsalError as error:
+            # Another batch may show more.
+            warn_once(f"By what the first batch shows: {beside_unjudged(error, criterion, unjudged)}")
 
     def optimizers(self, host: Host) -> None:
         """See whether what optimizers hold can follow: what they hold from the start, and their state once it is there.
@@ -169,6 +190,7 @@ def rehearse(
     record: Record,
     averages: Mapping[str, str] = MappingProxyType({}),
     all_trained: bool = False,
+    held: Mapping[str, str] = MappingProxyType({}),
 ) -> PruningPlan:
     """Decide on each event from the network as it is now, and run what the last would leave.
 
@@ -183,6 +205,7 @@ def rehearse(
         record: What was pruned before.
         averages: As for :meth:`PruningPolicy.decide`.
         all_trained: As for :meth:`PruningPolicy.candidates`.
+        held: Groups that stay, and why.
 
     Returns:
         What would stay after the last event, as far as it can be foretold.
@@ -190,11 +213,11 @@ def rehearse(
     Raises:
         RehearsalError: Naming the first event that can't be carried out, and why.
     """
-    held: dict[str, str] = {}
+    stay = dict(held)
 
     def choose(ratio: float | None) -> None:
         candidates, _ = policy.candidates(network, graph, ahead, averages, all_trained)
-        groups = apart_from(candidates, held)
+        groups = apart_from(candidates, stay)
         evidence = Evidence(network, graph, groups)
         target = policy.target(network, graph, ratio, record)
         with untouched(network):
@@ -213,7 +236,7 @@ def rehearse(
                 together(partial(graph.rehearse, plan))
                 return plan
             except Exception as error:
-                if not held_back(error, graph, plan, tuple(graph[name] for name in removal), held):
+                if not held_back(error, graph, plan, tuple(graph[name] for name in removal), stay):
                     raise
     except Exception as error:
         raise RehearsalError(f"{name} can't be carried out, and the network is as it was. {error}") from error

@@ -1,6 +1,7 @@
 """Criteria that go by what arrives at the layers behind a channel."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -12,12 +13,14 @@ from lit_prune import (
     CalibrationError,
     ChannelGraph,
     ChannelPruning,
+    RehearsalError,
     SelectionError,
     plan_pruning,
     prune_,
 )
 from lit_prune.activations import collect_arrivals
 from lit_prune.criteria import Arriving, Evidence, MeanActivation, NonzeroActivation, OptimalBrainSurgeon
+from lit_prune.select import MacsBudget
 from tests.toys import Classifier, fitted
 
 
@@ -273,3 +276,32 @@ def test_out_of_reach_because_a_criterion_can_not_judge_a_layer_says_so():
     with pytest.raises(SelectionError) as alone:
         plan_pruning(net, images, amount=0.99, selection="macs")
     assert "stay whole" not in str(alone.value)
+
+
+def test_layers_that_make_their_weights_anew_are_told_at_the_start():
+    class Normed(Classifier):
+        def __init__(self):
+            super().__init__()
+            for module in list(self.modules()):
+                if isinstance(module, (nn.Conv2d, nn.Linear)):
+                    nn.utils.parametrizations.weight_norm(module)
+
+    with pytest.raises(RehearsalError, match=r"OptimalBrainSurgeon can judge none .*weight norm makes it anew"):
+        fitted(ChannelPruning(0.5, epochs=50, criterion="obs"), kind=Normed, max_epochs=60)
+
+
+def test_a_budget_that_is_out_of_reach_without_what_can_not_be_judged_is_warned_of_at_the_start():
+    class Recurrent(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU())
+            self.cell, self.head = nn.GRU(32, 32, batch_first=True), nn.Linear(32, 4)
+
+        def forward(self, x):
+            return self.head(self.cell(self.body(x).flatten(2).transpose(1, 2))[0].mean(1))
+
+    pruning = ChannelPruning(0.6, epochs=1, criterion="obs", selection=MacsBudget("global"), on_error="continue")
+    with pytest.warns(UserWarning) as told:
+        fitted(pruning, kind=Recurrent)
+    assert any(re.search(r"By what the first batch shows: Event 1 .* can't judge", str(each.message)) for each in told)
+    assert not pruning.events

@@ -6,6 +6,7 @@ from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset
 
+from lit_prune import ChannelPruning
 from lit_prune.activations import Calibration, CalibrationBatch, collect_moments, read_batch
 from lit_prune.errors import CalibrationError
 from lit_prune.training.averages import Averages
@@ -260,3 +261,19 @@ def test_progress_in_a_tqdm_bar(capfd):
     trainer(Calibrating(), TQDMProgressBar(), max_epochs=1, enable_progress_bar=True).fit(Classifier(), loader())
     shown = capfd.readouterr()
     assert "Calibration:" in shown.out + shown.err
+
+
+@pytest.mark.parametrize("options", [{"criterion": "obs"}, {"criterion": "taylor", "repair": True}, {"repair": True}])
+def test_no_hook_of_ours_is_left_on_the_network(options):
+    network = Classifier()
+    before = {name: len(module._forward_pre_hooks) for name, module in network.named_modules()}
+    seen = []
+
+    class Look(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            hooks = {name: len(module._forward_pre_hooks) for name, module in pl_module.named_modules()}
+            seen.append((trainer.current_epoch, hooks == before))
+
+    trainer(ChannelPruning(0.5, epochs=1, verbose=False, **options), Look(), max_epochs=3).fit(network, loader())
+    assert all(clean for epoch, clean in seen if epoch >= 1)
+    assert {name: len(module._forward_pre_hooks) for name, module in network.named_modules()} == before
