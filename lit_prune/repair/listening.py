@@ -14,8 +14,8 @@ from torch.overrides import TorchFunctionMode
 
 from lit_prune.activations.samples import PRODUCTS, Positions, Product
 from lit_prune.common.running import in_full_precision
-from lit_prune.repair.choices import Choices
 from lit_prune.repair.recalibration import Statistics, as_in_training, of_norm
+from lit_prune.repair.routing import Choices
 
 # Of a batch, for each input of an output: a depthwise layer has nine, and thousands of rows would tell no more.
 _ROWS_PER_INPUT = 64

@@ -20,10 +20,10 @@ from lit_prune.activations.samples import PRODUCTS, Product
 from lit_prune.common.names import layer_of
 from lit_prune.common.running import in_full_precision
 from lit_prune.errors import CalibrationError
-from lit_prune.repair.choices import Choices
 from lit_prune.repair.fit import Evidence, best_penalty
 from lit_prune.repair.listening import Answers, Pass, Place
 from lit_prune.repair.recalibration import Recalibration, Statistics, of_norm
+from lit_prune.repair.routing import Choices
 
 # The part of the examples that is held out of a fit.
 _HELD_OUT = 0.25

@@ -55,8 +55,8 @@ def _tensors_by_name(batch: Any, name: str = "") -> list[tuple[str, Tensor]]:
     """The tensors of a batch in their order, each with the key or attribute that it is under, if there is one."""
     if isinstance(batch, Tensor):
         return [(name, batch)]
-    if isinstance(batch, tuple) and hasattr(batch, "_asdict"):
-        batch = batch._asdict()
+    if isinstance(batch, tuple) and (fields := getattr(batch, "_fields", ())):
+        batch = dict(zip(fields, batch, strict=True))
     elif is_dataclass(batch):
         batch = vars(batch)
     if isinstance(batch, Mapping):

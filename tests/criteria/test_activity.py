@@ -1,7 +1,6 @@
 """Criteria that go by what arrives at the layers behind a channel."""
 
 import copy
-import re
 
 import pytest
 import torch
@@ -300,8 +299,11 @@ def test_a_budget_that_is_out_of_reach_without_what_can_not_be_judged_is_warned_
         def forward(self, x):
             return self.head(self.cell(self.body(x).flatten(2).transpose(1, 2))[0].mean(1))
 
-    pruning = ChannelPruning(0.6, epochs=1, criterion="obs", selection=MacsBudget("global"), on_error="continue")
-    with pytest.warns(UserWarning) as told:
+    options = {"exclude": ["cell"], "selection": MacsBudget("global"), "on_error": "continue"}
+    pruning = ChannelPruning(0.6, epochs=1, criterion="obs", **options)
+    with (
+        pytest.warns(UserWarning, match="By what the first batch shows: Event 1 .* can't judge"),
+        pytest.warns(UserWarning, match="Pruning at epoch 1 failed"),
+    ):
         fitted(pruning, kind=Recurrent)
-    assert any(re.search(r"By what the first batch shows: Event 1 .* can't judge", str(each.message)) for each in told)
     assert not pruning.events

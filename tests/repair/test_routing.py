@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lit_prune import plan_pruning, prune_, shrink_
-from lit_prune.repair.choices import Choices
+from lit_prune.repair.routing import Choices
 
 
 class Routed(nn.Module):
