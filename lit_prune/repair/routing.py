@@ -72,13 +72,15 @@ class Choices:
         has_values = not isinstance(output, Tensor) and hasattr(output, "indices")
         own = output.indices if has_values else output
         chosen = self._settled(name, args[0].shape, own)
-        if chosen is own or not has_values:
-            return chosen if chosen is not own else output
+        if not has_values:
+            return chosen
+        if chosen is own:
+            return output
+        # A largest value stays one, whatever it is chosen for.
         values = output.values
         if name in _DIM:
             dim = kwargs.get("dim", args[_DIM[name]] if len(args) > _DIM[name] else -1)
             values = args[0].gather(dim, chosen)
-        # A largest value stays one, whatever it is chosen for.
         return type(output)((values, chosen))
 
     def _rows(self, tensor: Tensor, index: Any) -> Any:
