@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -132,7 +132,7 @@ def build_groups(recording: Recording) -> Grouping:
     drafts.sort(key=lambda item: item[1].first)
     named = _name([draft for _, draft in drafts])
     names = {key: name for (key, _), name in zip(drafts, named, strict=True)}
-    slots = {key: draft.members.keys() for key, draft in drafts}
+    pieces = _pieces({key: draft.members for key, draft in drafts}, partners)
     groups = tuple(
         ChannelGroup(
             name=name,
@@ -143,11 +143,19 @@ def build_groups(recording: Recording) -> Grouping:
             members=draft.members,
             labels=draft.labels,
             followers=draft.followers,
-            pieces=max(1, sum(slots.get(partner) == slots[key] for partner in partners.get(key, ()))),
+            pieces=pieces[key],
         )
         for (key, draft), name in zip(drafts, named, strict=True)
     )
     return Grouping(groups, _unprunable_layers(recording, components, index, producing, single, stuck), components)
+
+
+def _pieces(members: Mapping[int, Mapping[Slot, Members]], partners: Mapping[int, Sequence[int]]) -> dict[int, int]:
+    """Of how many groups every slot of each consists; the most that all that are balanced have in common."""
+    slots = {key: held.keys() for key, held in members.items()}
+    balanced = {key: [other for other in partners.get(key, ()) if other in slots] or [key] for key in slots}
+    own = {key: sum(slots[other] == slots[key] for other in balanced[key]) for key in slots}
+    return {key: math.gcd(*(own[other] for other in balanced[key])) for key in slots}
 
 
 class _SlotIndex:

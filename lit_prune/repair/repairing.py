@@ -135,6 +135,9 @@ class Repairing(Pass):
         entering = product.entering(at).float()
         wanted = wanted.reshape(len(wanted), len(entering), -1).transpose(0, 1)
         state = self._states.get(name)
+        if state is None and len(at.examples) == 1:
+            # One answer has no variance, and leaves none to be held out.
+            return
         if state is None:
             state = self._states[name] = self._begin(product, name, wanted, entering)
         matrix = product.matrix(state.weight)

@@ -19,7 +19,8 @@ Made = dict[Choice, tuple[torch.Size, Any]]
 _BY_VALUE = frozenset(
     ("argmax", "argmin", "argsort", "max", "min", "multinomial", "nms", "nonzero", "sort", "topk", "where")
 )
-_INDEXED = frozenset(("__getitem__", "__setitem__"))
+# Masks of examples, tokens and places; of more dimensions they are of features, as a ReLU has them.
+_COMPARISONS, _MOST_DIMENSIONS = frozenset(("eq", "ge", "gt", "isin", "le", "lt", "ne")), 3
 # Where the dimension is among the positional arguments of what gives values in the order of its choice.
 _DIM = {"topk": 2, "sort": 1}
 # More indices than these say how features are arranged, and take memory.
@@ -63,11 +64,9 @@ class Choices:
 
     def run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """What the function gives, with the choices of the whole network where it makes the same."""
-        name = getattr(func, "__name__", "")
-        if name in _INDEXED:
-            return func(args[0], self._rows(*args[:2]), *args[2:], **kwargs)
         output = func(*args, **kwargs)
-        if name not in _BY_VALUE or not args or not isinstance(args[0], Tensor):
+        name = getattr(func, "__name__", "").strip("_")
+        if name not in _BY_VALUE | _COMPARISONS or not args or not isinstance(args[0], Tensor):
             return output
         has_values = not isinstance(output, Tensor) and hasattr(output, "indices")
         own = output.indices if has_values else output
@@ -83,17 +82,9 @@ class Choices:
             values = args[0].gather(dim, chosen)
         return type(output)((values, chosen))
 
-    def _rows(self, tensor: Tensor, index: Any) -> Any:
-        """An index with the masks of the whole network, where they choose rows and not single numbers."""
-        return tree_map_only(
-            Tensor,
-            lambda each: self._settled("mask", each.shape, each) if _is_mask(each, tensor) else each,
-            index,
-        )
-
     def _settled(self, name: str, shape: torch.Size, own: Any) -> Any:
         """What the whole network chose there; what is chosen now, where that is not known or something else."""
-        if not _is_choice(own):
+        if not _is_choice(own) or (name in _COMPARISONS and own.dim() > _MOST_DIMENSIONS):
             return own
         self._calls[name] += 1
         key = name, self._batch, self._calls[name]
@@ -108,7 +99,3 @@ class Choices:
 def _is_choice(own: Any) -> bool:
     leaves = tree_flatten(own)[0]
     return all(isinstance(leaf, Tensor) and not leaf.is_floating_point() and leaf.numel() <= _MOST for leaf in leaves)
-
-
-def _is_mask(mask: Tensor, tensor: Tensor) -> bool:
-    return mask.dtype == torch.bool and 0 < mask.dim() <= max(1, tensor.dim() - 1)

@@ -1,6 +1,7 @@
 """What is left of a network is repaired on the rows that the whole one chose: experts, queries, boxes."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -57,8 +58,17 @@ class Routed(nn.Module):
         first, second = h[order].tensor_split(2)
         return torch.cat([self.experts[0](first), self.experts[1](second)])[order.argsort()]
 
+    def by_kept_tokens(self, h, logits):
+        scores = logits[:, 0].reshape(-1, 4)
+        keep, y = scores > scores.mean(), h.new_zeros(len(h) // 4, 4, 24)
+        chosen = self.experts[0](h.reshape(-1, 4, 48)[keep]) * scores[keep].sigmoid()[:, None]
+        parts = chosen.split(keep.sum(1).tolist())
+        y[keep] = torch.cat(parts)
+        y[~keep] = self.experts[1](h.reshape(-1, 4, 48)[~keep])
+        return y.flatten(0, 1)
 
-WAYS = ["by_mask", "by_threshold", "by_topk", "by_nonzero", "by_order"]
+
+WAYS = ["by_kept_tokens", "by_mask", "by_threshold", "by_topk", "by_nonzero", "by_order"]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -151,21 +161,29 @@ def test_along_another_size_there_is_chosen_anew():
     assert Choices(first.made).run(torch.argmax, (torch.tensor([1.0, 0.0]),), {}) == 0
 
 
-def test_masks_choose_rows_and_leave_single_numbers():
-    x, mask = torch.arange(6.0).reshape(3, 2), torch.tensor([True, False, True])
+def test_masks_of_rows_are_chosen_again_and_those_of_features_are_not():
+    whole, left = torch.tensor([[0.1, 0.9]]), torch.tensor([[0.9, 0.1]])
     first = Choices()
-    first.run(torch.Tensor.__getitem__, (x, mask), {})
-    first.run(torch.Tensor.__getitem__, (x, (slice(None), torch.tensor([True, False]))), {})
+    mask = first.run(torch.Tensor.__gt__, (whole, 0.5), {})
+    first.run(torch.gt, (whole[None, None], 0.5), {})
     again = Choices(first.made)
-    assert torch.equal(again.run(torch.Tensor.__getitem__, (x, ~mask), {}), x[mask])
-    columns = again.run(torch.Tensor.__getitem__, (x, (slice(None), torch.tensor([False, True]))), {})
-    assert torch.equal(columns, x[:, :1])
-    elements = Choices()
-    elements.run(torch.Tensor.__setitem__, (x.clone(), x > 2, 0.0), {})
-    assert not elements.made
+    assert torch.equal(again.run(torch.Tensor.__gt__, (left, 0.5), {}), mask)
+    assert torch.equal(again.run(torch.gt, (left[None, None], 0.5), {}), ~mask[None, None])
 
 
 def test_what_is_written_into_a_choice_is_not_noted():
     first, values = Choices(), torch.tensor([0.2, 0.7])
     first.run(torch.argmax, (values,), {}).add_(5)
     assert Choices(first.made).run(torch.argmax, (values,), {}) == 1
+
+
+@pytest.mark.parametrize("sizes", [[1, 32, 32], [32, 1], [1, 1, 1]])
+def test_batches_of_one_example_are_no_obstacle(sizes):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(12, 48), nn.ReLU(), nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 4))
+    plan = plan_pruning(net, torch.randn(2, 12), amount=0.5)
+    several = max(sizes) > 1
+    with nullcontext() if several else pytest.warns(UserWarning, match="on more than one row at a time"):
+        repaired = prune_(net, plan, data=[torch.randn(size, 12) for size in sizes])
+    assert bool(repaired.fits) == several
+    assert all(parameter.isfinite().all() for parameter in net.parameters())

@@ -47,3 +47,25 @@ def test_pieces_that_are_read_one_by_one_are_rounded_one_by_one():
     assert {group.step(8) for group in ChannelGraph.trace(net, IMAGES).groups} == {8}
     plan = plan_pruning(net, IMAGES, amount=0.4)
     assert not len(plan.kept["inner.weight"][1]) % 8
+
+
+@pytest.mark.parametrize(("first", "second", "groups"), [(24, 48, 6), (32, 64, 12), (16, 48, 32)])
+@pytest.mark.parametrize("selection", ["uniform", "macs", "isomorphic"])
+@pytest.mark.parametrize("round_to", [1, 8])
+def test_layers_of_several_widths_before_one_norm_lose_equally_many(first, second, groups, selection, round_to):
+    class Joined(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, first, 3), nn.Conv2d(3, second, 3)
+            self.norm, self.head = nn.GroupNorm(groups, first + second), nn.Conv2d(first + second, 4, 1)
+
+        def forward(self, x):
+            return self.head(self.norm(torch.cat([self.first(x), self.second(x)], 1)))
+
+    net = Joined()
+    graph = ChannelGraph.trace(net, IMAGES)
+    assert len({group.step(round_to) for group in graph.groups}) == 1
+    kept = plan_pruning(net, IMAGES, amount=0.25, selection=selection, round_to=round_to).kept if graph.groups else {}
+    for name, width in (("first", first), ("second", second)):
+        left = len(kept.get(f"{name}.weight", {}).get(0, range(width)))
+        assert left == width or not left % round_to
