@@ -198,8 +198,8 @@ def repaired(
     if repair.compensation and not repairing.fits:
         warn_once(
             f"No layer of {type(network).__name__} was fitted to answer as it did: none whose weight is a parameter of "
-            "its own has run on the calibration batches, on more than one row at a time. Weights that each forward makes "
-            "anew (weight norm and other parametrizations, standardised weights) stay as they are sliced."
+            "its own has run on the calibration batches, on more than one row at a time. Weights that each forward "
+            "makes anew (weight norm and other parametrizations, standardised weights) stay as they are sliced."
         )
     return Repaired(values, repairing.fits, repairing.of_whole)
 
