@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Set
 from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
 from lit_prune.graph.labels import Components, Fold, Labels, Row
+from lit_prune.plan import Slot
 
 Keys = npt.NDArray[np.uint64]
 Partners = dict[int, tuple[int, ...]]
@@ -84,3 +87,15 @@ def _merge(partners: Partners, keys: list[int]) -> None:
         together.update(dict.fromkeys(partners.get(key, (key,))))
     for key in together:
         partners[key] = tuple(together)
+
+
+def pieces_of(slots: Mapping[int, Set[Slot]], partners: Partners) -> dict[int, int]:
+    """Of how many groups every slot of each consists; the most that all that are balanced have in common.
+
+    Args:
+        slots: The slots of each group, by its key.
+        partners: As of :func:`settle`.
+    """
+    balanced = {key: [other for other in partners.get(key, ()) if other in slots] or [key] for key in slots}
+    own = {key: sum(slots[other] == slots[key] for other in balanced[key]) for key in slots}
+    return {key: math.gcd(*(own[other] for other in balanced[key])) for key in slots}

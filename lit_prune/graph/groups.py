@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from lit_prune.common.names import layer_of
-from lit_prune.graph.balance import settle
+from lit_prune.graph.balance import pieces_of, settle
 from lit_prune.graph.labels import Components, Row
 from lit_prune.graph.recording import Recording
 from lit_prune.plan import PruningPlan, Slot, belongs_to_any
@@ -132,7 +132,7 @@ def build_groups(recording: Recording) -> Grouping:
     drafts.sort(key=lambda item: item[1].first)
     named = _name([draft for _, draft in drafts])
     names = {key: name for (key, _), name in zip(drafts, named, strict=True)}
-    pieces = _pieces({key: draft.members for key, draft in drafts}, partners)
+    pieces = pieces_of({key: draft.members.keys() for key, draft in drafts}, partners)
     groups = tuple(
         ChannelGroup(
             name=name,
@@ -148,14 +148,6 @@ def build_groups(recording: Recording) -> Grouping:
         for (key, draft), name in zip(drafts, named, strict=True)
     )
     return Grouping(groups, _unprunable_layers(recording, components, index, producing, single, stuck), components)
-
-
-def _pieces(members: Mapping[int, Mapping[Slot, Members]], partners: Mapping[int, Sequence[int]]) -> dict[int, int]:
-    """Of how many groups every slot of each consists; the most that all that are balanced have in common."""
-    slots = {key: held.keys() for key, held in members.items()}
-    balanced = {key: [other for other in partners.get(key, ()) if other in slots] or [key] for key in slots}
-    own = {key: sum(slots[other] == slots[key] for other in balanced[key]) for key in slots}
-    return {key: math.gcd(*(own[other] for other in balanced[key])) for key in slots}
 
 
 class _SlotIndex:
