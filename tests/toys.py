@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from lit_prune import ChannelGraph
+from lit_prune.criteria import Criterion, Evidence
 from testing.training import quiet_trainer
 
 LIGHTNING_AVERAGES = hasattr(pl.callbacks, "WeightAveraging")
@@ -101,3 +103,20 @@ def weight_averaging() -> list[pl.Callback]:
 
 def widths(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+
+
+class Answers(Criterion):
+    """Scores by what it is given, or by what that returns."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def __call__(self, evidence: Evidence) -> Any:
+        return self.answer(evidence) if callable(self.answer) else self.answer
+
+
+def two_groups() -> Evidence:
+    """Of a network whose groups ``0`` and ``2`` have eight channels and six."""
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Conv2d(6, 2, 1))
+    graph = ChannelGraph.trace(network, torch.zeros(1, 3, 9, 9))
+    return Evidence(network, graph, graph.groups)

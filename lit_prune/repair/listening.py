@@ -45,11 +45,17 @@ class Answers:
 
 
 class Pass(TorchFunctionMode):
-    """Counts calls by the tensors of the network that they take."""
+    """Counts calls by the tensors of the network that they take.
 
-    def __init__(self, names: Mapping[int, str]) -> None:
+    Args:
+        names: The id of each tensor of the network to its name.
+        choices: Runs what chooses by values.
+    """
+
+    def __init__(self, names: Mapping[int, str], choices: Choices) -> None:
         super().__init__()
         self.names = names
+        self.choices = choices
         self._batch = -1
         self._calls: Counter[str] = Counter()
 
@@ -57,6 +63,7 @@ class Pass(TorchFunctionMode):
         """What is open while the next batch runs."""
         self._batch += 1
         self._calls.clear()
+        self.choices.next_batch()
         return self
 
     def place_of(self, tensor: Any) -> Place | None:
@@ -81,8 +88,8 @@ class Listening(Pass):
     def __init__(
         self, names: Mapping[int, str], kept: Mapping[str, Tensor], rows: int, kept_up: Collection[str] = ()
     ) -> None:
-        super().__init__(names)
         self.answers = Answers()
+        super().__init__(names, self.answers.choices)
         self._kept = kept
         self._rows = rows
         self._kept_up = kept_up
@@ -92,7 +99,6 @@ class Listening(Pass):
     def batch(self) -> Pass:
         """What is open while the next batch runs."""
         self._outputs.clear()
-        self.answers.choices.next_batch()
         return super().batch()
 
     def __torch_function__(
@@ -101,7 +107,7 @@ class Listening(Pass):
         kwargs = kwargs or {}
         output = self._normed(of_norm(args, kwargs)) if func is F.batch_norm else None
         if output is None:
-            output = self.answers.choices.run(func, args, kwargs)
+            output = self.choices.run(func, args, kwargs)
         if func in PRODUCTS:
             product = Product(func, args, kwargs)
             place = self.place_of(product.weight)

@@ -91,21 +91,15 @@ class Repairing(Pass):
         recalibrates: bool,
         kept_up: Collection[str] = (),
     ) -> None:
-        super().__init__(names)
+        super().__init__(names, Choices(answers.choices.made))
         self.of_whole: dict[str, Tensor] = {}
         self.changed: set[str] = set()
         self.fits: dict[str, Fit] = {}
         self._answers = answers
-        self._choices = Choices(answers.choices.made)
         self._compensated = compensated
         self._recalibrates = recalibrates
         self._states: dict[str, _State] = {}
         self._norms = Recalibration(kept_up)
-
-    def batch(self) -> Pass:
-        """What is open while the next batch runs."""
-        self._choices.next_batch()
-        return super().batch()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -124,7 +118,7 @@ class Repairing(Pass):
             place = self.place_of(given["running_mean"])
             if self._recalibrates and place in self._answers.statistics and place is not None:
                 self._recalibrate(given, place)
-        return self._choices.run(func, args, kwargs)
+        return self.choices.run(func, args, kwargs)
 
     def _compensate(self, product: Product, place: Place) -> None:
         name, at = place[0], self._answers.positions[place]

@@ -134,16 +134,19 @@ def whole_graph(
         PruningError: As for it.
     """
     can_have_more = any(call.examples > 1 and not call.is_step for way in ways for call in way)
-    more = [[several_examples(call) for call in way] for way in ways]
+
+    def with_several() -> tuple[ChannelGraph, Sequence[Call], TraceError | None]:
+        return first_graph(network, [[several_examples(call) for call in way] for way in ways], averages)
+
     try:
         found = first_graph(network, ways, averages)
     except PruningError:
         if not can_have_more:
             raise
-        return first_graph(network, more, averages)
+        return with_several()
     if can_have_more and any(EMPTY in reason for reason in found[0].unprunable.values()):
         with suppress(PruningError):
-            other = first_graph(network, more, averages)
+            other = with_several()
             if len(other[0].groups) > len(found[0].groups):
                 return other
     return found

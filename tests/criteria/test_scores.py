@@ -6,16 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from lit_prune import ChannelGraph
-from lit_prune.criteria import Criterion, Evidence, checked_scores
-
-
-class Answers(Criterion):
-    def __init__(self, answer):
-        self.answer = answer
-
-    def __call__(self, evidence):
-        return self.answer(evidence) if callable(self.answer) else self.answer
+from lit_prune.criteria import Evidence, checked_scores
+from tests.toys import Answers, two_groups
 
 
 def fresh():
@@ -30,9 +22,7 @@ def with_value(value):
 
 @pytest.fixture(scope="module")
 def evidence():
-    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Conv2d(6, 2, 1))
-    graph = ChannelGraph.trace(network, torch.zeros(1, 3, 9, 9))
-    return Evidence(network, graph, graph.groups)
+    return two_groups()
 
 
 @pytest.mark.parametrize(

@@ -7,21 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from lit_prune import ChannelGraph, ChannelPruning
-from lit_prune.criteria import Criterion, Evidence
+from lit_prune import ChannelPruning
 from lit_prune.errors import PruningError
 from lit_prune.policy.contract import checked_events, checked_removal
 from lit_prune.schedule import AtEpochs, Schedule
 from lit_prune.select import Selection
-from tests.toys import Classifier, loader, trainer, widths
-
-
-class Answers(Criterion):
-    def __init__(self, answer):
-        self.answer = answer
-
-    def __call__(self, evidence):
-        return self.answer(evidence) if callable(self.answer) else self.answer
+from tests.toys import Answers, Classifier, loader, trainer, two_groups, widths
 
 
 class Removes(Selection):
@@ -46,9 +37,7 @@ def fresh():
 
 @pytest.fixture(scope="module")
 def evidence():
-    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Conv2d(6, 2, 1))
-    graph = ChannelGraph.trace(network, torch.zeros(1, 3, 9, 9))
-    return Evidence(network, graph, graph.groups)
+    return two_groups()
 
 
 @pytest.mark.parametrize(
