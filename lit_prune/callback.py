@@ -14,6 +14,7 @@ from lit_prune.common.initialized import check_network
 from lit_prune.criteria import CRITERIA, Criterion
 from lit_prune.errors import ArgumentError
 from lit_prune.graph import Call
+from lit_prune.graph.recording import parted
 from lit_prune.plan import PruningPlan
 from lit_prune.policy.contract import checked_events
 from lit_prune.policy.history import Record
@@ -250,9 +251,9 @@ class ChannelPruning(Callback):
         self.agenda.set_length(known_length(trainer, self.schedule.unit))
         self._missed_start = True
         self.averages.watch(trainer)
-        if not self.pruner.sees:
+        if not self.before_wrap and not self.pruner.sight.entries:
             self._watch = CallRecorder(pl_module)
-        elif self.agenda.waits_for_data:
+        if self.pruner.sees and self.agenda.waits_for_data:
             self.agenda.rehearse(self._host(trainer))
         self._step_is_due = not self.before_wrap and not self.pruner.sight.knows_a_step
         self.pruner.rewarm_again(self._host(trainer))
@@ -269,6 +270,8 @@ class ChannelPruning(Callback):
         if self._missed_start or self.schedule.unit == "steps":
             self._prune_if_due(trainer)
         self._missed_start = False
+        if self._watch is not None:
+            self._watch.batch = batch
         if self._step_is_due:
             self._step_is_due, self._step = False, step_of(pl_module, batch, batch_idx)
 
@@ -323,13 +326,16 @@ class ChannelPruning(Callback):
         return LightningHost(trainer, self.averages)
 
     def _see_watched(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        calls, step, self._step = self._watched(), self._step, None
+        watch, step, self._step = self._watch, self._step, None
+        calls, sight = self._watched(), self.pruner.sight
         if calls is not None or step is not None:
-            forwards = self.pruner.sight.forwards if calls is None else calls
+            was_seen = self.pruner.sees
+            forwards, steps = parted(sight.known) if was_seen else (calls or [], [])
+            entries = sight.entries if watch is None else watch.entries
             within = self.averages.within(trainer, warn=False)
-            self.pruner.see(pl_module, forwards, [] if step is None else [step], within)
+            self.pruner.see(pl_module, forwards, steps if step is None else [step], within, entries)
             # By an example of its inputs the network was seen before, and all was rehearsed then.
-            rehearse = self.agenda.rehearse_events if calls is None else self.agenda.rehearse
+            rehearse = self.agenda.rehearse_events if was_seen else self.agenda.rehearse
             rehearse(self._host(trainer))
             self._latecomers.watch(pl_module, self.pruner.sight.idle)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lit_prune.activations.calibration import run_batches
+from lit_prune.activations.objects import CalibrationBatch
 from lit_prune.activations.samples import PRODUCTS, Product
 from lit_prune.common.running import in_full_precision, untouched
 from lit_prune.errors import CalibrationError
@@ -44,7 +45,7 @@ class Arrivals:
 def collect_arrivals(
     network: nn.Module,
     weights: Collection[str],
-    batches: Iterable[Sequence[Any]],
+    batches: Iterable[CalibrationBatch | Sequence[Any]],
     forward: Callable[..., Any] | None = None,
     covariances: bool = False,
 ) -> dict[str, Arrivals]:
@@ -56,7 +57,7 @@ def collect_arrivals(
     Args:
         network: The network, pruned or not.
         weights: Names of parameters.
-        batches: Arguments of the forward, on the device of the network.
+        batches: Inputs of the forward, on the device of the network; or positional ones alone.
         forward: Takes them; by default the network.
         covariances: Whether those are wanted.
 

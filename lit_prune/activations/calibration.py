@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from itertools import islice
@@ -138,7 +138,7 @@ class _Tally:
         strict = self.metric is not None
         with ActivationExtractor(self.network, self.modules, iou is None, reduce, strict) as extract:
             if iou is None:
-                (values, _), labels = extract.run(self.forward, *batch.inputs), batch.labels
+                (values, _), labels = extract.run(self.forward, *batch.inputs, **batch.keywords), batch.labels
             else:
                 values, found = extract.run(self._detect, batch.inputs[0])
                 counted = matched(batch, found, iou)
@@ -218,54 +218,58 @@ class _Tally:
 
 def run_batches(
     forward: Callable[..., Any],
-    batches: Iterable[Sequence[Any]],
+    batches: Iterable[CalibrationBatch | Sequence[Any]],
     *within: Callable[[], AbstractContextManager[Any]],
 ) -> None:
     """Run calibration batches; what goes wrong is told with the number of the batch.
 
     Args:
         forward: Takes the inputs of a batch.
-        batches: The inputs.
+        batches: The inputs, or positional ones alone.
         *within: What makes the contexts in which each is run.
 
     Raises:
         CalibrationError: If there is none, one is empty, or the network can't be run on it.
     """
     number = 0
-    for number, inputs in enumerate(batches, 1):
-        tensors = [leaf for leaf in tree_flatten(list(inputs))[0] if isinstance(leaf, Tensor)]
+    for number, batch in enumerate(batches, 1):
+        by_place, by_name = (batch.inputs, batch.keywords) if isinstance(batch, CalibrationBatch) else (batch, {})
+        tensors = [leaf for leaf in tree_flatten((list(by_place), dict(by_name)))[0] if isinstance(leaf, Tensor)]
         if any(tensor.dim() and not len(tensor) for tensor in tensors):
             raise CalibrationError("A calibration batch has no examples: leave empty batches out.")
         try:
             with ExitStack() as stack:
                 for make in within:
                     stack.enter_context(make())
-                forward(*inputs)
+                forward(*by_place, **by_name)
         except LitPruneError:
             raise
         except Exception as error:
             raise CalibrationError(
                 f"The network can't be run on calibration batch {number}: {type(error).__name__}: "
-                f"{str(error).rstrip('. ')}. Each batch is what its forward takes, a tensor or a tuple of arguments, "
-                "without labels; under a Trainer a method `calibration_batch(batch)` of the LightningModule says so."
+                f"{str(error).rstrip('. ')}. Each batch is what its forward takes, a tensor, or a tuple or dict of "
+                "arguments, without labels; under a Trainer a method `calibration_batch(batch)` of the LightningModule "
+                "says so."
             ) from error
     if not number:
         raise CalibrationError("There is no calibration batch to go by: is the data set empty?")
 
 
-def batches_of(data: Any, most: int | None = None) -> list[tuple[Any, ...]]:
+def batches_of(data: Any, most: int | None = None) -> list[CalibrationBatch]:
     """Batches that a user gives, each as the arguments of a forward.
 
     Args:
-        data: A list of batches, or what makes them one by one: a tensor, or a tuple of arguments, each.
+        data: A list of batches, or what makes them one by one: a tensor, a tuple of arguments, or a dict of arguments
+            by keyword, each.
         most: How many are taken; by default all.
 
     Raises:
         ArgumentTypeError: If it is no list, empty, or holds something else.
 
     Example:
-        >>> [len(batch) for batch in batches_of([torch.zeros(2, 3), (torch.zeros(2, 3), torch.zeros(2))])]
-        [1, 2]
+        >>> x = torch.zeros(2, 3)
+        >>> [(len(batch.inputs), [*batch.keywords]) for batch in batches_of([x, (x, 2.0), {"x": x}])]
+        [(1, []), (2, []), (0, ['x'])]
     """
     if isinstance(data, Tensor) or not isinstance(data, Iterable):
         raise ArgumentTypeError(
@@ -274,12 +278,18 @@ def batches_of(data: Any, most: int | None = None) -> list[tuple[Any, ...]]:
     batches = list(islice(data, most))
     if not batches:
         raise ArgumentTypeError("data has no batch: give some, or leave it out.")
-    for batch in batches:
-        if not isinstance(batch, (Tensor, tuple)):
-            raise ArgumentTypeError(
-                f"A batch of data is a tensor, or a tuple of the network's arguments, but got a {type(batch).__name__}."
-            )
-    return [(batch,) if isinstance(batch, Tensor) else batch for batch in batches]
+    return [_given(batch) for batch in batches]
+
+
+def _given(batch: Any) -> CalibrationBatch:
+    if isinstance(batch, Mapping):
+        return CalibrationBatch((), keywords=batch)
+    if not isinstance(batch, (Tensor, tuple)):
+        raise ArgumentTypeError(
+            "A batch of data is a tensor, or a tuple or dict of the network's arguments, but got a "
+            f"{type(batch).__name__}."
+        )
+    return CalibrationBatch((batch,) if isinstance(batch, Tensor) else batch)
 
 
 def _check_iou(match_iou: float | None) -> None:

@@ -28,6 +28,7 @@ class CalibrationBatch:
         points: ``(M, 2)`` x and y of each object, in normalised coordinates; ``None``: the whole image, by its spatial
             mean.
         boxes: ``(M, 4)`` x0, y0, x1, y1, normalised; ``None``: objects are not matched with predictions.
+        keywords: Inputs of the forward by keyword.
 
     Raises:
         ArgumentError: If the shapes do not belong together.
@@ -50,6 +51,7 @@ class CalibrationBatch:
     images: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     points: Tensor | None = None
     boxes: Tensor | None = None
+    keywords: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         number = len(self.labels)

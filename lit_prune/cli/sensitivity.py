@@ -13,6 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
 from rich.progress import track
 
+from lit_prune.activations import CalibrationBatch
 from lit_prune.cli.foresight import AllIsSeen, Foresight
 from lit_prune.cli.given import fingerprint, make_folder, metric_among
 from lit_prune.cli.stages import look, naming_what_lacks
@@ -26,7 +27,7 @@ from lit_prune.report.layers import layers_figure, layers_table
 from lit_prune.report.tables import save_json
 from lit_prune.select.base import Bundle, Target, bundled, lowest
 from lit_prune.surgery import shrink_
-from lit_prune.training.calibration_pass import entrance
+from lit_prune.training.entrance import entrance
 from lit_prune.training.lightning import LightningHost
 
 
@@ -132,7 +133,7 @@ class _Bench(Foresight):
         self.module: LightningModule
         self._evidence: Evidence
         self._target: Target
-        self._inputs: list[Sequence[Any]] = []
+        self._batches: list[Any] = []
 
     @classmethod
     def of(cls, arguments: Sequence[str]) -> _Bench:
@@ -154,8 +155,9 @@ class _Bench(Foresight):
         self._target = pruner.policy.target(self.module, self._evidence.graph, None, Record())
         self._scores = pruner.policy.scores(self._evidence)
         self._repair = pruner.repair or Repair()
-        self._inputs = [batch.inputs for batch in host.batches(self._repair.calibration, True, pruner.sight.forwards)]
-        self._forwards = pruner.sight.forwards
+        as_they_come = host.batches(self._repair.calibration, True, lambda batch: CalibrationBatch((batch,)))
+        self._batches = [batch.inputs[0] for batch in as_they_come]
+        self._sight = pruner.sight
         raise AllIsSeen
 
     def trials(self, ratios: Sequence[float]) -> Iterator[tuple[list[str], float, PruningPlan]]:
@@ -177,8 +179,11 @@ class _Bench(Foresight):
         module = copy.deepcopy(self.module)
         fits = None
         if is_repaired:
-            forward, number = entrance(module, self._forwards), self._repair.batches
-            fits = repaired(module, plan, lambda: self._inputs, number, self._repair, forward)
+            # A step may ask for it.
+            module.trainer = self.trainer
+            enters, number = entrance(module, self._sight), self._repair.batches
+            fits = repaired(module, plan, lambda: map(enters.read, self._batches), number, self._repair, enters.forward)
+            module.trainer = None
         shrink_(module, plan)
         if fits is not None:
             fits.apply_(module)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ def plan_pruning(
     round_to: int = 8,
     min_channels: int = 1,
     losses: Iterable[Tensor] | None = None,
-    data: Iterable[Tensor | tuple[Any, ...]] | None = None,
+    data: Iterable[Tensor | tuple[Any, ...] | Mapping[str, Any]] | None = None,
 ) -> PruningPlan:
     """The plan of one pruning, tried out on a copy, for :func:`lit_prune.prune_` in a loop of one's own.
 
@@ -55,7 +55,8 @@ def plan_pruning(
         losses: The losses of some batches, for a criterion that goes by gradients: made one after the other, as by
             ``(loss_of(network, batch) for batch in batches)``. No gradient is left anywhere.
         data: Some batches of inputs, on the network's device, for a criterion that goes by what arrives at layers: a
-            tensor, or a tuple of arguments, each. As many are taken as the criterion asks for.
+            tensor, a tuple of arguments, or a dict of arguments by keyword, each. As many are taken as the criterion
+            asks for.
 
     Raises:
         ArgumentTypeError: If the network is none, or no input is a tensor.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ def prune_(
     plan: PruningPlan,
     optimizers: Sequence[Optimizer] = (),
     copies: Sequence[nn.Module] = (),
-    data: Iterable[Tensor | tuple[Any, ...]] | None = None,
+    data: Iterable[Tensor | tuple[Any, ...] | Mapping[str, Any]] | None = None,
 ) -> Repaired:
     """Shrink a network in place together with all that holds something of its shape.
 
@@ -37,8 +37,9 @@ def prune_(
         plan: What to keep.
         optimizers: Optimizers over its parameters.
         copies: Averaged copies (EMA, SWA) whose tensors have the same names, or some of them.
-        data: Some batches of inputs, on the network's device: a tensor, or a tuple of arguments, each. Some hundred
-            examples like those of training are enough. Without, weights are sliced and stay what they are.
+        data: Some batches of inputs, on the network's device: a tensor, a tuple of arguments, or a dict of arguments
+            by keyword, each. Some hundred examples like those of training are enough. Without, weights are sliced and
+            stay what they are.
 
     Returns:
         What the repair has changed; nothing without data.

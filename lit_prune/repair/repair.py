@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_prune.activations import Calibration
+from lit_prune.activations import Calibration, CalibrationBatch
 from lit_prune.activations.calibration import run_batches
 from lit_prune.common._compat import ConvTransposeNd, NormBase
 from lit_prune.common.arguments import check_whole
@@ -26,8 +26,8 @@ from lit_prune.repair.listening import Listening
 from lit_prune.repair.recalibration import check_alike
 from lit_prune.repair.repairing import Fit, Repairing
 
-Batches = Callable[[], Iterable[Sequence[Any]]]
-"""Makes the inputs of some forwards, the same each time."""
+Batches = Callable[[], Iterable[CalibrationBatch | Sequence[Any]]]
+"""Makes the inputs of some forwards, or positional ones alone; the same each time."""
 
 
 @dataclass
@@ -152,7 +152,7 @@ def repaired(
     batches: Batches,
     number: int,
     repair: Repair,
-    forward: nn.Module | None = None,
+    forward: Callable[..., Any] | None = None,
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
     usual: Usual = MappingProxyType({}),
 ) -> Repaired:
@@ -185,7 +185,8 @@ def repaired(
     with untouched(network):
         with entering_as_in_training(network, usual):
             run_batches(forward, batches(), precision, listening.batch)
-        check_alike(network, kept_up, kept, listening.answers.statistics)
+        if not usual:
+            check_alike(network, kept_up, kept, listening.answers.statistics)
     subject = InPlace.of(network, [], {}, values=True)
     with subject.running(plan) as left, evaluating(left), torch.no_grad(), eagerly():
         tensors = dict(tensors_of(left))

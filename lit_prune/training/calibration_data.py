@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -15,11 +15,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from lit_prune.activations.calibration import Calibration
-from lit_prune.activations.objects import CalibrationBatch, read_batch
-from lit_prune.errors import ArgumentTypeError, CalibrationError
-from lit_prune.graph import Call
+from lit_prune.activations.objects import CalibrationBatch, Reader, read_batch
+from lit_prune.errors import CalibrationError
 from lit_prune.training._compat import add_task, before_transfer
-from lit_prune.training.batch_inputs import inputs_like
+from lit_prune.training.entrance import own_reader
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -33,7 +32,7 @@ def calibration_batches(
     pl_module: LightningModule,
     calibration: Calibration,
     of_all_ranks: bool = False,
-    calls: Sequence[Call] = (),
+    read: Reader | None = None,
 ) -> Iterator[CalibrationBatch]:
     """This rank's part of the calibration data of a running Trainer.
 
@@ -42,44 +41,26 @@ def calibration_batches(
     batches are those of the calibration, whatever the batch size of training and the number of ranks.
 
     Data comes from the method ``calibration_dataloader()`` of the LightningModule or the LightningDataModule where
-    there is one (for data without augmentation, say), else from the train DataLoader. Objects come from the method
-    ``calibration_batch(batch)`` of the LightningModule where there is one, else from
-    :func:`lit_prune.activations.read_batch`.
+    there is one (for data without augmentation, say), else from the train DataLoader.
 
     Args:
         trainer: In ``fit``.
         pl_module: Its LightningModule.
         calibration: How much data.
         of_all_ranks: All of it, on each rank.
-        calls: How a step enters the network. With it, batches that are not known will do if they hold what is entered;
-            there are no objects in them.
+        read: Finds inputs and objects in a batch; by default the method ``calibration_batch(batch)`` of the
+            LightningModule where there is one, else :func:`lit_prune.activations.read_batch`.
 
     Raises:
         CalibrationError: If there is no single DataLoader to take data from.
         ArgumentTypeError: If a batch is not known.
     """
+    read = read or own_reader(pl_module) or read_batch
     rank, ranks = (0, 1) if of_all_ranks else (trainer.global_rank, trainer.world_size)
     with _progress(trainer, _part_of(calibration.batches, ranks)) as advance:
         for batch in _own_batches(_source(trainer, pl_module), calibration, rank, ranks):
-            yield _read(pl_module, _to_device(trainer, pl_module, batch), calls)
+            yield read(_to_device(trainer, pl_module, batch))
             advance()
-
-
-def _read(pl_module: LightningModule, batch: Any, calls: Sequence[Call]) -> CalibrationBatch:
-    own = getattr(pl_module, "calibration_batch", None)
-    try:
-        read = (own or read_batch)(batch)
-    except ArgumentTypeError:
-        inputs = None if own else inputs_like(pl_module, calls, batch)
-        if inputs is None:
-            raise
-        return CalibrationBatch(inputs)
-    if not isinstance(read, CalibrationBatch):
-        raise ArgumentTypeError(
-            f"{type(pl_module).__name__}.calibration_batch must return a lit_prune.activations.CalibrationBatch, but "
-            f"returned a {type(read).__name__}."
-        )
-    return read
 
 
 def _source(trainer: Trainer, pl_module: LightningModule) -> DataLoader[Any]:

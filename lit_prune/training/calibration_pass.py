@@ -5,36 +5,35 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from torch import nn
-
 from lit_prune.activations import Arrivals, Calibration, Moments, collect_arrivals, collect_moments
 from lit_prune.common.running import untouched
-from lit_prune.errors import CalibrationError
 from lit_prune.graph import Call
 from lit_prune.policy.measure import Measure
 from lit_prune.repair.entering import Usual, entering_as_in_training
+from lit_prune.training.entrance import entered, entrance
 from lit_prune.training.host import Host
+from lit_prune.training.seeing import Sight
 
 # Strong augmentation is no mistake, and looks the same as inputs that a step prepares.
 _TELLS_LITTLE = "Channels are chosen by activations that may tell little."
 
 
-def measure_on(host: Host, calls: Sequence[Call] = (), usual: Usual = MappingProxyType({})) -> Measure:
+def measure_on(host: Host, sight: Sight, usual: Usual = MappingProxyType({})) -> Measure:
     """How activations are looked at in a run; where inputs are nothing like those of training, it is warned of.
 
     Args:
         host: The run.
-        calls: As for :func:`calibrate`.
+        sight: How training enters the network.
         usual: What enters modules in training, where that is known.
     """
 
     def moments(layers: Sequence[str], calibration: Calibration) -> Mapping[str, Moments]:
         with entering_as_in_training(host.network, usual, _TELLS_LITTLE):
-            return calibrate(host, layers, calibration, calls)
+            return calibrate(host, layers, calibration, sight.forwards)
 
     def arrivals(weights: Sequence[str], calibration: Calibration, covariances: bool) -> Mapping[str, Arrivals]:
         with entering_as_in_training(host.network, usual, _TELLS_LITTLE):
-            return arriving(host, weights, calibration, covariances, calls)
+            return arriving(host, weights, calibration, covariances, sight)
 
     return Measure(moments, arrivals)
 
@@ -59,7 +58,7 @@ def calibrate(
         ArgumentError: As for :func:`lit_prune.activations.collect_moments`.
     """
     calibration = calibration or Calibration()
-    forward = entrance(host.network, calls)
+    forward = entered(host.network, calls)
     with untouched(host.network), host.precision():
         return collect_moments(
             host.network, layers, host.batches(calibration), calibration.num_classes, calibration.match_iou, forward
@@ -67,7 +66,7 @@ def calibrate(
 
 
 def arriving(
-    host: Host, weights: Sequence[str], calibration: Calibration, covariances: bool, calls: Sequence[Call] = ()
+    host: Host, weights: Sequence[str], calibration: Calibration, covariances: bool, sight: Sight
 ) -> dict[str, Arrivals]:
     """What arrives at weights, from a pass over a part of a run's data; training is not affected.
 
@@ -76,7 +75,7 @@ def arriving(
         weights: Names of parameters of its network.
         calibration: How much data.
         covariances: Whether those are wanted.
-        calls: As for :func:`calibrate`.
+        sight: How training enters the network.
 
     Returns:
         Name of a weight to its arrivals, on the CPU, the same on every rank.
@@ -85,23 +84,7 @@ def arriving(
         CalibrationError: If there is no data, or a value is not finite.
         ArgumentTypeError: If a batch is not known.
     """
-    forward = entrance(host.network, calls)
-    batches = (batch.inputs for batch in host.batches(calibration, True, calls))
+    enters = entrance(host.network, sight)
+    batches = host.batches(calibration, True, enters.read)
     with host.precision():
-        return collect_arrivals(host.network, weights, batches, forward, covariances)
-
-
-def entrance(network: nn.Module, calls: Sequence[Call]) -> nn.Module:
-    """What takes the inputs of a batch: the network, or the one network that its steps call."""
-    # By name: two packages have a LightningModule, and neither is a class of the other.
-    bases = [base for base in type(network).__mro__ if base.__name__ in ("LightningModule", "Module")]
-    if all(type(network).forward is not vars(base).get("forward") for base in bases):
-        return network
-    entered = list(dict.fromkeys(call.module for call in calls))
-    if len(entered) != 1:
-        raise CalibrationError(
-            f"{type(network).__name__} has no `forward`, and its training step calls "
-            f"{', '.join(entered) or 'no network'}: it is not known how a calibration batch runs through that. Write a "
-            "`forward` that takes the inputs of a batch and runs the network."
-        )
-    return network.get_submodule(entered[0])
+        return collect_arrivals(host.network, weights, batches, enters.forward, covariances)

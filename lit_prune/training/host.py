@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lit_prune.activations import Calibration, CalibrationBatch
-from lit_prune.graph import Call
+from lit_prune.activations.objects import Reader
 from lit_prune.plan import PruningPlan
 
 
@@ -54,11 +54,11 @@ class Host(Protocol):
         """Prefix of each average inside of the network to that of what it is an average of; ``warn`` of unsure ones."""
 
     def batches(
-        self, calibration: Calibration, of_all_ranks: bool = False, calls: Sequence[Call] = ()
+        self, calibration: Calibration, of_all_ranks: bool = False, read: Reader | None = None
     ) -> Iterator[CalibrationBatch]:
         """This rank's part of the calibration data, or all of it, on the network's device; training is not affected.
 
-        Asked for again, they are the same. With calls, how a step enters the network, batches without labels do.
+        Asked for again, they are the same. What reads them finds inputs and objects in the run's own batches.
         """
 
     def precision(self) -> AbstractContextManager[None]:

@@ -17,6 +17,7 @@ from lit_prune.common.running import eagerly
 from lit_prune.errors import ArgumentTypeError
 from lit_prune.graph import Call
 from lit_prune.graph.skeleton import made_up
+from lit_prune.training.entry import Entry
 from lit_prune.training.step import StepCall
 
 # Larger tensors are images and the like: of these the shape tells enough.
@@ -38,6 +39,10 @@ class CallRecorder:
     Args:
         module: The module whose names the calls carry.
 
+    Attributes:
+        batch: What the step is made with.
+        entries: What of it enters.
+
     Example:
         >>> net = nn.ModuleDict({"encoder": nn.Linear(4, 2), "head": nn.Linear(2, 1)})
         >>> recorder = CallRecorder(net)
@@ -47,6 +52,8 @@ class CallRecorder:
     """
 
     def __init__(self, module: nn.Module) -> None:
+        self.batch: Any = None
+        self.entries: list[Entry] = []
         self._calls: dict[Any, Call] = {}
         self._inside = 0
         self._handles: list[Any] = []
@@ -64,6 +71,7 @@ class CallRecorder:
             handle.remove()
         self._handles = []
         self._open.close()
+        self.batch = None
         return list(self._calls.values())
 
     def _entering(self, name: str) -> Any:
@@ -75,6 +83,9 @@ class CallRecorder:
             if self._inside == 1 and len(self._calls) < _MOST_CALLS:
                 call = first_example(Call(name, args, kwargs))
                 self._calls.setdefault(_signature(call), call)
+                entry = Entry.of(name, args, kwargs, self.batch)
+                if self.batch is not None and entry not in self.entries:
+                    self.entries.append(entry)
 
         return hook
 

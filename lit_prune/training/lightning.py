@@ -12,9 +12,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lit_prune.activations import Calibration, CalibrationBatch
+from lit_prune.activations.objects import Reader
 from lit_prune.common._compat import unscales_itself
 from lit_prune.common.names import class_names
-from lit_prune.graph import Call
 from lit_prune.plan import PruningPlan
 from lit_prune.training.averages import Averages
 from lit_prune.training.calibration_data import calibration_batches
@@ -80,10 +80,10 @@ class LightningHost:
         return self.known.within(self.trainer, warn)
 
     def batches(
-        self, calibration: Calibration, of_all_ranks: bool = False, calls: Sequence[Call] = ()
+        self, calibration: Calibration, of_all_ranks: bool = False, read: Reader | None = None
     ) -> Iterator[CalibrationBatch]:
         """From the calibration data that the user names, or from a loader like that of training."""
-        return calibration_batches(self.trainer, self.network, calibration, of_all_ranks, calls)
+        return calibration_batches(self.trainer, self.network, calibration, of_all_ranks, read)
 
     def precision(self) -> AbstractContextManager[None]:
         """The Trainer's precision."""

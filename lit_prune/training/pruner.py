@@ -26,7 +26,9 @@ from lit_prune.policy.steps import carry_out
 from lit_prune.repair import Repair, Repaired, repaired
 from lit_prune.repair.entering import Entering
 from lit_prune.surgery.prepare import prepare
-from lit_prune.training.calibration_pass import entrance, measure_on
+from lit_prune.training.calibration_pass import measure_on
+from lit_prune.training.entrance import entrance
+from lit_prune.training.entry import Entry
 from lit_prune.training.gradients import Gradients
 from lit_prune.training.host import Host
 from lit_prune.training.inputs import calls_from_state, calls_to_state
@@ -78,6 +80,7 @@ class Pruner:
         self._rewarming: Rewarming | None = None
         # Of a run that is resumed: the calls of its network, and how far the learning rate had risen.
         self._inputs: list[dict[str, Any]] | None = None
+        self._entries: Sequence[Entry] = ()
         self._rewarmed: list[int] | None = None
 
     @property
@@ -96,6 +99,7 @@ class Pruner:
         calls: Sequence[Call],
         steps: Sequence[Call] = (),
         averages: Pairs = MappingProxyType({}),
+        entries: Sequence[Entry] = (),
     ) -> None:
         """Trace the network as it is; the first time, check that it can be pruned as the policy says.
 
@@ -104,12 +108,13 @@ class Pruner:
             calls: As for :meth:`Sight.of`.
             steps: As for :meth:`Sight.of`.
             averages: As for :meth:`Sight.of`.
+            entries: As for :meth:`Sight.of`.
 
         Raises:
             PruningError: As for :meth:`Sight.of`.
             ArgumentError: If nothing can be pruned in this way.
         """
-        self._take_up(network, Sight.of(network, calls, steps, averages))
+        self._take_up(network, Sight.of(network, calls, steps, averages, entries))
 
     def look_again(self, network: nn.Module, averages: Pairs) -> None:
         """Trace the network anew in the way that it was seen, as these averages are known now."""
@@ -120,7 +125,7 @@ class Pruner:
         self.sight, self.late = Sight(), []
         if self._inputs is not None:
             device = next(network.parameters()).device
-            self.see(network, *parted(calls_from_state(self._inputs, device)), averages)
+            self.see(network, *parted(calls_from_state(self._inputs, device)), averages, self._entries)
         return self.sees
 
     def _see_late(self, network: nn.Module, averages: Pairs) -> None:
@@ -241,7 +246,7 @@ class Pruner:
         return found
 
     def _measure_on(self, host: Host) -> Measure:
-        return measure_on(host, self.sight.forwards, self._entering.found)
+        return measure_on(host, self.sight, self._entering.found)
 
     def _aim(self, ratio: float | None) -> dict[str, Any]:
         """How far an event was to go, as the record has it: a ratio, or a part of the way to a limit, and of what."""
@@ -257,13 +262,14 @@ class Pruner:
             return Repaired()
         repair, calibration = self.repair, self.repair.calibration
         try:
+            enters = entrance(host.network, self.sight)
             return repaired(
                 host.network,
                 plan,
-                lambda: (batch.inputs for batch in host.batches(calibration, True, self.sight.forwards)),
+                lambda: host.batches(calibration, True, enters.read),
                 repair.batches,
                 repair,
-                entrance(host.network, self.sight.forwards),
+                enters.forward,
                 host.precision,
                 self._entering.found,
             )
@@ -344,6 +350,7 @@ class Pruner:
         return {
             **self.record.state_dict(),
             "inputs": calls_to_state([*self.sight.known, *self.late]) if self.sight.known else self._inputs,
+            "entries": [vars(entry) for entry in self.sight.entries or self._entries],
             "trial": None if self._trial is None else self._trial.state_dict(),
             "score": self.monitor.value,
             "changes": self._gradients.state_dict(),
@@ -355,6 +362,7 @@ class Pruner:
         """Take up what :meth:`state_dict` wrote."""
         self.record = Record.from_state_dict(state)
         self._inputs = state.get("inputs")
+        self._entries = [Entry(**entry) for entry in state.get("entries", ())]
         self._trial = None if state.get("trial") is None else Trial(**state["trial"])
         self.monitor.value = state.get("score")
         self._gradients.load_state_dict(state.get("changes"))
@@ -365,6 +373,7 @@ class Pruner:
         """Start again with another network: forget the record."""
         self.record = Record()
         self._trial = self.monitor.value = self._inputs = None
+        self._entries = ()
         self._entering = Entering()
         self._gradients.forget()
 
@@ -373,6 +382,7 @@ class Pruner:
         self.monitor.validated = False
         self._entering.close()
         self._inputs = self._rewarmed = None
+        self._entries = ()
         self._gradients.forget()
         if self._rewarming is not None:
             self._rewarming.close()

@@ -124,7 +124,7 @@ class Rehearsal:
             return
         groups, _ = policy.scope.pick(host.network, graph)
         try:
-            evidence, measure = Evidence(host.network, graph, groups), measure_on(host, self._pruner.sight.forwards)
+            evidence, measure = Evidence(host.network, graph, groups), measure_on(host, self._pruner.sight)
             evidence = measured(evidence, policy.criterion, policy.selection, measure, batches=host.ranks)
             self._without_unjudged(host, evidence, events)
         except NoObjectsError:

@@ -10,12 +10,13 @@ from types import MappingProxyType
 from torch import nn
 
 from lit_prune.common.names import find_tensor
-from lit_prune.common.ranks import gather, together, warn_once
+from lit_prune.common.ranks import gather, sent_by_rank_zero, together, warn_once
 from lit_prune.errors import PruningError, TraceError
 from lit_prune.graph import Call, ChannelGraph
 from lit_prune.graph.labels import EMPTY
 from lit_prune.graph.recording import Pairs, parted
 from lit_prune.policy.policy import PruningEvent
+from lit_prune.training.entry import Entry
 from lit_prune.training.inputs import calls_from_state, calls_to_state, several_examples
 
 
@@ -27,11 +28,13 @@ class Sight:
         graph: The channels of the network as it is.
         calls: How it is entered, as it was traced.
         known: All calls and steps that are known.
+        entries: What of its batch a step enters the network with.
     """
 
     graph: ChannelGraph | None = None
     calls: Sequence[Call] = ()
     known: Sequence[Call] = ()
+    entries: Sequence[Entry] = ()
 
     @classmethod
     def of(
@@ -40,6 +43,7 @@ class Sight:
         calls: Sequence[Call],
         steps: Sequence[Call] = (),
         averages: Pairs = MappingProxyType({}),
+        entries: Sequence[Entry] = (),
     ) -> Sight:
         """Trace the network as it is.
 
@@ -48,6 +52,7 @@ class Sight:
             calls: How it is entered.
             steps: Whole steps of the training, which say more.
             averages: As for :meth:`ChannelGraph.trace_calls`.
+            entries: What of its batch a step enters it with; those of rank 0 count.
 
         Raises:
             PruningError: If there is no call, or the network can't be run on one.
@@ -66,7 +71,7 @@ class Sight:
                 "judged by the forward alone: where the step does more with features than that, leave their layers out "
                 "by `exclude`."
             )
-        return cls(graph, used, [*calls, *steps])
+        return cls(graph, used, [*calls, *steps], sent_by_rank_zero(entries))
 
     def again(self, network: nn.Module, averages: Pairs) -> Sight:
         """Trace the network anew in the way that it was seen, as these averages are known now."""
@@ -78,7 +83,7 @@ class Sight:
         if not more:
             return self
         forwards, known = parted(self.known)
-        return Sight.of(network, forwards, [*known, *more], averages)
+        return Sight.of(network, forwards, [*known, *more], averages, self.entries)
 
     @property
     def idle(self) -> tuple[str, ...]:

@@ -38,6 +38,11 @@ class StepCall(Call):
         """But for a validation."""
         return self.name != "validation_step"
 
+    @property
+    def is_of_training(self) -> bool:
+        """Whether it is the training step of a LightningModule."""
+        return self.name == "training_step"
+
     def enter(self, network: nn.Module) -> Any:
         """Make the step; nothing is logged, no metric and no optimizer is changed, and there is no backward pass."""
         with _nothing_else_happens(network), kept_as_they_are(network):

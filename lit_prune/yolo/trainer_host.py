@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lit_prune.activations import Calibration, CalibrationBatch
+from lit_prune.activations.objects import Reader
 from lit_prune.errors import ArgumentError, CalibrationError
 from lit_prune.graph import Call
 from lit_prune.plan import PruningPlan
@@ -69,7 +70,7 @@ class UltralyticsHost:
         return {}
 
     def batches(
-        self, calibration: Calibration, of_all_ranks: bool = False, calls: Sequence[Call] = ()
+        self, calibration: Calibration, of_all_ranks: bool = False, read: Reader | None = None
     ) -> Iterator[CalibrationBatch]:
         """Images of the train split, evenly spread, letterboxed and not augmented; without their objects.
 

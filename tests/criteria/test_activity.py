@@ -17,7 +17,7 @@ from lit_prune import (
     plan_pruning,
     prune_,
 )
-from lit_prune.activations import collect_arrivals
+from lit_prune.activations import collect_arrivals, read_batch
 from lit_prune.criteria import Arriving, Evidence, MeanActivation, NonzeroActivation, OptimalBrainSurgeon
 from lit_prune.select import MacsBudget
 from tests.toys import Classifier, fitted
@@ -237,6 +237,9 @@ class Prepares(Classifier):
 
     def training_step(self, batch, batch_idx):
         return super().training_step([40 * batch[0] + 128, batch[1]], batch_idx)
+
+    def calibration_batch(self, batch):
+        return read_batch(batch)
 
 
 def test_inputs_that_are_not_those_of_training_are_warned_of():

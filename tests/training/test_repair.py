@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lit_prune import ArgumentError, ArgumentTypeError, ChannelPruning, Repair
+from lit_prune.activations import read_batch
 from lit_prune.training.recovery import Recovery
 from tests.toys import Classifier, fitted, loader, trainer, widths
 
@@ -105,18 +106,15 @@ def test_what_is_taken_back_is_as_it_was_before_the_repair():
 
 
 def test_without_data_nothing_is_repaired_and_that_is_said():
-    class Described(Classifier):
-        """Its batches are of a kind of its own, and hold nothing that is like what enters the network."""
+    class Batches:
+        """No DataLoader, of which a part could be taken."""
 
-        def training_step(self, batch, batch_idx):
-            return super().training_step((batch["x"].float() / 255, batch["y"]), batch_idx)
+        def __iter__(self):
+            return iter(loader())
 
-    images, labels = loader().dataset.tensors
-    bytes_of = (255 * images.sigmoid()).byte()
-    data = DataLoader([{"x": x, "y": y} for x, y in zip(bytes_of, labels, strict=True)], batch_size=8)
     callback = pruning()
-    with pytest.warns(UserWarning, match="not repaired"):
-        trainer(callback).fit(Described(), data)
+    with pytest.warns(UserWarning, match="not repaired. The train data is a Batches, but calibration takes a part of"):
+        trainer(callback).fit(Classifier(), Batches())
     assert callback.events[0]["repair"] == {}
     assert callback.events[0]["params"][0] > callback.events[0]["params"][1]
 
@@ -178,6 +176,16 @@ class Shrinks(Classifier):
         return super().training_step([batch[0] / 255, batch[1]], batch_idx)
 
 
+def mistaken(kind):
+    """The same, whose user says that the network gets what the data set holds."""
+
+    class Mistaken(kind):
+        def calibration_batch(self, batch):
+            return read_batch(batch)
+
+    return Mistaken
+
+
 class ShrinksWithoutNorms(Shrinks):
     def __init__(self):
         super().__init__()
@@ -194,11 +202,19 @@ class ShrinksWithStillNorms(Shrinks):
                 module.eval()
 
 
+@pytest.mark.parametrize("kind", [Prepares, Shrinks, ShrinksWithoutNorms, ShrinksWithStillNorms])
+def test_images_that_a_step_prepares_are_those_that_a_repair_sees(kind):
+    callback = pruning(epochs=(10,))
+    fitted(callback, kind=kind, max_epochs=12)
+    shares = callback.events[0]["repair"].values()
+    assert min(after for _, after in shares) > 0.3
+
+
 @pytest.mark.parametrize("kind", [ShrinksWithoutNorms, ShrinksWithStillNorms])
 def test_images_that_a_step_prepares_are_told_apart_without_norms_in_training_too(kind):
     callback = pruning(epochs=(2,))
     with pytest.warns(UserWarning, match=r"What enters the network on the calibration batches is nothing like"):
-        fitted(callback, kind=kind, max_epochs=4)
+        fitted(callback, kind=mistaken(kind), max_epochs=4)
     assert not callback.events[0]["repair"]
 
 
@@ -207,7 +223,7 @@ def test_images_that_a_step_prepares_are_not_taken_for_what_the_network_gets():
     with pytest.warns(
         UserWarning, match=r"not repaired. What enters \S+( \S+)? on the calibration batches is nothing like"
     ):
-        module = fitted(callback, kind=Prepares, max_epochs=12)
+        module = fitted(callback, kind=mistaken(Prepares), max_epochs=12)
     assert not callback.events[0]["repair"]
     # What enters the first norm is far from what the data set holds, and its statistics have stayed so.
     assert module.net[0][1].running_mean.abs().max() > 20
@@ -250,6 +266,9 @@ def test_a_forward_that_fails_on_a_calibration_batch_costs_the_repair_alone():
 
         def validation_step(self, batch, batch_idx):
             pass
+
+        def calibration_batch(self, batch):
+            return read_batch(batch)
 
     callback = pruning()
     with pytest.warns(

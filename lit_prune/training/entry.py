@@ -1,0 +1,141 @@
+"""What of its batch a step enters the network with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_prune.activations import CalibrationBatch
+
+_PLAIN = (type(None), bool, int, float, str)
+# What a step makes itself of its batch, or without it.
+_MADE: dict[str, Any] = {"made": True}
+Place = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How a step enters a module, as plain data: each input is a value, or lies somewhere in the batch, or was made.
+
+    Attributes:
+        module: Qualified name of the module.
+        args: Its positional inputs.
+        kwargs: Those by keyword.
+
+    Example:
+        >>> batch = {"label": torch.tensor([0, 1]), "image": torch.rand(2, 3)}
+        >>> entry = Entry.of("net", (batch["image"], 0.5), {}, batch)
+        >>> other = {"label": torch.tensor([1, 1]), "image": torch.rand(2, 3)}
+        >>> entry.is_whole, entry.inputs(other).inputs[0] is other["image"], entry.inputs(other).inputs[1]
+        (True, True, 0.5)
+        >>> Entry.of("net", (2 * batch["image"],), {}, batch).is_whole
+        False
+    """
+
+    module: str
+    args: tuple[Mapping[str, Any], ...]
+    kwargs: Mapping[str, Mapping[str, Any]]
+
+    @classmethod
+    def of(cls, module: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: Any) -> Entry:
+        """A call of a module, and the batch of the step that it is in."""
+        parts = [(place, part) for place, part in _parts(batch) if not isinstance(part, _PLAIN)]
+        return cls(
+            module,
+            tuple(_described(value, parts) for value in args),
+            {name: _described(value, parts) for name, value in kwargs.items()},
+        )
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all that enters is known once a batch is."""
+        return not any(_is_made(described) for described in (*self.args, *self.kwargs.values()))
+
+    def inputs(self, batch: Any) -> CalibrationBatch:
+        """The inputs that a batch gives.
+
+        Raises:
+            LookupError: If it has not what they are.
+        """
+        return CalibrationBatch(
+            tuple(_value(described, batch) for described in self.args),
+            keywords={name: _value(described, batch) for name, described in self.kwargs.items()},
+        )
+
+
+def _parts(value: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
+    """All that lies in a batch, the whole of it first."""
+    yield place, value
+    inner: Iterator[tuple[Any, Any]] = iter(())
+    if isinstance(value, Mapping):
+        inner = ((key, part) for key, part in value.items() if isinstance(key, (str, int)))
+    elif isinstance(value, (list, tuple)):
+        inner = iter(enumerate(value))
+    elif is_dataclass(value):
+        inner = iter(vars(value).items())
+    for key, part in inner:
+        yield from _parts(part, (*place, key))
+
+
+def _described(value: Any, parts: list[tuple[Place, Any]]) -> dict[str, Any]:
+    if isinstance(value, _PLAIN):
+        return {"value": value}
+    for is_same in (_is_it, _is_copy):
+        for place, part in parts:
+            if is_same(value, part):
+                return {"at": list(place)}
+    if type(value) in (list, tuple):
+        return {type(value).__name__: [_described(each, parts) for each in value]}
+    if type(value) is dict and all(isinstance(key, (str, int)) for key in value):
+        return {"dict": {key: _described(each, parts) for key, each in value.items()}}
+    return _MADE
+
+
+def _is_it(value: Any, part: Any) -> bool:
+    return value is part
+
+
+def _is_copy(value: Any, part: Any) -> bool:
+    """Whether it is the same in another memory; what is constant may be so by chance."""
+    return (
+        isinstance(value, Tensor)
+        and isinstance(part, Tensor)
+        and (value.shape, value.dtype, value.device) == (part.shape, part.dtype, part.device)
+        and not value.is_meta
+        and torch.equal(value, part)
+        and bool((value != value.flatten()[0]).any())
+    )
+
+
+def _is_made(described: Mapping[str, Any]) -> bool:
+    ((kind, content),) = described.items()
+    if kind in ("list", "tuple", "dict"):
+        return any(_is_made(each) for each in (content.values() if kind == "dict" else content))
+    return kind == "made"
+
+
+def _value(described: Mapping[str, Any], batch: Any) -> Any:
+    ((kind, content),) = described.items()
+    if kind == "at":
+        return _at(batch, content)
+    if kind == "dict":
+        return {key: _value(each, batch) for key, each in content.items()}
+    if kind in ("list", "tuple"):
+        values = [_value(each, batch) for each in content]
+        return values if kind == "list" else tuple(values)
+    return content
+
+
+def _at(batch: Any, place: Sequence[Any]) -> Any:
+    for key in place:
+        if isinstance(batch, (Mapping, list, tuple)):
+            batch = batch[key]
+        elif hasattr(batch, str(key)):
+            batch = getattr(batch, str(key))
+        else:
+            raise LookupError(f"A {type(batch).__name__} has no {key!r}")
+    return batch

@@ -1,0 +1,218 @@
+"""Calibration batches enter the network as batches do in training, whatever a step does with them."""
+
+import copy
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from lit_prune import ChannelPruning, plan_pruning, prune_
+from lit_prune.activations import CalibrationBatch
+from tests.toys import Classifier, network, trainer
+from tests.training.setups import SETUPS, Setup
+
+ITEMS = [
+    {"weight": torch.full((3, 8, 8), 0.5) + i % 3, "image": torch.rand(3, 8, 8) + i % 4, "label": i % 4}
+    for i in range(32)
+]
+
+
+def repaired(module, *callbacks, items=ITEMS, val=None, criterion="obs", **options):
+    torch.manual_seed(0)
+    pruning = ChannelPruning(0.5, [2], criterion=criterion, repair=True, round_to=4, verbose=False)
+    run = trainer(pruning, *callbacks, max_epochs=3, **options)
+    run.fit(module, DataLoader(items, batch_size=8), val)
+    return pruning
+
+
+def same(first, second):
+    left, right = first.state_dict(), second.state_dict()
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        assert torch.equal(tensor, right[name]), name
+
+
+class Taking(Classifier):
+    """Takes the right one of two inputs that look alike, and says nothing of it."""
+
+    def forward(self, weight):
+        return self.net(weight)
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch["image"]), batch["label"])
+
+
+class ByKeyword(Taking):
+    def forward(self, *, image, **rest):
+        return self.net(image)
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(**{name: each for name, each in batch.items() if name != "label"}), batch["label"])
+
+
+class WholeBatch(Taking):
+    def forward(self, batch):
+        return self.net(batch["image"])
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch), batch["label"])
+
+
+class InItsStep(Taking):
+    """Goes past the module's own forward, which takes something else."""
+
+    def forward(self, image, scale):
+        return self.net(image * scale)
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.net(batch["image"].contiguous(memory_format=torch.channels_last)), batch["label"])
+
+
+class Preparing(Taking):
+    """Makes in its step what enters, and notes things down."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append(batch["image"].mean())
+        self.log("seen", self.seen[-1])
+        return F.cross_entropy(self(100 * batch["image"]), batch["label"])
+
+
+class Needing(Preparing):
+    """Its outputs are others in eval mode."""
+
+    def forward(self, image):
+        scores = self.net(image)
+        return (scores, scores.flatten()) if self.training else scores
+
+    def training_step(self, batch, batch_idx):
+        scores, flat = self(100 * batch["image"])
+        assert flat.dim() == 1
+        return F.cross_entropy(scores, batch["label"])
+
+
+def told(kind):
+    """The same, whose user says what enters."""
+
+    class Told(kind):
+        def calibration_batch(self, batch):
+            image = batch["image"]
+            if kind in (Preparing, Needing):
+                image = 100 * image
+            if kind is ByKeyword:
+                return CalibrationBatch((), keywords={"weight": batch["weight"], "image": image})
+            if kind is InItsStep:
+                return CalibrationBatch((image, 1.0))
+            return CalibrationBatch((batch,) if kind is WholeBatch else (image,))
+
+    return Told
+
+
+KINDS = [Taking, ByKeyword, WholeBatch, InItsStep, Preparing, Needing]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_as_if_the_user_had_said_it(kind):
+    modules = []
+    for made in (kind, told(kind)):
+        torch.manual_seed(1)
+        modules.append(made())
+        pruning = repaired(modules[-1])
+        assert min(after for _, after in pruning.events[0]["repair"].values()) > 0
+    same(*modules)
+
+
+@pytest.mark.parametrize("kind", [Taking, Preparing])
+def test_an_example_of_the_inputs_changes_nothing(kind):
+    modules = []
+    for example in (None, torch.rand(1, 3, 8, 8)):
+        torch.manual_seed(1)
+        modules.append(kind())
+        modules[-1].example_input_array = example
+        assert repaired(modules[-1]).events[0]["repair"]
+    same(*modules)
+
+
+@pytest.mark.parametrize("kind", [Taking, Preparing])
+def test_a_resumed_run_knows_how_batches_enter(kind, tmp_path):
+    torch.manual_seed(1)
+    whole, resumed = kind(), kind()
+    saver = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    repaired(whole, saver, enable_checkpointing=True)
+    again = ChannelPruning(0.5, [2], criterion="obs", repair=True, round_to=4, verbose=False)
+    trainer(again, max_epochs=3).fit(resumed, DataLoader(ITEMS, batch_size=8), ckpt_path=tmp_path / "epoch=1.ckpt")
+    same(whole, resumed)
+
+
+@pytest.mark.parametrize("criterion", ["obs", "magnitude"])
+@pytest.mark.parametrize("name", SETUPS)
+def test_steps_of_several_networks_are_repaired(name, criterion):
+    torch.manual_seed(0)
+    module = SETUPS[name][0]()
+    items = [(torch.randn(3, 8, 8), i % 4) for i in range(32)]
+    event = repaired(module, items=items, criterion=criterion, val=DataLoader(items[:8], batch_size=8)).events[0]
+    assert event["repair"]
+    assert all(after > -0.2 for _, after in event["repair"].values())
+
+
+@pytest.mark.parametrize("kind", [Preparing, Needing])
+def test_steps_that_are_made_for_it_leave_no_trace(kind):
+    # Not the callback's: what that keeps under the weights' names is cut with them.
+    before_cut = []
+
+    class Looking(ChannelPruning):
+        """Looks at the data an epoch before it cuts."""
+
+        def on_train_epoch_start(self, run, module):
+            if run.current_epoch == 1:
+                self.pruner.evidence(self._host(run))
+            if run.current_epoch == 2:
+                before_cut.extend((copy.deepcopy(module.state_dict()), list(module.seen)))
+            super().on_train_epoch_start(run, module)
+
+    torch.manual_seed(1)
+    plain, watched = kind(), kind()
+    watched.load_state_dict(plain.state_dict())
+    looking = Looking(0.5, [2], criterion="obs", round_to=4, verbose=False)
+    for module, callbacks, epochs in ((plain, [], 2), (watched, [looking], 3)):
+        trainer(*callbacks, max_epochs=epochs).fit(module, DataLoader(ITEMS, batch_size=8))
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(tensor, before_cut[0][name]), name
+    assert before_cut[1] == plain.seen
+
+
+class Random(Setup):
+    """A step that draws noise."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = network()
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.net(batch["image"] + torch.randn_like(batch["image"])), batch["label"])
+
+
+def test_noise_is_the_same_in_both_passes():
+    module = Random()
+    event = repaired(module, criterion="magnitude").events[0]
+    assert min(after for _, after in event["repair"].values()) > 0.5
+
+
+def test_batches_by_keyword_in_a_loop_of_ones_own():
+    torch.manual_seed(0)
+    net = ByKeyword()
+    other = copy.deepcopy(net.net)
+    image = torch.rand(64, 3, 8, 8)
+    plan = plan_pruning(net.net, image[:1], amount=0.5, round_to=4)
+    prefixed = type(plan)({f"net.{name}": kept for name, kept in plan.kept.items()})
+    found = prune_(net, prefixed, data=[{"image": image}])
+    expected = prune_(other, plan, data=[image])
+    assert found.fits.keys() == {f"net.{name}" for name in expected.fits}
+    same(net.net, other)
+    assert isinstance(net.net, nn.Sequential)
