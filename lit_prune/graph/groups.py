@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from lit_prune.common.names import layer_of
-from lit_prune.graph.balance import pieces_of, settle
+from lit_prune.graph.balance import Partners, pieces_of, settle
 from lit_prune.graph.labels import Components, Row
 from lit_prune.graph.recording import Recording
 from lit_prune.plan import PruningPlan, Slot, belongs_to_any
@@ -45,8 +45,9 @@ class ChannelGroup:
         followers: Averages of these layers, which shrink with them.
         balanced: Names of the groups, this one included, that must lose equally many; empty where it is free.
         members: For each slot the indices of each channel.
-        pieces: Of how many balanced groups, this one included, every slot consists alike (those of a GroupNorm): the
-            width of a layer is theirs together.
+        pieces: Of how many such pieces, alike, each layer consists that makes these channels: of those of a GroupNorm,
+            of the groups of a convolution. The width of a layer is theirs together.
+        narrowest: How many channels the narrowest piece has, where a convolution runs them one by one; else 0.
     """
 
     name: str
@@ -58,6 +59,7 @@ class ChannelGroup:
     labels: Row = field(default_factory=lambda: np.empty(0, dtype=np.int64), repr=False)
     followers: tuple[str, ...] = ()
     pieces: int = 1
+    narrowest: int = 0
 
     def step(self, round_to: int) -> int:
         """The step of this group's width by which that of its layers is a multiple of ``round_to``.
@@ -66,6 +68,9 @@ class ChannelGroup:
             >>> ChannelGroup("conv", 4, (), (), pieces=32).step(8), ChannelGroup("conv", 16, (), (), pieces=4).step(8)
             (1, 2)
         """
+        if self.narrowest > round_to:
+            # What kernels run through is a piece: one of 15 channels takes half as long again as one of 16.
+            return round_to
         return round_to // math.gcd(round_to, self.pieces)
 
     @property
@@ -133,6 +138,7 @@ def build_groups(recording: Recording) -> Grouping:
     named = _name([draft for _, draft in drafts])
     names = {key: name for (key, _), name in zip(drafts, named, strict=True)}
     pieces = pieces_of({key: draft.members.keys() for key, draft in drafts}, partners)
+    apart = _run_apart(recording, components, dict(drafts), partners)
     groups = tuple(
         ChannelGroup(
             name=name,
@@ -143,7 +149,9 @@ def build_groups(recording: Recording) -> Grouping:
             members=draft.members,
             labels=draft.labels,
             followers=draft.followers,
-            pieces=pieces[key],
+            # One channel of all groups of a convolution is as many of the layer that makes them.
+            pieces=pieces[key] * (math.gcd(*(each.repeats for each in apart[key])) or 1),
+            narrowest=min((each.size for each in apart[key]), default=0),
         )
         for (key, draft), name in zip(drafts, named, strict=True)
     )
@@ -198,6 +206,8 @@ class _Draft:
     followers: tuple[str, ...]
     members: dict[Slot, Members]
     labels: Row
+    repeats: int
+    """How often each channel is in every layer that makes it."""
 
 
 class _Holdings:
@@ -254,7 +264,8 @@ def _draft(size: int, labels: Row, channel: Row, index: _SlotIndex, producing: n
     members = {index.slots[slot]: Members(ranks[a:b], positions[a:b]) for slot, (a, b) in spans.items()}
     layers, followers = (tuple(dict.fromkeys(_layer(index.slots[n]) for n in each)) for each in (makers, averages))
     followers = tuple(layer for layer in followers if layer not in layers)
-    return _Draft(int(labels[first].min()), size, layers, followers, members, labels)
+    repeats = math.gcd(*((spans[slot][1] - spans[slot][0]) // size for slot in making))
+    return _Draft(int(labels[first].min()), size, layers, followers, members, labels, repeats)
 
 
 def _unprunable_layers(
@@ -281,6 +292,20 @@ def _unprunable_layers(
             )
             unprunable[_layer(index.slots[number])] = reason
     return unprunable
+
+
+def _run_apart(
+    recording: Recording, components: Components, drafts: Mapping[int, _Draft], partners: Partners
+) -> dict[int, list[_Draft]]:
+    """Of each group those that lose as many, itself among them, where a grouped convolution runs one of them."""
+    grouped = np.zeros(len(components.reason), dtype=np.bool_)
+    for row in recording.grouped:
+        grouped[components.of[row]] = True
+    found = {}
+    for key in drafts:
+        together = [drafts[other] for other in partners.get(key, (key,)) if other in drafts]
+        found[key] = together if any(grouped[components.of[each.labels]].any() for each in together) else []
+    return found
 
 
 def _name(drafts: list[_Draft]) -> list[str]:

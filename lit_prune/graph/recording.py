@@ -87,6 +87,7 @@ class Recording:
         averages: Prefixes and names of what is an average of other weights: channels are those of what it averages.
         reduced: Layer and labels of what a statistic is taken over: of the labels that are left, once some go.
         pieces: Layer and labels of each piece that was taken out of a dimension.
+        grouped: Rows that grouped convolutions take or make group by group.
         divisors: What the forward divides by: in order, a key each.
         constants: For each operation the numbers that it was given, and the layer; a shrunk network must give the same.
     """
@@ -99,6 +100,7 @@ class Recording:
     raw: Components = field(default_factory=lambda: Labels().components())
     reduced: list[tuple[str, Row]] = field(default_factory=list)
     pieces: list[tuple[str, Row]] = field(default_factory=list)
+    grouped: list[Row] = field(default_factory=list)
     constants: list[Constant] = field(default_factory=list)
     views: dict[str, list[tuple[Sequence[int], list[Block]]]] = field(default_factory=dict)
     calls: Counter[str] = field(default_factory=Counter)

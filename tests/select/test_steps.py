@@ -29,8 +29,38 @@ def test_by_default_a_layer_before_a_group_norm_is_pruned_to_a_multiple_of_eight
 
 def test_a_grouped_convolution_too():
     net = nn.Sequential(nn.Conv2d(3, 64, 1), nn.Conv2d(64, 64, 3, groups=16), nn.Conv2d(64, 8, 1))
-    plan = plan_pruning(net, IMAGES, amount=0.25)
-    assert len(plan.kept["1.weight"][0]) == len(plan.kept["2.weight"][1]) == 32
+    for layer in ("0", "1"):
+        others = [other for other in ("0", "1") if other != layer]
+        plan = plan_pruning(net, IMAGES, amount=0.1, exclude=others)
+        width = len(plan.kept[f"{layer}.weight"][0])
+        # Of each of the 16 groups one, two or three of four channels stay.
+        assert width in (16, 32, 48)
+
+
+@pytest.mark.parametrize(
+    ("groups", "width", "step"), [(8, 4, 1), (8, 8, 1), (8, 16, 8), (4, 12, 8), (3, 8, 8), (6, 4, 4)]
+)
+def test_groups_of_a_convolution_are_rounded_one_by_one_where_they_are_wide(groups, width, step):
+    channels = groups * width
+    net = nn.Sequential(
+        nn.Conv2d(3, channels, 1), nn.ReLU(), nn.Conv2d(channels, channels, 3, groups=groups), nn.Conv2d(channels, 4, 1)
+    )
+    graph = ChannelGraph.trace(net, IMAGES)
+    assert {group.step(8) for group in graph.groups} == {step}
+    assert {group.step(1) for group in graph.groups} == {1}
+
+
+def test_heads_of_an_attention_are_rounded_one_by_one():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention, self.head = nn.MultiheadAttention(64, 4, batch_first=True), nn.Linear(64, 2)
+
+        def forward(self, x):
+            return self.head(self.attention(x, x, x)[0])
+
+    graph = ChannelGraph.trace(Net(), torch.zeros(2, 5, 64))
+    assert {group.step(8) for group in graph.groups} == {8}
 
 
 def test_pieces_that_are_read_one_by_one_are_rounded_one_by_one():

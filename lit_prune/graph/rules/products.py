@@ -86,6 +86,7 @@ def _depthwise(
 def _grouped(trace: Tracer, entering: Row | None, w: Rows, groups: int, transposed: bool) -> Row | None:
     """All groups must keep equally many, of what enters as of what leaves."""
     into, shared = (w[0], w[1]) if transposed else (w[1], w[0])
+    trace.recording.grouped += [row for row in (into, shared) if row is not None]
     if transposed:
         # (inputs, outputs a group): one row of labels serves the outputs of all groups.
         trace.unite([entering, into], "has an input that is not tracked")
