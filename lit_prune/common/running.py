@@ -64,7 +64,9 @@ def in_full_precision(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def restored(model: nn.Module, seed: int | None = None, contents: bool = False) -> Iterator[None]:
+def restored(
+    model: nn.Module, seed: int | None = None, contents: bool = False, around_hooks: bool = True
+) -> Iterator[None]:
     """Afterwards ``model`` is as it was before: modes, attributes, parameters and buffers.
 
     So are the random states of Python, NumPy, the CPU and the model's CUDA devices.
@@ -73,6 +75,7 @@ def restored(model: nn.Module, seed: int | None = None, contents: bool = False) 
         model: The live network.
         seed: What all random generators start from within; ``None`` leaves them as they are.
         contents: Put back also what lists, dicts and sets hold, of its modules and around its hooks.
+        around_hooks: Whether that is put back which hooks note down.
 
     Example:
         >>> net = nn.Linear(2, 1)
@@ -83,7 +86,7 @@ def restored(model: nn.Module, seed: int | None = None, contents: bool = False) 
         >>> net.seen, net.weight.shape
         ([], torch.Size([1, 2]))
     """
-    before = [_Before(module, contents) for module in model.modules()]
+    before = [_Before(module, contents, around_hooks) for module in model.modules()]
     with _isolated_rng(model):
         if seed is not None:
             random.seed(seed)
@@ -99,12 +102,13 @@ def restored(model: nn.Module, seed: int | None = None, contents: bool = False) 
 class _Before:
     """A module as it is now."""
 
-    def __init__(self, module: nn.Module, contents: bool) -> None:
+    def __init__(self, module: nn.Module, contents: bool, around_hooks: bool) -> None:
         self._module = module
         self._class = type(module)
         self._attributes = dict(vars(module))
         if contents:
-            held = [value for hook in forward_hooks(module) for value in _held_by(hook)]
+            hooks = forward_hooks(module) if around_hooks else ()
+            held = [value for hook in hooks for value in _held_by(hook)]
             containers = _containers([*self._attributes.values(), *held])
         else:
             # Tensors and hooks of the module itself lie in dicts.

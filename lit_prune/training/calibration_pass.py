@@ -7,10 +7,9 @@ from types import MappingProxyType
 
 from lit_prune.activations import Arrivals, Calibration, Moments, collect_arrivals, collect_moments
 from lit_prune.common.running import untouched
-from lit_prune.graph import Call
 from lit_prune.policy.measure import Measure
 from lit_prune.repair.entering import Usual, entering_as_in_training
-from lit_prune.training.entrance import entered, entrance
+from lit_prune.training.entrance import entrance, entrance_with_objects
 from lit_prune.training.host import Host
 from lit_prune.training.seeing import Sight
 
@@ -29,7 +28,7 @@ def measure_on(host: Host, sight: Sight, usual: Usual = MappingProxyType({})) ->
 
     def moments(layers: Sequence[str], calibration: Calibration) -> Mapping[str, Moments]:
         with entering_as_in_training(host.network, usual, _TELLS_LITTLE):
-            return calibrate(host, layers, calibration, sight.forwards)
+            return calibrate(host, layers, calibration, sight)
 
     def arrivals(weights: Sequence[str], calibration: Calibration, covariances: bool) -> Mapping[str, Arrivals]:
         with entering_as_in_training(host.network, usual, _TELLS_LITTLE):
@@ -39,7 +38,7 @@ def measure_on(host: Host, sight: Sight, usual: Usual = MappingProxyType({})) ->
 
 
 def calibrate(
-    host: Host, layers: Sequence[str], calibration: Calibration | None = None, calls: Sequence[Call] = ()
+    host: Host, layers: Sequence[str], calibration: Calibration | None = None, sight: Sight | None = None
 ) -> dict[str, Moments]:
     """The class-wise moments of layers, from a pass over a part of a run's data; training is not affected.
 
@@ -47,7 +46,7 @@ def calibrate(
         host: The run.
         layers: Qualified names of layers of its network.
         calibration: How much data, and which objects count.
-        calls: How a step enters the network; where that has no forward, the part that is entered takes the inputs.
+        sight: How training enters the network; by default not known, and its forward takes the inputs.
 
     Returns:
         Layer name to moments, on the CPU, the same on every rank; without layers that do not run in eval mode.
@@ -58,10 +57,15 @@ def calibrate(
         ArgumentError: As for :func:`lit_prune.activations.collect_moments`.
     """
     calibration = calibration or Calibration()
-    forward = entered(host.network, calls)
+    enters = entrance_with_objects(host.network, sight or Sight())
     with untouched(host.network), host.precision():
         return collect_moments(
-            host.network, layers, host.batches(calibration), calibration.num_classes, calibration.match_iou, forward
+            host.network,
+            layers,
+            host.batches(calibration, read=enters.read),
+            calibration.num_classes,
+            calibration.match_iou,
+            enters.forward,
         )
 
 

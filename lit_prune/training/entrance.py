@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -58,6 +58,34 @@ def entrance(network: nn.Module, sight: Sight) -> Entrance:
             other = partial(_read, network, sight.forwards)
             return Entrance(network.get_submodule(first.module), partial(_placed, first, other))
     return Entrance(entered(network, sight.forwards), partial(_read, network, sight.forwards))
+
+
+def entrance_with_objects(network: nn.Module, sight: Sight) -> Entrance:
+    """How batches enter where the objects in them count: likewise; with boxes, by their images.
+
+    Args:
+        network: As for :func:`entrance`.
+        sight: As for :func:`entrance`.
+
+    Raises:
+        CalibrationError: As for :func:`entrance`.
+    """
+    enters = entrance(network, sight)
+    if own_reader(network) is not None:
+        return enters
+
+    def read(batch: Any) -> CalibrationBatch:
+        objects = read_batch(batch)
+        # Boxes may be matched with what the network detects on the images.
+        return objects if objects.boxes is not None else replace(objects, inputs=(enters.read(batch),))
+
+    def forward(*inputs: Any) -> Any:
+        first = inputs[0]
+        if isinstance(first, CalibrationBatch):
+            return enters.forward(*first.inputs, **first.keywords)
+        return entered(network, sight.forwards)(*inputs)
+
+    return Entrance(forward, read)
 
 
 def entered(network: nn.Module, calls: Sequence[Call]) -> nn.Module:

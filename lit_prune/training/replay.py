@@ -52,7 +52,8 @@ class Replay:
         return self._made(held.batch, bool(self._trains))
 
     def _made(self, batch: Any, trains: bool) -> Any:
-        with restored(self._network, contents=True):
+        # Who looks on does so by hooks, and keeps what they have seen.
+        with restored(self._network, contents=True, around_hooks=False):
             for module, mode in self._modes if trains else ():
                 module.training = mode
             return replace(self._step, args=(batch, *self._step.args[1:])).enter(self._network)

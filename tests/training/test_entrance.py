@@ -1,7 +1,9 @@
 """Calibration batches enter the network as batches do in training, whatever a step does with them."""
 
 import copy
+import dataclasses
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -10,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from lit_prune import ChannelPruning, plan_pruning, prune_
-from lit_prune.activations import CalibrationBatch
+from lit_prune.activations import CalibrationBatch, read_batch
 from tests.toys import Classifier, network, trainer
 from tests.training.setups import SETUPS, Setup
 
@@ -216,3 +218,39 @@ def test_batches_by_keyword_in_a_loop_of_ones_own():
     assert found.fits.keys() == {f"net.{name}" for name in expected.fits}
     same(net.net, other)
     assert isinstance(net.net, nn.Sequential)
+
+
+class Pairs(Classifier):
+    """Images and labels, of which the step makes what enters."""
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(100 * batch[0]), batch[1])
+
+
+class Told(Pairs):
+    def calibration_batch(self, batch):
+        objects = read_batch(batch)
+        return dataclasses.replace(objects, inputs=(100 * objects.inputs[0],))
+
+
+class Parted(Pairs):
+    """The same, without a forward, and in parts."""
+
+    forward = pl.LightningModule.forward
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.net[3](self.net[:3](100 * batch[0])), batch[1])
+
+
+def test_classes_are_told_apart_by_what_enters_in_training():
+    widths, plans = [], []
+    for kind in (Told, Pairs, Parted):
+        torch.manual_seed(1)
+        module = kind()
+        pruning = ChannelPruning(0.5, [2], selection="clusters", round_to=4, verbose=False)
+        items = [(item["image"], item["label"]) for item in ITEMS]
+        trainer(pruning, max_epochs=3).fit(module, DataLoader(items, batch_size=8))
+        widths.append(module.net[0][0].weight.shape[0])
+        plans.append(pruning.plan)
+    assert widths[0] < 16
+    assert plans[0] == plans[1] == plans[2]
