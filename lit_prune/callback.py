@@ -280,7 +280,8 @@ class ChannelPruning(Callback):
 
         Where steps are the user's own, or there are several optimizers, a step may come before all calls were seen.
         """
-        if pl_module.automatic_optimization and len(trainer.optimizers) == 1:
+        saw_nothing = self._watch is not None and self._watch.is_empty
+        if pl_module.automatic_optimization and len(trainer.optimizers) == 1 and not saw_nothing:
             self._see_watched(trainer, pl_module)
         self.pruner.note_gradients(pl_module, optimizer, partial(gradient_scale, trainer, optimizer))
 
@@ -288,6 +289,10 @@ class ChannelPruning(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """After the first batch, when the network's inputs are known, carry out the event that waited for them."""
+        if self._watch is not None and self._watch.is_empty and not outputs:
+            # A step that was skipped tells nothing.
+            self._step_is_due, self._step = self._step is not None, None
+            return
         self._see_watched(trainer, pl_module)
         self._note_latecomers(pl_module, batch, batch_idx, "training_step")
         if self.agenda.is_waiting:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import random
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
@@ -15,6 +14,11 @@ from torch import nn
 
 from lit_prune.common._compat import compiler_is_loaded, forward_hooks, full_products
 from lit_prune.common.names import OF_EVERY_MODULE
+from lit_prune.common.noted import is_meter, putting_back
+
+# A memory of past batches is put back itself; what it holds is not looked at.
+_LARGE = 1000
+_DEPTH = 3
 
 
 @contextmanager
@@ -109,12 +113,12 @@ class _Before:
         if contents:
             hooks = forward_hooks(module) if around_hooks else ()
             held = [value for hook in hooks for value in _held_by(hook)]
-            containers = _containers([*self._attributes.values(), *held])
+            noted = _noted([*self._attributes.values(), *held])
         else:
             # Tensors and hooks of the module itself lie in dicts.
             own = (value for name, value in self._attributes.items() if name in OF_EVERY_MODULE)
-            containers = _containers(own, depth=1)
-        self._containers = [(value, copy.copy(value)) for value in containers]
+            noted = _noted(own, depth=1)
+        self._put_back = [put_back for value in noted if (put_back := putting_back(value)) is not None]
         # Of a scripted module these are no attributes of Python.
         scripted = isinstance(module, torch.jit.ScriptModule)
         self._tensors = [*module._parameters.items(), *module._buffers.items()] if scripted else []
@@ -128,12 +132,8 @@ class _Before:
         for name in vars(module).keys() - attributes.keys():
             del vars(module)[name]
         vars(module).update(attributes)
-        for value, contents in self._containers:
-            if len(value) != len(contents) or any(
-                ours is not theirs for ours, theirs in zip(_items(value), _items(contents), strict=True)
-            ):
-                value.clear()
-                (value.extend if isinstance(value, (list, deque)) else value.update)(contents)
+        for put_back in self._put_back:
+            put_back()
         for name, tensor in self._tensors:
             setattr(module, name, tensor)
 
@@ -165,25 +165,13 @@ def variables_around(function: Any) -> list[Any]:
     return found
 
 
-def _containers(values: Iterable[Any], depth: int = 2) -> Iterator[Any]:
-    """The containers among some values, and those that they hold."""
+def _noted(values: Iterable[Any], depth: int = _DEPTH) -> Iterator[Any]:
+    """Some values, and what containers among them hold."""
     for value in values:
-        if type(value) in _CONTAINERS:
-            yield value
-            if depth > 1 and len(value) < _LARGE:
-                yield from _containers(value.values() if isinstance(value, dict) else value, depth - 1)
-
-
-def _items(container: Any) -> Iterator[Any]:
-    for item in container:
-        yield item
-        if isinstance(container, dict):
-            yield container[item]
-
-
-_CONTAINERS = frozenset((list, dict, OrderedDict, set, deque))
-# A memory of past batches is put back itself; what it holds is not looked at.
-_LARGE = 1000
+        yield value
+        inner = vars(value) if is_meter(value) else value
+        if depth > 1 and isinstance(inner, (list, dict, set, deque, tuple)) and len(inner) < _LARGE:
+            yield from _noted(inner.values() if isinstance(inner, dict) else inner, depth - 1)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from lit_prune.activations import Calibration, CalibrationBatch
 from lit_prune.activations.calibration import run_batches
-from lit_prune.common._compat import ConvTransposeNd, NormBase
+from lit_prune.common._compat import ConvNd, ConvTransposeNd, NormBase
 from lit_prune.common.arguments import check_whole
 from lit_prune.common.names import layer_of, tensors_of
 from lit_prune.common.ranks import warn_once
 from lit_prune.common.running import eagerly, evaluating, untouched
 from lit_prune.errors import ArgumentError, ArgumentTypeError
 from lit_prune.graph.subject import InPlace
-from lit_prune.plan import PruningPlan, belongs
+from lit_prune.plan import PruningPlan, belongs, belongs_to_any
 from lit_prune.repair.entering import Usual, entering_as_in_training
 from lit_prune.repair.listening import Listening
 from lit_prune.repair.recalibration import check_alike
@@ -155,6 +155,7 @@ def repaired(
     forward: Callable[..., Any] | None = None,
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
     usual: Usual = MappingProxyType({}),
+    averages: Collection[str] = (),
 ) -> Repaired:
     """What is to be changed in a network that is about to be cut; it stays as it is.
 
@@ -167,19 +168,23 @@ def repaired(
         forward: Takes the inputs; by default the network.
         precision: Makes a context in which the forward runs.
         usual: What enters modules in training, where that is known.
+        averages: Prefixes and names of averages inside of the network: they follow what they are averages of.
 
     Raises:
         CalibrationError: If there are no inputs, or they are nothing like those of the training, or not finite.
     """
     forward = network if forward is None else forward
-    names = {id(tensor): name for name, tensor in tensors_of(network)}
+    names = {id(tensor): name for name, tensor in tensors_of(network) if not belongs_to_any(name, averages)}
     parameters = dict(network.named_parameters())
     outputs = {name: _kept_outputs(network, name, dims) for name, dims in plan.kept.items()}
     kept = {name: indices for name, indices in outputs.items() if indices is not None}
     kept_up = {
         names[id(module.running_mean)]
         for module in network.modules()
-        if repair.recalibration and isinstance(module, NormBase) and module.training and module.running_mean is not None
+        if repair.recalibration
+        and isinstance(module, NormBase)
+        and module.training
+        and id(module.running_mean) in names
     }
     listening = Listening(names, kept, max(1, repair.rows // max(1, number)), kept_up)
     with untouched(network):
@@ -190,12 +195,23 @@ def repaired(
     subject = InPlace.of(network, [], {}, values=True)
     with subject.running(plan) as left, evaluating(left), torch.no_grad(), eagerly():
         tensors = dict(tensors_of(left))
-        ids = {id(tensor): name for name, tensor in tensors.items()}
+        ids = {id(tensor): name for name, tensor in tensors.items() if not belongs_to_any(name, averages)}
         fitted = [name for name, parameter in parameters.items() if name in plan.kept or parameter.requires_grad]
         compensated = fitted if repair.compensation else ()
         repairing = Repairing(ids, listening.answers, compensated, repair.recalibration, kept_up)
         run_batches(forward, batches(), precision, repairing.batch)
         values = {name: tensors[name].detach().cpu().clone() for name in sorted(repairing.changed)}
+    seen = {place[0] for place in listening.answers.spans}
+    idle = [
+        layer
+        for layer, module in network.named_modules()
+        if isinstance(module, (nn.Linear, ConvNd, ConvTransposeNd))
+        and (name := f"{layer}.weight") in plan.kept
+        and name in parameters
+        and not (name in seen or belongs_to_any(name, averages))
+    ]
+    if repair.compensation and repairing.fits and idle:
+        warn_once(f"Layers that did not run on the calibration batches stay as they are sliced: {', '.join(idle)}.")
     if repair.compensation and not repairing.fits:
         warn_once(
             f"No layer of {type(network).__name__} was fitted to answer as it did: none whose weight is a parameter of "

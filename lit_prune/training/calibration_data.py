@@ -74,7 +74,8 @@ def _source(trainer: Trainer, pl_module: LightningModule) -> DataLoader[Any]:
     if not isinstance(given, DataLoader):
         raise CalibrationError(
             f"{name} is a {type(given).__name__}, but calibration takes a part of one DataLoader. Write a method "
-            "`calibration_dataloader()` that returns one, on the LightningModule or the LightningDataModule."
+            "`calibration_dataloader()` that returns one, on the LightningModule or the LightningDataModule; and where "
+            "its batches are of another form than those of training, a method `calibration_batch(batch)`."
         )
     return given
 

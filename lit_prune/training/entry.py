@@ -6,11 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from lit_prune.activations import CalibrationBatch
 
+# Small and the same everywhere: nothing tells where one comes from.
 _PLAIN = (type(None), bool, int, float, str)
 # What a step makes itself of its batch, or without it.
 _MADE: dict[str, Any] = {"made": True}
@@ -27,11 +25,12 @@ class Entry:
         kwargs: Those by keyword.
 
     Example:
+        >>> import torch
         >>> batch = {"label": torch.tensor([0, 1]), "image": torch.rand(2, 3)}
-        >>> entry = Entry.of("net", (batch["image"], 0.5), {}, batch)
+        >>> entry = Entry.of("net", (batch["image"], None), {}, batch)
         >>> other = {"label": torch.tensor([1, 1]), "image": torch.rand(2, 3)}
         >>> entry.is_whole, entry.inputs(other).inputs[0] is other["image"], entry.inputs(other).inputs[1]
-        (True, True, 0.5)
+        (True, True, None)
         >>> Entry.of("net", (2 * batch["image"],), {}, batch).is_whole
         False
     """
@@ -43,7 +42,7 @@ class Entry:
     @classmethod
     def of(cls, module: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: Any) -> Entry:
         """A call of a module, and the batch of the step that it is in."""
-        parts = [(place, part) for place, part in _parts(batch) if not isinstance(part, _PLAIN)]
+        parts = [*_parts(batch)]
         return cls(
             module,
             tuple(_described(value, parts) for value in args),
@@ -83,32 +82,18 @@ def _parts(value: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
 
 def _described(value: Any, parts: list[tuple[Place, Any]]) -> dict[str, Any]:
     if isinstance(value, _PLAIN):
-        return {"value": value}
-    for is_same in (_is_it, _is_copy):
-        for place, part in parts:
-            if is_same(value, part):
-                return {"at": list(place)}
+        # A number may be a size, or grow with the steps; a word or a flag, be the batch's.
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        is_sure = value is None or not (is_number or any(value is part for _, part in parts))
+        return {"value": value} if is_sure else _MADE
+    for place, part in parts:
+        if value is part:
+            return {"at": list(place)}
     if type(value) in (list, tuple):
         return {type(value).__name__: [_described(each, parts) for each in value]}
     if type(value) is dict and all(isinstance(key, (str, int)) for key in value):
         return {"dict": {key: _described(each, parts) for key, each in value.items()}}
     return _MADE
-
-
-def _is_it(value: Any, part: Any) -> bool:
-    return value is part
-
-
-def _is_copy(value: Any, part: Any) -> bool:
-    """Whether it is the same in another memory; what is constant may be so by chance."""
-    return (
-        isinstance(value, Tensor)
-        and isinstance(part, Tensor)
-        and (value.shape, value.dtype, value.device) == (part.shape, part.dtype, part.device)
-        and not value.is_meta
-        and torch.equal(value, part)
-        and bool((value != value.flatten()[0]).any())
-    )
 
 
 def _is_made(described: Mapping[str, Any]) -> bool:

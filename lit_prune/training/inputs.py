@@ -65,6 +65,11 @@ class CallRecorder:
                 self._handles.append(child.register_forward_pre_hook(self._entering(name), with_kwargs=True))
                 self._handles.append(child.register_forward_hook(self._leaving, always_call=True))
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was entered so far."""
+        return not self._calls
+
     def close(self) -> list[Call]:
         """Remove all hooks; the calls, in the order in which they came."""
         for handle in self._handles:

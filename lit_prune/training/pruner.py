@@ -200,7 +200,7 @@ class Pruner:
         warn_of_idle(network, decision)
         carry_out("check", lambda: host.check(decision.plan))
         params, averages = count_parameters(network), host.averages()
-        fits = sent_by_rank_zero(carry_out("repair", lambda: self._repaired(host, decision.plan)))
+        fits = sent_by_rank_zero(carry_out("repair", lambda: self._repaired(host, decision.plan, within)))
         carry_out("watch", lambda: self._tell(host))
         groups = [group.name for group in decision.groups]
         trial = carry_out("keep", lambda: self._begin_trial(host, decision.plan, groups, averages))
@@ -256,7 +256,7 @@ class Pruner:
         unit = getattr(selection, "counted", "")
         return {"ratio": ratio, "unit": unit} if unit else {"ratio": ratio}
 
-    def _repaired(self, host: Host, plan: PruningPlan) -> Repaired:
+    def _repaired(self, host: Host, plan: PruningPlan, averages: Pairs) -> Repaired:
         """What is to be changed in what a plan leaves; nothing where there is no data to go by."""
         if self.repair is None or not plan:
             return Repaired()
@@ -272,6 +272,7 @@ class Pruner:
                 enters.forward,
                 host.precision,
                 self._entering.found,
+                averages,
             )
         except Exception as error:
             # The user's own forward may raise anything, and the cut can do without.

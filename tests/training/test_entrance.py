@@ -1,7 +1,9 @@
 """Calibration batches enter the network as batches do in training, whatever a step does with them."""
 
+import collections
 import copy
 import dataclasses
+import warnings
 
 import lightning.pytorch as pl
 import pytest
@@ -13,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from lit_prune import ChannelPruning, plan_pruning, prune_
 from lit_prune.activations import CalibrationBatch, read_batch
+from lit_prune.schedule import AtSteps
 from tests.toys import Classifier, network, trainer
 from tests.training.setups import SETUPS, Setup
 
@@ -127,7 +130,11 @@ def test_it_is_as_if_the_user_had_said_it(kind):
         modules.append(made())
         pruning = repaired(modules[-1])
         assert min(after for _, after in pruning.events[0]["repair"].values()) > 0
-    same(*modules)
+    if kind is InItsStep:
+        # In another memory format rounding is another.
+        torch.testing.assert_close(*(dict(module.state_dict()) for module in modules), rtol=1e-3, atol=1e-4)
+    else:
+        same(*modules)
 
 
 @pytest.mark.parametrize("kind", [Taking, Preparing])
@@ -152,6 +159,7 @@ def test_a_resumed_run_knows_how_batches_enter(kind, tmp_path):
     same(whole, resumed)
 
 
+@pytest.mark.filterwarnings("ignore:Layers that did not run on the calibration batches")
 @pytest.mark.parametrize("criterion", ["obs", "magnitude"])
 @pytest.mark.parametrize("name", SETUPS)
 def test_steps_of_several_networks_are_repaired(name, criterion):
@@ -254,3 +262,117 @@ def test_classes_are_told_apart_by_what_enters_in_training():
         plans.append(pruning.plan)
     assert widths[0] < 16
     assert plans[0] == plans[1] == plans[2]
+
+
+class Writing(Pairs):
+    """Changes what it is given, and what it keeps; a teacher within follows the network."""
+
+    def __init__(self):
+        super().__init__()
+        self.teacher = copy.deepcopy(self.net).requires_grad_(False)
+        self.frozen = nn.Parameter(torch.zeros(()), requires_grad=False)
+        self.mean, self.kept, self.count = torch.zeros(()), [torch.zeros(2)], collections.Counter()
+        self.draws = torch.Generator().manual_seed(0)
+        self.lowest = []
+
+    def training_step(self, batch, batch_idx):
+        label = batch.pop("label")
+        images = batch["image"].mul_(10).add_(torch.rand(1, generator=self.draws))
+        self.lowest.append(float(images.min()))
+        with torch.no_grad():
+            self.frozen += 1
+            self.mean += 1
+            self.kept[0] += 1
+            for mine, theirs in zip(self.teacher.parameters(), self.net.parameters(), strict=True):
+                mine.data = 0.9 * mine.data + 0.1 * theirs.data
+        self.count["steps"] += 1
+        scores = self(images)
+        return F.cross_entropy(scores, label) + F.mse_loss(scores, self.teacher(images))
+
+
+class Callbacks(pl.Callback):
+    """What a module is before the epoch of the cut."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_epoch_start(self, trainer, module):
+        if trainer.current_epoch == 2:
+            others = module.frozen, module.mean, module.kept[0]
+            self.seen = [next(net.parameters()).tolist() for net in (module.net, module.teacher)]
+            self.seen += [[float(each.sum()) for each in others], dict(module.count), module.draws.get_state().tolist()]
+
+
+@pytest.mark.parametrize("options", [{}, {"repair": True, "criterion": "obs"}, {"repair": True}])
+def test_what_a_step_writes_is_written_once(options):
+    found = []
+    for mine in ([], [ChannelPruning(0.5, [2], round_to=4, verbose=False, **options)]):
+        torch.manual_seed(1)
+        module, before, after = Writing(), Callbacks(), Callbacks()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer(before, *mine, after, max_epochs=3).fit(module, DataLoader(ITEMS, batch_size=8))
+        found.append(before.seen)
+    assert found[0] == found[1]
+    assert after.seen[2:] == before.seen[2:]
+    assert module.count == {"steps": 12}
+    if "repair" in options:
+        shares = mine[0].events[0]["repair"]
+        assert not [name for name in shares if name.startswith("teacher")]
+        assert shares["net.0.0"] == [1.0, 1.0]
+
+
+class Helped(Pairs):
+    """Has a head for training alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.helper = nn.Conv2d(32, 4, 3)
+
+    def forward(self, x):
+        features = self.net[:3](x)
+        scores = self.net[3](features)
+        return (scores, self.helper(features).flatten(1)) if self.training else scores
+
+    def training_step(self, batch, batch_idx):
+        scores, others = self(batch[0])
+        return F.cross_entropy(scores, batch[1]) + F.cross_entropy(others, batch[1])
+
+
+def test_layers_that_do_not_run_are_named():
+    items = [(item["image"], item["label"]) for item in ITEMS]
+    with pytest.warns(UserWarning, match="did not run on the calibration batches stay as they are sliced: helper"):
+        repaired(Helped(), items=items, criterion="magnitude")
+
+
+class Sized(Pairs):
+    """Takes a number that is another for the last batch."""
+
+    def forward(self, x, size):
+        return self.net(x.reshape(size, 3, 8, 8))
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch[0], len(batch[0])), batch[1])
+
+
+def test_numbers_are_those_of_each_batch():
+    items = [(item["image"], item["label"]) for item in ITEMS[:31]]
+    assert repaired(Sized(), items=items).events[0]["repair"]
+
+
+class Skipping(Pairs):
+    """Skips its first batches."""
+
+    def training_step(self, batch, batch_idx):
+        return None if self.trainer.global_step == 0 and batch_idx < 2 else super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("epochs", [[0], [2], AtSteps([1])])
+def test_a_step_that_is_skipped_tells_nothing(epochs):
+    module = Skipping()
+    items = [(item["image"], item["label"]) for item in ITEMS]
+    pruning = ChannelPruning(0.5, epochs, repair=True, round_to=4, verbose=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`training_step` returned `None`")
+        trainer(pruning, max_epochs=3).fit(module, DataLoader(items, batch_size=8))
+    assert pruning.events[0]["repair"]

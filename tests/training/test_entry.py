@@ -56,8 +56,7 @@ WHOLE = {
     "lists": lambda b: ((b["lengths"], b["names"]), {}),
     "what can't be looked into": lambda b: ((b["told"],), {}),
     "in another list": lambda b: (([b["x"], (b["y"], None)], {"k": b["x"]}), {}),
-    "plain": lambda b: ((b["x"], 2, 0.5, None, True, "mode"), {}),
-    "a copy": lambda b: ((b["x"].clone(), b["y"].detach()), {}),
+    "plain": lambda b: ((b["x"], None, True, "mode"), {}),
 }
 
 
@@ -82,6 +81,12 @@ MADE = {
     "in a dict": lambda b: {"x": b["x"] + 7},
     "an object": lambda b: Lengths((1,)),
     "what is constant": lambda b: torch.ones(2, 3),
+    "a copy": lambda b: b["x"].clone(),
+    "what is the same at first": lambda b: 1.0 * b["x"],
+    "a number": lambda b: 0.5,
+    "a size": lambda b: len(b["x"]),
+    "a number of the batch": lambda b: b["lengths"][0],
+    "a word of the batch": lambda b: b["names"][0],
 }
 
 

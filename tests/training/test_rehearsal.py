@@ -39,18 +39,6 @@ class WithoutForward(Classifier):
         self.log("val_loss", nn.functional.cross_entropy(self.net(batch[0]), batch[1]))
 
 
-class InTwoCalls(WithoutForward):
-    def __init__(self):
-        super().__init__()
-        self.encoder, self.head, self.net = self.net[:3], self.net[3:], None
-
-    def training_step(self, batch, batch_idx):
-        return nn.functional.cross_entropy(self.head(self.encoder(batch[0])), batch[1])
-
-    def validation_step(self, batch, batch_idx):
-        pass
-
-
 class Dicts(Classifier):
     """Batches that no reader knows."""
 
@@ -115,7 +103,6 @@ CASES = [
     ),
     ("unknown batches", Dicts, CLUSTERS, "first batch of calibration data.*dict with x, y is not known"),
     ("wrong reader", WrongReader, CLUSTERS, "WrongReader.calibration_batch must return a .*CalibrationBatch.*Tensor"),
-    ("several calls", InTwoCalls, CLUSTERS, "InTwoCalls has no `forward`, and its training step calls encoder, head"),
     ("unknown batches, criterion", Dicts, {"criterion": NeedsActivations()}, "first batch of calibration data"),
 ]
 
