@@ -254,6 +254,9 @@ class ChannelPruning(Callback):
         if not self.before_wrap and not self.pruner.sight.entries:
             self._watch = CallRecorder(pl_module)
         if self.pruner.sees and self.agenda.waits_for_data:
+            if trainer.global_step:
+                # Only now a resumed run knows its epoch, which a step may go by.
+                self.pruner.look_again(pl_module, self.averages.within(trainer, warn=False))
             self.agenda.rehearse(self._host(trainer))
         self._step_is_due = not self.before_wrap and not self.pruner.sight.knows_a_step
         self.pruner.rewarm_again(self._host(trainer))
@@ -272,6 +275,9 @@ class ChannelPruning(Callback):
         self._missed_start = False
         if self._watch is not None:
             self._watch.batch = batch
+        elif not batch_idx & (batch_idx - 1):
+            # More and more rarely.
+            self.pruner.watch_entries(pl_module, batch)
         if self._step_is_due:
             self._step_is_due, self._step = False, step_of(pl_module, batch, batch_idx)
 
@@ -289,6 +295,7 @@ class ChannelPruning(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """After the first batch, when the network's inputs are known, carry out the event that waited for them."""
+        self.pruner.end_watch(pl_module)
         if self._watch is not None and self._watch.is_empty and not outputs:
             # A step that was skipped tells nothing.
             self._step_is_due, self._step = self._step is not None, None

@@ -173,6 +173,11 @@ def is_compiled(kind: type) -> bool:
     return ("torch._dynamo.eval_frame", "OptimizedModule") in names
 
 
+def runs_compiled(module: nn.Module) -> bool:
+    """Whether a module itself was compiled: for a hook that comes later it would be once more."""
+    return hasattr(module, COMPILED) or getattr(module, COMPILED_CALL, None) is not None
+
+
 def has_slots(kind: type) -> bool:
     """Whether instances hold anything besides their `__dict__`, as `copy` finds out."""
     return bool(copyreg._slotnames(kind))  # type: ignore[attr-defined]

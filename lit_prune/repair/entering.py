@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_prune.common._compat import tree_flatten
+from lit_prune.common._compat import runs_compiled, tree_flatten
 from lit_prune.common.ranks import warn_once
 from lit_prune.common.signatures import by_position
 from lit_prune.errors import CalibrationError
@@ -51,9 +51,7 @@ class Entering:
         """
         for name in dict.fromkeys(names):
             module = network.get_submodule(name)
-            # A hook would have it compiled once more.
-            is_compiled = hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
-            if name in self.found or name in self._handles or is_compiled:
+            if name in self.found or runs_compiled(module):
                 continue
 
             def note(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
@@ -68,6 +66,8 @@ class Entering:
                     # Whoever restores the network's attributes after this call puts the hook back: it is kept known.
                     self._handles[name].remove()
 
+            if name in self._handles:
+                self._handles[name].remove()
             self._handles[name] = module.register_forward_pre_hook(note, with_kwargs=True)
 
     def close(self) -> None:

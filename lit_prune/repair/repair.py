@@ -154,7 +154,7 @@ def repaired(
     repair: Repair,
     forward: Callable[..., Any] | None = None,
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    usual: Usual = MappingProxyType({}),
+    usual: Usual | None = MappingProxyType({}),
     averages: Collection[str] = (),
 ) -> Repaired:
     """What is to be changed in a network that is about to be cut; it stays as it is.
@@ -167,7 +167,7 @@ def repaired(
         repair: What is done.
         forward: Takes the inputs; by default the network.
         precision: Makes a context in which the forward runs.
-        usual: What enters modules in training, where that is known.
+        usual: What enters modules in training, where that is known; ``None`` where what enters is just that.
         averages: Prefixes and names of averages inside of the network: they follow what they are averages of.
 
     Raises:
@@ -188,9 +188,9 @@ def repaired(
     }
     listening = Listening(names, kept, max(1, repair.rows // max(1, number)), kept_up)
     with untouched(network):
-        with entering_as_in_training(network, usual):
+        with entering_as_in_training(network, usual or {}):
             run_batches(forward, batches(), precision, listening.batch)
-        if not usual:
+        if usual is not None and not usual:
             check_alike(network, kept_up, kept, listening.answers.statistics)
     subject = InPlace.of(network, [], {}, values=True)
     with subject.running(plan) as left, evaluating(left), torch.no_grad(), eagerly():

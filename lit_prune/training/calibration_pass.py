@@ -9,7 +9,7 @@ from lit_prune.activations import Arrivals, Calibration, Moments, collect_arriva
 from lit_prune.common.running import untouched
 from lit_prune.policy.measure import Measure
 from lit_prune.repair.entering import Usual, entering_as_in_training
-from lit_prune.training.entrance import entrance, entrance_with_objects
+from lit_prune.training.entrance import Entrance, entrance, entrance_with_objects
 from lit_prune.training.host import Host
 from lit_prune.training.seeing import Sight
 
@@ -31,8 +31,9 @@ def measure_on(host: Host, sight: Sight, usual: Usual = MappingProxyType({})) ->
             return calibrate(host, layers, calibration, sight)
 
     def arrivals(weights: Sequence[str], calibration: Calibration, covariances: bool) -> Mapping[str, Arrivals]:
-        with entering_as_in_training(host.network, usual, _TELLS_LITTLE):
-            return arriving(host, weights, calibration, covariances, sight)
+        enters = entrance(host.network, sight)
+        with entering_as_in_training(host.network, {} if enters.replays else usual, _TELLS_LITTLE):
+            return arriving(host, weights, calibration, covariances, enters)
 
     return Measure(moments, arrivals)
 
@@ -70,7 +71,7 @@ def calibrate(
 
 
 def arriving(
-    host: Host, weights: Sequence[str], calibration: Calibration, covariances: bool, sight: Sight
+    host: Host, weights: Sequence[str], calibration: Calibration, covariances: bool, enters: Entrance
 ) -> dict[str, Arrivals]:
     """What arrives at weights, from a pass over a part of a run's data; training is not affected.
 
@@ -79,7 +80,7 @@ def arriving(
         weights: Names of parameters of its network.
         calibration: How much data.
         covariances: Whether those are wanted.
-        sight: How training enters the network.
+        enters: How batches enter the network.
 
     Returns:
         Name of a weight to its arrivals, on the CPU, the same on every rank.
@@ -88,7 +89,6 @@ def arriving(
         CalibrationError: If there is no data, or a value is not finite.
         ArgumentTypeError: If a batch is not known.
     """
-    enters = entrance(host.network, sight)
     batches = host.batches(calibration, True, enters.read)
     with host.precision():
         return collect_arrivals(host.network, weights, batches, enters.forward, covariances)

@@ -27,10 +27,12 @@ class Entrance:
     Attributes:
         forward: Takes the inputs of a batch.
         read: Finds these in a batch as the data loader gives it, and the objects.
+        replays: Whether it is a step of the training.
     """
 
     forward: Callable[..., Any]
     read: Reader
+    replays: bool = False
 
 
 def entrance(network: nn.Module, sight: Sight) -> Entrance:
@@ -53,7 +55,7 @@ def entrance(network: nn.Module, sight: Sight) -> Entrance:
             step = next((call for call in sight.calls if isinstance(call, StepCall) and call.is_of_training), None)
             if step is not None:
                 replay = Replay(network, step)
-                return Entrance(replay.make, replay.read)
+                return Entrance(replay.make, replay.read, replays=True)
         if first.is_whole and all(entry.module == first.module for entry in entries):
             other = partial(_read, network, sight.forwards)
             return Entrance(network.get_submodule(first.module), partial(_placed, first, other))

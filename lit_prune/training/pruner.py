@@ -28,7 +28,7 @@ from lit_prune.repair.entering import Entering
 from lit_prune.surgery.prepare import prepare
 from lit_prune.training.calibration_pass import measure_on
 from lit_prune.training.entrance import entrance
-from lit_prune.training.entry import Entry
+from lit_prune.training.entry import Entry, LaterEntries
 from lit_prune.training.gradients import Gradients
 from lit_prune.training.host import Host
 from lit_prune.training.inputs import calls_from_state, calls_to_state
@@ -81,6 +81,7 @@ class Pruner:
         # Of a run that is resumed: the calls of its network, and how far the learning rate had risen.
         self._inputs: list[dict[str, Any]] | None = None
         self._entries: Sequence[Entry] = ()
+        self._later = LaterEntries()
         self._rewarmed: list[int] | None = None
 
     @property
@@ -129,9 +130,20 @@ class Pruner:
         return self.sees
 
     def _see_late(self, network: nn.Module, averages: Pairs) -> None:
-        """See the network again by the steps that have used more of it, on whatever rank."""
+        """See the network again by the steps that have used more of it, or entered it otherwise, on whatever rank."""
         late, self.late = self.late, []
-        self._take_up(network, self.sight.with_steps(network, late, averages))
+        self._take_up(network, self.sight.with_steps(network, late, averages).with_entries(self._later.found))
+        self._later.found.clear()
+
+    def watch_entries(self, network: nn.Module, batch: Any) -> None:
+        """Look at how the step with a batch enters the network."""
+        self._later.watch(network, self.sight.entries, batch)
+
+    def end_watch(self, network: nn.Module) -> None:
+        """Look no more; what enters in another way by now is other than what was noted."""
+        for name in self._later.close():
+            if self._entering.found.pop(name, None) is not None:
+                self._entering.watch(network, [name])
 
     def _take_up(self, network: nn.Module, sight: Sight) -> None:
         if self.record.dense is None and sight.graph is not None:
@@ -271,7 +283,7 @@ class Pruner:
                 repair,
                 enters.forward,
                 host.precision,
-                self._entering.found,
+                None if enters.replays else self._entering.found,
                 averages,
             )
         except Exception as error:
@@ -351,7 +363,7 @@ class Pruner:
         return {
             **self.record.state_dict(),
             "inputs": calls_to_state([*self.sight.known, *self.late]) if self.sight.known else self._inputs,
-            "entries": [vars(entry) for entry in self.sight.entries or self._entries],
+            "entries": [vars(entry) for entry in (*(self.sight.entries or self._entries), *self._later.found)],
             "trial": None if self._trial is None else self._trial.state_dict(),
             "score": self.monitor.value,
             "changes": self._gradients.state_dict(),
@@ -382,6 +394,7 @@ class Pruner:
         """Detach from the run; the record stays."""
         self.monitor.validated = False
         self._entering.close()
+        self._later.close()
         self._inputs = self._rewarmed = None
         self._entries = ()
         self._gradients.forget()

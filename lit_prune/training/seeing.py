@@ -85,6 +85,13 @@ class Sight:
         forwards, known = parted(self.known)
         return Sight.of(network, forwards, [*known, *more], averages, self.entries)
 
+    def with_entries(self, entries: Sequence[Entry]) -> Sight:
+        """With other ways in which later steps have entered the network, on whatever rank."""
+        found = [*self.entries]
+        for of_rank in gather([*entries]):
+            found += [entry for entry in of_rank if entry not in found]
+        return self if len(found) == len(self.entries) else replace(self, entries=found)
+
     @property
     def idle(self) -> tuple[str, ...]:
         """Layers that have taken no part so far."""

@@ -376,3 +376,37 @@ def test_a_step_that_is_skipped_tells_nothing(epochs):
         warnings.filterwarnings("ignore", "`training_step` returned `None`")
         trainer(pruning, max_epochs=3).fit(module, DataLoader(items, batch_size=8))
     assert pruning.events[0]["repair"]
+
+
+class Later(Pairs):
+    """Prepares its inputs from the second epoch on."""
+
+    def training_step(self, batch, batch_idx):
+        scale = 100 if self.current_epoch else 1
+        return F.cross_entropy(self(batch[0] if scale == 1 else scale * batch[0]), batch[1])
+
+
+class ToldLater(Later):
+    def calibration_batch(self, batch):
+        return CalibrationBatch((100 * batch[0],))
+
+
+@pytest.mark.parametrize("saved", [None, 0, 1])
+def test_later_steps_may_enter_otherwise(saved, tmp_path):
+    torch.manual_seed(1)
+    module, told = Later(), ToldLater()
+    told.load_state_dict(module.state_dict())
+    items = [(item["image"], item["label"]) for item in ITEMS]
+    saver = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    for each in (told, module):
+        callbacks = [saver] if each is module else []
+        torch.manual_seed(0)
+        event = repaired(each, *callbacks, items=items, enable_checkpointing=bool(callbacks)).events[0]
+        assert event["repair"]["net.0.0"] == [1.0, 1.0]
+    if saved is None:
+        same(module, told)
+        return
+    again, pruning = Later(), ChannelPruning(0.5, [2], criterion="obs", repair=True, round_to=4, verbose=False)
+    path = tmp_path / f"epoch={saved}.ckpt"
+    trainer(pruning, max_epochs=3).fit(again, DataLoader(items, batch_size=8), ckpt_path=path)
+    same(module, again)
