@@ -277,7 +277,7 @@ class ChannelPruning(Callback):
             self._watch.batch = batch
         elif not batch_idx & (batch_idx - 1):
             # More and more rarely.
-            self.pruner.watch_entries(pl_module, batch)
+            self.pruner.watch.look(pl_module, self.pruner.sight.entries, batch)
         if self._step_is_due:
             self._step_is_due, self._step = False, step_of(pl_module, batch, batch_idx)
 
@@ -295,7 +295,7 @@ class ChannelPruning(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """After the first batch, when the network's inputs are known, carry out the event that waited for them."""
-        self.pruner.end_watch(pl_module)
+        self.pruner.watch.end_look(pl_module)
         if self._watch is not None and self._watch.is_empty and not outputs:
             # A step that was skipped tells nothing.
             self._step_is_due, self._step = self._step is not None, None

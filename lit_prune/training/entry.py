@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
-from functools import partial
 from typing import Any
 
-import torch
-from torch import nn
-
 from lit_prune.activations import CalibrationBatch
-from lit_prune.common._compat import in_backward, runs_compiled
 
 # Small and the same everywhere: nothing tells where one comes from.
 _PLAIN = (type(None), bool, int, float, str)
 # What a step makes itself of its batch, or without it.
 _MADE: dict[str, Any] = {"made": True}
-# One more is enough to tell that the step is to be made itself.
-_MOST_LATER = 4
 Place = tuple[str | int, ...]
 
 
@@ -32,6 +25,7 @@ class Entry:
         kwargs: Those by keyword.
 
     Example:
+        >>> import torch
         >>> batch = {"label": torch.tensor([0, 1]), "image": torch.rand(2, 3)}
         >>> entry = Entry.of("net", (batch["image"], None), {}, batch)
         >>> other = {"label": torch.tensor([1, 1]), "image": torch.rand(2, 3)}
@@ -70,59 +64,6 @@ class Entry:
             tuple(_value(described, batch) for described in self.args),
             keywords={name: _value(described, batch) for name, described in self.kwargs.items()},
         )
-
-
-class LaterEntries:
-    """Looks at some later steps for whether they enter the network in another way.
-
-    Attributes:
-        found: The ways that were not known.
-
-    Example:
-        >>> net, batch = nn.Linear(2, 1), torch.rand(4, 2)
-        >>> later = LaterEntries()
-        >>> later.watch(net, [Entry.of("", (batch,), {}, batch)], batch)
-        >>> _ = net(batch), net(2 * batch)
-        >>> later.close()
-        ['']
-        >>> [entry.is_whole for entry in later.found]
-        [False]
-    """
-
-    def __init__(self) -> None:
-        self.found: list[Entry] = []
-        self._new: dict[str, None] = {}
-        self._handles: list[Any] = []
-
-    def watch(self, network: nn.Module, known: Sequence[Entry], batch: Any) -> None:
-        """Look at what enters until it is closed.
-
-        Args:
-            network: What the modules are in.
-            known: How they are entered, as far as that is known.
-            batch: Of the step that comes.
-        """
-        self.close()
-        for name in dict.fromkeys(entry.module for entry in known):
-            module = network.get_submodule(name)
-            if not runs_compiled(module):
-                hook = partial(self._note, name, known, batch)
-                self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-
-    def close(self) -> list[str]:
-        """Look no more; the modules that were entered in a way that was not known."""
-        for handle in self._handles:
-            handle.remove()
-        new = [*self._new]
-        self._handles, self._new = [], {}
-        return new
-
-    def _note(self, name: str, known: Sequence[Entry], batch: Any, _: nn.Module, args: Any, kwargs: Any) -> None:
-        if torch.is_grad_enabled() and not in_backward() and len(self.found) < _MOST_LATER:
-            entry = Entry.of(name, args, kwargs, batch)
-            if entry not in known and entry not in self.found:
-                self.found.append(entry)
-                self._new[name] = None
 
 
 def _parts(value: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:

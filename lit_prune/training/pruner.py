@@ -24,11 +24,11 @@ from lit_prune.policy.measure import Measure
 from lit_prune.policy.policy import PruningEvent, PruningPolicy
 from lit_prune.policy.steps import carry_out
 from lit_prune.repair import Repair, Repaired, repaired
-from lit_prune.repair.entering import Entering
 from lit_prune.surgery.prepare import prepare
 from lit_prune.training.calibration_pass import measure_on
 from lit_prune.training.entrance import entrance
-from lit_prune.training.entry import Entry, LaterEntries
+from lit_prune.training.entry import Entry
+from lit_prune.training.entry_watch import EntryWatch
 from lit_prune.training.gradients import Gradients
 from lit_prune.training.host import Host
 from lit_prune.training.inputs import calls_from_state, calls_to_state
@@ -74,14 +74,12 @@ class Pruner:
         self.late: list[Call] = []
         self._trial: Trial | None = None
         self._gradients = Gradients(policy.criterion.needs_gradients)
-        self._entering = Entering()
+        self.watch = EntryWatch()
         self.monitor = Monitor(recovery.monitor)
         self.before_cut: list[Callable[[Host, list[str]], None]] = []
         self._rewarming: Rewarming | None = None
         # Of a run that is resumed: the calls of its network, and how far the learning rate had risen.
         self._inputs: list[dict[str, Any]] | None = None
-        self._entries: Sequence[Entry] = ()
-        self._later = LaterEntries()
         self._rewarmed: list[int] | None = None
 
     @property
@@ -126,24 +124,13 @@ class Pruner:
         self.sight, self.late = Sight(), []
         if self._inputs is not None:
             device = next(network.parameters()).device
-            self.see(network, *parted(calls_from_state(self._inputs, device)), averages, self._entries)
+            self.see(network, *parted(calls_from_state(self._inputs, device)), averages, self.watch.resumed)
         return self.sees
 
     def _see_late(self, network: nn.Module, averages: Pairs) -> None:
         """See the network again by the steps that have used more of it, or entered it otherwise, on whatever rank."""
         late, self.late = self.late, []
-        self._take_up(network, self.sight.with_steps(network, late, averages).with_entries(self._later.found))
-        self._later.found.clear()
-
-    def watch_entries(self, network: nn.Module, batch: Any) -> None:
-        """Look at how the step with a batch enters the network."""
-        self._later.watch(network, self.sight.entries, batch)
-
-    def end_watch(self, network: nn.Module) -> None:
-        """Look no more; what enters in another way by now is other than what was noted."""
-        for name in self._later.close():
-            if self._entering.found.pop(name, None) is not None:
-                self._entering.watch(network, [name])
+        self._take_up(network, self.sight.with_steps(network, late, averages).with_entries(self.watch.taken()))
 
     def _take_up(self, network: nn.Module, sight: Sight) -> None:
         if self.record.dense is None and sight.graph is not None:
@@ -152,7 +139,7 @@ class Pruner:
         self.sight = sight
         self._gradients.follow(network, sight.graph)
         if self.repair is not None or self.policy.calibration is not None:
-            self._entering.watch(network, (call.module for call in sight.forwards))
+            self.watch.note_values(network, (call.module for call in sight.forwards))
 
     def note_gradients(
         self, network: nn.Module, optimizer: Optimizer, scale: Callable[[], float] = lambda: 1.0
@@ -258,7 +245,7 @@ class Pruner:
         return found
 
     def _measure_on(self, host: Host) -> Measure:
-        return measure_on(host, self.sight, self._entering.found)
+        return measure_on(host, self.sight, self.watch.usual)
 
     def _aim(self, ratio: float | None) -> dict[str, Any]:
         """How far an event was to go, as the record has it: a ratio, or a part of the way to a limit, and of what."""
@@ -283,7 +270,7 @@ class Pruner:
                 repair,
                 enters.forward,
                 host.precision,
-                None if enters.replays else self._entering.found,
+                None if enters.replays else self.watch.usual,
                 averages,
             )
         except Exception as error:
@@ -363,11 +350,10 @@ class Pruner:
         return {
             **self.record.state_dict(),
             "inputs": calls_to_state([*self.sight.known, *self.late]) if self.sight.known else self._inputs,
-            "entries": [vars(entry) for entry in (*(self.sight.entries or self._entries), *self._later.found)],
             "trial": None if self._trial is None else self._trial.state_dict(),
             "score": self.monitor.value,
             "changes": self._gradients.state_dict(),
-            "entering": dict(self._entering.found),
+            **self.watch.state_dict(self.sight.entries),
             "rewarmed": None if self._rewarming is None else self._rewarming.taken,
         }
 
@@ -375,28 +361,25 @@ class Pruner:
         """Take up what :meth:`state_dict` wrote."""
         self.record = Record.from_state_dict(state)
         self._inputs = state.get("inputs")
-        self._entries = [Entry(**entry) for entry in state.get("entries", ())]
         self._trial = None if state.get("trial") is None else Trial(**state["trial"])
         self.monitor.value = state.get("score")
         self._gradients.load_state_dict(state.get("changes"))
-        self._entering = Entering(state.get("entering"))
+        self.watch.load_state_dict(state)
         self._rewarmed = state.get("rewarmed")
 
     def forget(self) -> None:
         """Start again with another network: forget the record."""
         self.record = Record()
         self._trial = self.monitor.value = self._inputs = None
-        self._entries = ()
-        self._entering = Entering()
+        self.watch.close()
+        self.watch = EntryWatch()
         self._gradients.forget()
 
     def close(self) -> None:
         """Detach from the run; the record stays."""
         self.monitor.validated = False
-        self._entering.close()
-        self._later.close()
+        self.watch.close()
         self._inputs = self._rewarmed = None
-        self._entries = ()
         self._gradients.forget()
         if self._rewarming is not None:
             self._rewarming.close()
