@@ -21,6 +21,10 @@ _NO_OPS = (
 ).split()
 
 
+# Methods of optimizers and schedules that change nothing.
+_READING = ("get_last_lr", "state_dict")
+
+
 @dataclass(frozen=True)
 class StepCall(Call):
     """A method that makes a step with a batch, called on the live module while other tensors stand in for its own.
@@ -146,7 +150,7 @@ class _Idle:
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._source, name)
-        return _nothing if callable(value) else value
+        return _nothing if callable(value) and name not in _READING else value
 
     def step(self, closure: Callable[[], Any] | None = None, **_: Any) -> Any:
         return _idle_step(closure)

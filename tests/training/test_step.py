@@ -222,3 +222,31 @@ def test_what_a_trainer_holds_is_nothing_that_a_step_leaves():
     own = {name for name, _ in module.named_buffers()}
     assert {place for place, _ in left_in_attributes(module)} <= own
     assert len(callback.events) == 2
+
+
+class Scheduled(Classifier):
+    """Steps by itself, and reads what its schedule and its optimizer say."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer, schedule = self.optimizers(), self.lr_schedulers()
+        rate, groups = schedule.get_last_lr()[0], optimizer.state_dict()["param_groups"]
+        loss = super().training_step(batch, batch_idx)
+        optimizer.zero_grad()
+        self.manual_backward(loss * (1 + rate + groups[0]["lr"]))
+        optimizer.step()
+        schedule.step()
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), 0.01)
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
+
+
+def test_what_a_schedule_says_can_be_read():
+    module, callback = made(Scheduled), pruning()
+    fit(module, callback)
+    assert callback.events
+    assert callback.pruner.sight.knows_a_step
