@@ -296,7 +296,7 @@ class ChannelPruning(Callback):
     ) -> None:
         """After the first batch, when the network's inputs are known, carry out the event that waited for them."""
         self.pruner.watch.end_look(pl_module)
-        if self._watch is not None and self._watch.is_empty and not outputs:
+        if pl_module.automatic_optimization and not outputs and self._watch is not None and self._watch.is_empty:
             # A step that was skipped tells nothing.
             self._step_is_due, self._step = self._step is not None, None
             return

@@ -211,7 +211,10 @@ def repaired(
         and not (name in seen or belongs_to_any(name, averages))
     ]
     if repair.compensation and repairing.fits and idle:
-        warn_once(f"Layers that did not run on the calibration batches stay as they are sliced: {', '.join(idle)}.")
+        warn_once(
+            f"The calibration batches have run no layer with the weights of {', '.join(idle)} (an auxiliary head, say, "
+            "or weights that a forward uses by itself): these stay as they are sliced."
+        )
     if repair.compensation and not repairing.fits:
         warn_once(
             f"No layer of {type(network).__name__} was fitted to answer as it did: none whose weight is a parameter of "

@@ -159,7 +159,7 @@ def test_a_resumed_run_knows_how_batches_enter(kind, tmp_path):
     same(whole, resumed)
 
 
-@pytest.mark.filterwarnings("ignore:Layers that did not run on the calibration batches")
+@pytest.mark.filterwarnings("ignore:The calibration batches have run no layer with the weights of heads.b, heads.c")
 @pytest.mark.parametrize("criterion", ["obs", "magnitude"])
 @pytest.mark.parametrize("name", SETUPS)
 def test_steps_of_several_networks_are_repaired(name, criterion):
@@ -341,7 +341,7 @@ class Helped(Pairs):
 
 def test_layers_that_do_not_run_are_named():
     items = [(item["image"], item["label"]) for item in ITEMS]
-    with pytest.warns(UserWarning, match="did not run on the calibration batches stay as they are sliced: helper"):
+    with pytest.warns(UserWarning, match="run no layer with the weights of helper .*: these stay as they are sliced"):
         repaired(Helped(), items=items, criterion="magnitude")
 
 
@@ -365,6 +365,30 @@ class Skipping(Pairs):
 
     def training_step(self, batch, batch_idx):
         return None if self.trainer.global_step == 0 and batch_idx < 2 else super().training_step(batch, batch_idx)
+
+
+class ByItself(Setup):
+    """Optimizes by itself, and uses its weights so that nothing is entered."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.first, self.last = nn.Linear(192, 32), nn.Linear(32, 4)
+
+    def training_step(self, batch, batch_idx):
+        hidden = F.relu(F.linear(batch[0].flatten(1), self.first.weight, self.first.bias))
+        loss = F.cross_entropy(F.linear(hidden, self.last.weight, self.last.bias), batch[1])
+        self.optimizers().zero_grad()
+        self.manual_backward(loss)
+        self.optimizers().step()
+
+
+def test_a_step_that_enters_no_module_is_seen():
+    module = ByItself()
+    pruning = ChannelPruning(0.5, [2], round_to=4, verbose=False)
+    items = [(item["image"], item["label"]) for item in ITEMS]
+    trainer(pruning, max_epochs=3).fit(module, DataLoader(items, batch_size=8))
+    assert module.first.weight.shape[0] < 32
 
 
 @pytest.mark.parametrize("epochs", [[0], [2], AtSteps([1])])
