@@ -201,27 +201,30 @@ def repaired(
         repairing = Repairing(ids, listening.answers, compensated, repair.recalibration, kept_up)
         run_batches(forward, batches(), precision, repairing.batch)
         values = {name: tensors[name].detach().cpu().clone() for name in sorted(repairing.changed)}
-    seen = {place[0] for place in listening.answers.spans}
-    idle = [
-        layer
-        for layer, module in network.named_modules()
-        if isinstance(module, (nn.Linear, ConvNd, ConvTransposeNd))
-        and (name := f"{layer}.weight") in plan.kept
-        and name in parameters
-        and not (name in seen or belongs_to_any(name, averages))
-    ]
-    if repair.compensation and repairing.fits and idle:
-        warn_once(
-            f"The calibration batches have run no layer with the weights of {', '.join(idle)} (an auxiliary head, say, "
-            "or weights that a forward uses by itself): these stay as they are sliced."
-        )
-    if repair.compensation and not repairing.fits:
+    if repair.compensation:
+        seen = {place[0] for place in listening.answers.spans}
+        mine = [name for name in parameters if name in plan.kept and not belongs_to_any(name, averages)]
+        _warn_of_unfitted(network, [name for name in mine if name not in seen], bool(repairing.fits))
+    return Repaired(values, repairing.fits, repairing.of_whole)
+
+
+def _warn_of_unfitted(network: nn.Module, unseen: Iterable[str], are_some_fitted: bool) -> None:
+    """Say which layers stay as they are sliced, of those whose weights have run in none."""
+    if not are_some_fitted:
         warn_once(
             f"No layer of {type(network).__name__} was fitted to answer as it did: none whose weight is a parameter of "
             "its own has run on the calibration batches, on more than one row at a time. Weights that each forward "
             "makes anew (weight norm and other parametrizations, standardised weights) stay as they are sliced."
         )
-    return Repaired(values, repairing.fits, repairing.of_whole)
+        return
+    kinds = (nn.Linear, ConvNd, ConvTransposeNd)
+    layers = [layer_of(name) for name in unseen if name.endswith(".weight")]
+    idle = [layer for layer in layers if isinstance(network.get_submodule(layer), kinds)]
+    if idle:
+        warn_once(
+            f"The calibration batches have run no layer with the weights of {', '.join(idle)} (an auxiliary head, say, "
+            "or weights that a forward uses by itself): these stay as they are sliced."
+        )
 
 
 def _kept_outputs(network: nn.Module, name: str, dims: Mapping[int, Tensor]) -> Tensor | None:

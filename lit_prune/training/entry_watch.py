@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lit_prune.common._compat import in_backward, runs_compiled
+from lit_prune.common.names import find_module
 from lit_prune.repair.entering import Entering, Usual
 from lit_prune.training.entry import Entry
 
@@ -60,8 +61,9 @@ class EntryWatch:
         """
         self._unhook()
         for name in dict.fromkeys(entry.module for entry in known):
-            module = network.get_submodule(name)
-            if not runs_compiled(module):
+            # A resumed run may have other modules.
+            module = find_module(network, name)
+            if module is not None and not runs_compiled(module):
                 hook = partial(self._note, name, known, batch)
                 self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
