@@ -48,8 +48,11 @@ def entrance(network: nn.Module, sight: Sight) -> Entrance:
     Raises:
         CalibrationError: If it is not known how a batch would enter.
     """
-    entries = sight.entries
-    if own_reader(network) is None and entries:
+    own, entries = own_reader(network), sight.entries
+    if own is not None:
+        return Entrance(entered(network, sight.forwards), own)
+    read = partial(_read, network, sight.forwards)
+    if entries:
         first = entries[0]
         if len(entries) > 1 or not first.is_whole:
             step = next((call for call in sight.calls if isinstance(call, StepCall) and call.is_of_training), None)
@@ -57,9 +60,8 @@ def entrance(network: nn.Module, sight: Sight) -> Entrance:
                 replay = Replay(network, step)
                 return Entrance(replay.make, replay.read, replays=True)
         if first.is_whole and all(entry.module == first.module for entry in entries):
-            other = partial(_read, network, sight.forwards)
-            return Entrance(network.get_submodule(first.module), partial(_placed, first, other))
-    return Entrance(entered(network, sight.forwards), partial(_read, network, sight.forwards))
+            return Entrance(network.get_submodule(first.module), partial(_placed, first, read))
+    return Entrance(entered(network, sight.forwards), read)
 
 
 def entrance_with_objects(network: nn.Module, sight: Sight) -> Entrance:
@@ -137,11 +139,10 @@ def _placed(entry: Entry, other: Reader, batch: Any) -> CalibrationBatch:
 
 
 def _read(network: nn.Module, calls: Sequence[Call], batch: Any) -> CalibrationBatch:
-    own = own_reader(network)
     try:
-        return (own or read_batch)(batch)
+        return read_batch(batch)
     except ArgumentTypeError:
-        inputs = None if own else inputs_like(network, calls, batch)
+        inputs = inputs_like(network, calls, batch)
         if inputs is None:
             raise
         return CalibrationBatch(inputs)
