@@ -13,8 +13,6 @@ from lit_prune.common.deprecated import warn_renamed
 from lit_prune.common.initialized import check_network
 from lit_prune.criteria import CRITERIA, Criterion
 from lit_prune.errors import ArgumentError
-from lit_prune.graph import Call
-from lit_prune.graph.recording import parted
 from lit_prune.plan import PruningPlan
 from lit_prune.policy.contract import checked_events
 from lit_prune.policy.history import Record
@@ -31,14 +29,13 @@ from lit_prune.training.agenda import Agenda, OnError
 from lit_prune.training.averages import Averages, accept_in_copies
 from lit_prune.training.checks import check_callbacks, check_launcher, check_strategy
 from lit_prune.training.console import print_above_progress, tell_loggers
-from lit_prune.training.inputs import CallRecorder, call_of_example, step_of
-from lit_prune.training.latecomers import Latecomers
+from lit_prune.training.first_look import FirstLook
+from lit_prune.training.inputs import call_of_example
 from lit_prune.training.lightning import LightningHost, gradient_scale
 from lit_prune.training.loading import LoadGuard, NamedReading
 from lit_prune.training.pruner import Pruner
 from lit_prune.training.recovery import Recovery
 from lit_prune.training.run_length import declared_length, known_length
-from lit_prune.training.step import StepCall
 
 BEFORE_WRAP: Literal["before_wrap"] = "before_wrap"
 """In place of epochs: once, before the strategy wraps the model."""
@@ -132,11 +129,7 @@ class ChannelPruning(Callback):
         self.before_wrap = epochs == BEFORE_WRAP
         self.verbose = verbose
         self.averages = Averages()
-        self._watch: CallRecorder | None = None
-        self._latecomers = Latecomers()
-        # The first step, until it was seen.
-        self._step: StepCall | None = None
-        self._step_is_due = False
+        self._look = FirstLook(self.pruner)
         self._hooks: list[Any] = []
         self._missed_start = False
 
@@ -221,11 +214,11 @@ class ChannelPruning(Callback):
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Watch a validation step where the network's inputs are not known."""
         if not self.before_wrap and not self.pruner.sees:
-            self._watch = CallRecorder(pl_module)
+            self._look.open(pl_module)
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Rehearse the coming events on the inputs of the validation step."""
-        if (calls := self._watched()) is not None:
+        if (calls := self._look.calls()) is not None:
             self.agenda.rehearse_on(self._host(trainer), calls)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -236,9 +229,7 @@ class ChannelPruning(Callback):
         """Remove all hooks."""
         self.pruner.close()
         self.averages.forget()
-        self._watched()
-        self._latecomers.close()
-        self._step = None
+        self._look.close()
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -252,13 +243,13 @@ class ChannelPruning(Callback):
         self._missed_start = True
         self.averages.watch(trainer)
         if not self.before_wrap and not self.pruner.sight.entries:
-            self._watch = CallRecorder(pl_module)
+            self._look.open(pl_module)
         if self.pruner.sees and self.agenda.waits_for_data:
             if trainer.global_step:
                 # Only now a resumed run knows its epoch, which a step may go by.
                 self.pruner.look_again(pl_module, self.averages.within(trainer, warn=False))
             self.agenda.rehearse(self._host(trainer))
-        self._step_is_due = not self.before_wrap and not self.pruner.sight.knows_a_step
+        self._look.expect_step(not self.before_wrap and not self.pruner.sight.knows_a_step)
         self.pruner.rewarm_again(self._host(trainer))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -273,21 +264,17 @@ class ChannelPruning(Callback):
         if self._missed_start or self.schedule.unit == "steps":
             self._prune_if_due(trainer)
         self._missed_start = False
-        if self._watch is not None:
-            self._watch.batch = batch
-        elif not batch_idx & (batch_idx - 1):
+        if not self._look.is_open and not batch_idx & (batch_idx - 1):
             # More and more rarely.
             self.pruner.watch.look(pl_module, self.pruner.sight.entries, batch)
-        if self._step_is_due:
-            self._step_is_due, self._step = False, step_of(pl_module, batch, batch_idx)
+        self._look.before_step(pl_module, batch, batch_idx)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Trace the network before the first step, so that an event that can't be carried out leaves the weights alone.
 
         Where steps are the user's own, or there are several optimizers, a step may come before all calls were seen.
         """
-        saw_nothing = self._watch is not None and self._watch.is_empty
-        if pl_module.automatic_optimization and len(trainer.optimizers) == 1 and not saw_nothing:
+        if pl_module.automatic_optimization and len(trainer.optimizers) == 1 and not self._look.saw_nothing:
             self._see_watched(trainer, pl_module)
         self.pruner.note_gradients(pl_module, optimizer, partial(gradient_scale, trainer, optimizer))
 
@@ -296,12 +283,11 @@ class ChannelPruning(Callback):
     ) -> None:
         """After the first batch, when the network's inputs are known, carry out the event that waited for them."""
         self.pruner.watch.end_look(pl_module)
-        if pl_module.automatic_optimization and not outputs and self._watch is not None and self._watch.is_empty:
-            # A step that was skipped tells nothing.
-            self._step_is_due, self._step = self._step is not None, None
+        if pl_module.automatic_optimization and not outputs and self._look.saw_nothing:
+            self._look.skip_step()
             return
         self._see_watched(trainer, pl_module)
-        self._note_latecomers(pl_module, batch, batch_idx, "training_step")
+        self._look.after_step(pl_module, batch, batch_idx)
         if self.agenda.is_waiting:
             self._prune_if_due(trainer)
         self.agenda.rehearse_optimizers(self._host(trainer))
@@ -317,7 +303,7 @@ class ChannelPruning(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """See what only a validation uses."""
-        self._note_latecomers(pl_module, batch, batch_idx, "validation_step")
+        self._look.after_step(pl_module, batch, batch_idx, "validation_step")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the monitored metric before a checkpoint is written."""
@@ -338,27 +324,12 @@ class ChannelPruning(Callback):
         return LightningHost(trainer, self.averages)
 
     def _see_watched(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        watch, step, self._step = self._watch, self._step, None
-        calls, sight = self._watched(), self.pruner.sight
-        if calls is not None or step is not None:
-            was_seen = self.pruner.sees
-            forwards, steps = parted(sight.known) if was_seen else (calls or [], [])
-            entries = sight.entries if watch is None else watch.entries
-            within = self.averages.within(trainer, warn=False)
-            self.pruner.see(pl_module, forwards, steps if step is None else [step], within, entries)
+        was_seen = self.pruner.sees
+        if self._look.show(pl_module, lambda: self.averages.within(trainer, warn=False)):
             # By an example of its inputs the network was seen before, and all was rehearsed then.
             rehearse = self.agenda.rehearse_events if was_seen else self.agenda.rehearse
             rehearse(self._host(trainer))
-            self._latecomers.watch(pl_module, self.pruner.sight.idle)
-
-    def _note_latecomers(self, pl_module: LightningModule, batch: Any, batch_idx: int, name: str) -> None:
-        if self._latecomers.came() and (step := step_of(pl_module, batch, batch_idx, name)) is not None:
-            self.pruner.late.append(step)
-
-    def _watched(self) -> list[Call] | None:
-        """The calls that were watched; ``None`` where none were. Ends the watch."""
-        watch, self._watch = self._watch, None
-        return None if watch is None else watch.close()
+            self._look.watch_late(pl_module, self.pruner.sight.idle)
 
     def _check_network(self, pl_module: LightningModule) -> None:
         """Check the arguments against the network, once its own ``setup`` and ``configure_model`` have built it."""

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from lit_prune.common.deprecated import warn_renamed
 from lit_prune.common.initialized import check_network
 from lit_prune.errors import ArgumentError, ArgumentTypeError, UnknownNameError
-from lit_prune.graph.groups import ChannelGroup, Grouping, plan_without
+from lit_prune.graph.grouping import Grouping
+from lit_prune.graph.groups import ChannelGroup, plan_without
 from lit_prune.graph.labels import Row
 from lit_prune.graph.probe import culprits, examine, rehearse
 from lit_prune.graph.recording import Call, Pairs, Recording, parted

@@ -20,7 +20,8 @@ from lit_prune.errors import TraceError
 from lit_prune.graph.agreement import compare
 from lit_prune.graph.alternatives import follow_alternatives
 from lit_prune.graph.copying import is_torch_hook
-from lit_prune.graph.groups import ChannelGroup, Grouping, build_groups, plan_without
+from lit_prune.graph.grouping import Grouping, build_groups
+from lit_prune.graph.groups import ChannelGroup, plan_without
 from lit_prune.graph.labels import Components, Row
 from lit_prune.graph.recording import Call, Pairs, Recording
 from lit_prune.graph.rules import RULES

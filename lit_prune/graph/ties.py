@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from lit_prune.common.names import modules_of, tensors_of
-from lit_prune.graph.groups import Grouping
+from lit_prune.graph.grouping import Grouping
 from lit_prune.graph.labels import Row
 from lit_prune.graph.recording import Pairs, Recording
 from lit_prune.modules.registry import FIXED, TIES, WHOLE, qualified_names

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import is_dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from lit_prune.common._compat import tree_flatten
 from lit_prune.common.signatures import by_position
 from lit_prune.graph import Call
+from lit_prune.training.batch_parts import parts
 
 
 def inputs_like(module: nn.Module, calls: Sequence[Call], batch: Any) -> tuple[Any, ...] | None:
@@ -51,16 +51,6 @@ def inputs_like(module: nn.Module, calls: Sequence[Call], batch: Any) -> tuple[A
     return tuple(inputs) or None
 
 
-def _tensors_by_name(batch: Any, name: str = "") -> list[tuple[str, Tensor]]:
-    """The tensors of a batch in their order, each with the key or attribute that it is under, if there is one."""
-    if isinstance(batch, Tensor):
-        return [(name, batch)]
-    if isinstance(batch, tuple) and (fields := getattr(batch, "_fields", ())):
-        batch = dict(zip(fields, batch, strict=True))
-    elif is_dataclass(batch):
-        batch = vars(batch)
-    if isinstance(batch, Mapping):
-        return [found for key, value in batch.items() for found in _tensors_by_name(value, str(key))]
-    if isinstance(batch, (list, tuple)):
-        return [found for value in batch for found in _tensors_by_name(value)]
-    return []
+def _tensors_by_name(batch: Any) -> list[tuple[str, Tensor]]:
+    """The tensors of a batch in their order, each with the key or field that it is under, if there is one."""
+    return [(str(place[-1]) if place else "", part) for place, part in parts(batch) if isinstance(part, Tensor)]

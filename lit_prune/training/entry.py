@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from lit_prune.activations import CalibrationBatch
+from lit_prune.training.batch_parts import Place, part_at, parts
 
 # Small and the same everywhere: nothing tells where one comes from.
 _PLAIN = (type(None), bool, int, float, str)
 # What a step makes itself of its batch, or without it.
 _MADE: dict[str, Any] = {"made": True}
-Place = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,12 @@ class Entry:
     @classmethod
     def of(cls, module: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: Any) -> Entry:
         """A call of a module, and the batch of the step that it is in."""
-        parts = [*_parts(batch)]
+        # Other keys are no plain data.
+        known = [each for each in parts(batch) if all(type(key) in (str, int) for key in each[0])]
         return cls(
             module,
-            tuple(_described(value, parts) for value in args),
-            {name: _described(value, parts) for name, value in kwargs.items()},
+            tuple(_described(value, known) for value in args),
+            {name: _described(value, known) for name, value in kwargs.items()},
         )
 
     @property
@@ -66,33 +67,19 @@ class Entry:
         )
 
 
-def _parts(value: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
-    """All that lies in a batch, the whole of it first."""
-    yield place, value
-    inner: Iterator[tuple[Any, Any]] = iter(())
-    if isinstance(value, Mapping):
-        inner = ((key, part) for key, part in value.items() if isinstance(key, (str, int)))
-    elif isinstance(value, (list, tuple)):
-        inner = iter(enumerate(value))
-    elif is_dataclass(value):
-        inner = iter(vars(value).items())
-    for key, part in inner:
-        yield from _parts(part, (*place, key))
-
-
-def _described(value: Any, parts: list[tuple[Place, Any]]) -> dict[str, Any]:
+def _described(value: Any, known: list[tuple[Place, Any]]) -> dict[str, Any]:
     if isinstance(value, _PLAIN):
         # A number may be a size, or grow with the steps; a word or a flag, be the batch's.
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        is_sure = value is None or not (is_number or any(value is part for _, part in parts))
+        is_sure = value is None or not (is_number or any(value is part for _, part in known))
         return {"value": value} if is_sure else _MADE
-    for place, part in parts:
+    for place, part in known:
         if value is part:
             return {"at": list(place)}
     if type(value) in (list, tuple):
-        return {type(value).__name__: [_described(each, parts) for each in value]}
+        return {type(value).__name__: [_described(each, known) for each in value]}
     if type(value) is dict and all(isinstance(key, (str, int)) for key in value):
-        return {"dict": {key: _described(each, parts) for key, each in value.items()}}
+        return {"dict": {key: _described(each, known) for key, each in value.items()}}
     return _MADE
 
 
@@ -106,22 +93,10 @@ def _is_made(described: Mapping[str, Any]) -> bool:
 def _value(described: Mapping[str, Any], batch: Any) -> Any:
     ((kind, content),) = described.items()
     if kind == "at":
-        return _at(batch, content)
+        return part_at(batch, content)
     if kind == "dict":
         return {key: _value(each, batch) for key, each in content.items()}
     if kind in ("list", "tuple"):
         values = [_value(each, batch) for each in content]
         return values if kind == "list" else tuple(values)
     return content
-
-
-def _at(batch: Any, place: Sequence[Any]) -> Any:
-    for key in place:
-        is_list = isinstance(batch, (list, tuple))
-        if isinstance(batch, Mapping) or (is_list and isinstance(key, int)):
-            batch = batch[key]
-        elif not is_list and hasattr(batch, str(key)):
-            batch = getattr(batch, str(key))
-        else:
-            raise LookupError(f"A {type(batch).__name__} has no {key!r}")
-    return batch

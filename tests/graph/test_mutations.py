@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-import lit_prune.callback
 from lit_prune.graph import agreement, outputs, probe, trace, tracer
 from lit_prune.graph.composites import Composites
 from lit_prune.graph.origins import Origins
+from lit_prune.training import first_look
 from tests.graph import test_fuzz_widths, test_numbers, test_outputs, test_probe
 from tests.training import test_fuzz_steps, test_step
 
@@ -118,7 +118,7 @@ MUTATIONS: dict[str, tuple[Any, str, Any, list[Check]]] = {
         lambda model: False,
         [layer("HookReplaces"), layer("HookBefore")],
     ),
-    "the step is seen": (lit_prune.callback, "step_of", nothing, [step("distilled")]),
+    "the step is seen": (first_look, "step_of", nothing, [step("distilled")]),
     "state between steps is held": (
         trace,
         "_hold_state",

@@ -23,6 +23,13 @@ class Batch:
     mask: torch.Tensor
 
 
+@dataclasses.dataclass(slots=True)
+class Slotted:
+    other: torch.Tensor
+    x: torch.Tensor
+    mask: torch.Tensor
+
+
 class Net(nn.Module):
     def forward(self, x, mask=None, scale=1.0, *more, factor=2.0, **options):
         return x
@@ -40,6 +47,7 @@ BATCHES = {
     "a dict of other names": ({"image": X, "valid": MASK, "y": Y}, X),
     "a nested dict": ({"inputs": {"other": OTHER, "mask": MASK, "x": X}, "y": Y}, X),
     "a dataclass": (Batch(OTHER, X, MASK), X),
+    "a dataclass with slots": (Slotted(OTHER, X, MASK), X),
     "a named tuple": (Named(OTHER, X, MASK, Y), X),
 }
 

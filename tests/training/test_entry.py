@@ -3,6 +3,7 @@
 import collections
 import copy
 import dataclasses
+import enum
 import json
 
 import pytest
@@ -20,6 +21,15 @@ class Item:
     masks: list
 
 
+@dataclasses.dataclass(slots=True)
+class Slotted:
+    image: torch.Tensor
+
+
+class Kind(enum.Enum):
+    IMAGE = 1
+
+
 @dataclasses.dataclass
 class Lengths:
     """Nothing that can be taken apart, and as a whole of the batch."""
@@ -32,7 +42,8 @@ def batches():
         x, y = torch.rand(2, 3), torch.rand(2, 3)
         yield (
             {"x": x, "y": y, 3: [x + 1, {"deep": y + 1}], "pair": Pair(x + 2, y + 2), "item": Item(x + 3, [y + 3])}
-            | {"lengths": [3, 5], "names": ["a", "b"], "told": Lengths((1,))}
+            | {"lengths": [3, 5], "names": ["a", "b"], "told": Lengths((1,)), "slotted": Slotted(x + 4)}
+            | {Kind.IMAGE: x + 5}
         )
 
 
@@ -52,6 +63,7 @@ WHOLE = {
     "within": lambda b: ((b[3][1]["deep"], b[3][0]), {}),
     "of a named tuple": lambda b: ((b["pair"].second,), {}),
     "of a dataclass": lambda b: ((b["item"].masks[0], b["item"].image), {}),
+    "of a dataclass with slots": lambda b: ((b["slotted"].image,), {}),
     "the whole": lambda b: ((b,), {}),
     "lists": lambda b: ((b["lengths"], b["names"]), {}),
     "what can't be looked into": lambda b: ((b["told"],), {}),
@@ -87,6 +99,7 @@ MADE = {
     "a size": lambda b: len(b["x"]),
     "a number of the batch": lambda b: b["lengths"][0],
     "a word of the batch": lambda b: b["names"][0],
+    "under a key that is no plain data": lambda b: b[Kind.IMAGE],
 }
 
 
