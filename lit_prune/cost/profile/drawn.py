@@ -21,8 +21,9 @@ from lit_prune.errors import ArgumentError
 from lit_prune.graph import ChannelGraph
 from lit_prune.surgery import shrink_
 
-# Of all its channels each layer keeps at least this ratio; the first networks keep the same of every layer.
-_LEAST, _EVEN = 0.1, (1.0, 0.5, 0.2)
+# Of all its channels each layer keeps at least this ratio. The first networks keep the same of every layer; the mean of
+# the others goes from the one to the other: some are narrow and others wide as a whole.
+_LEAST, _EVEN, _MEANS = 0.1, (1.0, 0.5, 0.2), (0.25, 0.95)
 # Devices compute channels in blocks, and take longer where a block is not full: so some widths are of larger blocks.
 _TIMES = (1, 2, 4)
 _LAYERS = (ConvNd, nn.Linear)
@@ -69,7 +70,7 @@ class Drawn:
         >>> import torch
         >>> drawn = Drawn(nn.Sequential(nn.Conv2d(3, 32, 3), nn.Conv2d(32, 4, 3)), torch.zeros(1, 3, 8, 8), 4)
         >>> [widths_of(network[0]) for network in drawn]
-        [(3, 32), (3, 16), (3, 8), (3, 16)]
+        [(3, 32), (3, 16), (3, 8), (3, 8)]
     """
 
     def __init__(self, network: nn.Module, inputs: Tensor, number: int, round_to: int = 8, seed: int = 0) -> None:
@@ -86,8 +87,11 @@ class Drawn:
         rng = np.random.default_rng(seed)
         even = [[ratio] * len(bundles) for ratio in _EVEN[:number]]
         rest = number - len(even)
-        # Each layer's ratios are spread evenly over the networks, in an order of its own.
-        spread = [(rng.permutation(rest) + 0.5) / max(1, rest) * (1 - _LEAST) + _LEAST for _ in bundles]
+        # Each layer's ratios are spread over the networks, in an order of its own.
+        means = (np.linspace(*_MEANS, rest) - _LEAST) / (1 - _LEAST)
+        evenly = [(rng.permutation(rest) + 0.5) / max(1, rest) for _ in bundles]
+        # The mean of a power of what is spread evenly from 0 to 1 is 1 / (1 + power).
+        spread = [each ** (1 / means - 1) * (1 - _LEAST) + _LEAST for each in evenly]
         self._removals: list[dict[str, range]] = []
         for ratios in [*even, *np.array(spread).T.tolist()]:
             removal: dict[str, range] = {}

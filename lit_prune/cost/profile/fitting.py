@@ -15,7 +15,9 @@ from lit_prune.cost.profile.latency_table import LatencyTable, LayerTimes
 
 Floats = npt.NDArray[np.float64]
 # Where a width is no multiple of one of these, a device may have a block to fill.
-_BLOCKS = (16, 32)
+_BLOCKS = (16, 32, 64)
+# By which power of its pairs of channels a part of a layer's time grows: the weights of a wide layer leave the caches.
+_POWER = 1.5
 # Shorter times than this part of the longest are noise: errors count in proportion above it, and alike below.
 _NOISE = 0.05
 
@@ -30,8 +32,9 @@ def fit_table(
     """Fit how long each layer takes, and what remains of each network's time.
 
     A layer's time is a sum of parts, none of them negative: one for the call, one for each input channel, for each
-    output channel and for each pair of both, and some where a width fills no whole blocks. What no layer accounts for
-    grows with the elements that leave layers, and, where a runtime tells nothing of layers, with their multiply-adds.
+    output channel and for each pair of both, one that grows faster than the pairs, and some where a width fills no
+    whole blocks. What no layer accounts for grows with the elements that leave layers, and, where a runtime tells
+    nothing of layers, with their multiply-adds.
 
     Args:
         shapes: Of each network, the widths of its layers; the first is the whole network.
@@ -78,7 +81,7 @@ def _ragged(widths: Floats) -> list[Floats]:
 def _features(inputs: Floats, outputs: Floats) -> Floats:
     """``(n, parts)``: what the parts of a layer's time are in proportion to."""
     pairs = inputs * outputs
-    columns = [np.ones_like(inputs), inputs, outputs, pairs]
+    columns = [np.ones_like(inputs), inputs, outputs, pairs, pairs**_POWER]
     for ragged in (*_ragged(inputs)[1:], *_ragged(outputs)[1:]):
         columns += [ragged, ragged * pairs]
     return np.stack(columns, 1)

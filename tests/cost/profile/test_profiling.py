@@ -89,6 +89,25 @@ def test_layers_of_ragged_widths_are_told_apart():
     assert table.ms({"a": (32, 40)}) == pytest.approx(2560, rel=0.01)
 
 
+@pytest.mark.parametrize("power", [1.0, 1.2, 1.5])
+def test_layers_that_get_dearer_the_wider_they_are(power):
+    """A device on which the weights of wide layers don't fit into caches."""
+    net = small()
+    work = Drawn(net, IMAGES, 1).work
+    drawn, others = (
+        [shapes_of(cut, work) for cut in Drawn(net, IMAGES, number, round_to=4, seed=seed)]
+        for number, seed in ((24, 0), (12, 1))
+    )
+
+    def layers(shapes):
+        return {name: 1e-4 * (inputs * outputs) ** power for name, (inputs, outputs) in shapes.items()}
+
+    timed = [layers(each) for each in drawn]
+    table = fit_table(drawn, [sum(each.values()) for each in timed], timed, work, {})
+    for each in (drawn[0], *others):
+        assert table.ms(each) == pytest.approx(sum(layers(each).values()), rel=0.05)
+
+
 def test_what_a_runtime_fuses_belongs_to_the_layer():
     file = to_onnx(small(), IMAGES)
     mine = owners(file, {"0.0", "0.3", "3"})
