@@ -58,9 +58,9 @@ ROUNDS = 9
 _IMAGES = 8
 
 
-def side_by_side(dense: nn.Module, pruned: nn.Module, inputs: Tensor, runtime: str) -> list[float]:
+def side_by_side(dense: nn.Module, pruned: nn.Module, inputs: Tensor, runtime: str, threads: int = 1) -> list[float]:
     """The pruned network's time beside the dense one's, in each of several rounds; both run just before and after."""
-    calls = [timing.OPENERS[runtime](to_onnx(network, inputs), 1, False)[0] for network in (dense, pruned)]
+    calls = [timing.OPENERS[runtime](to_onnx(network, inputs), threads, False)[0] for network in (dense, pruned)]
 
     def taken(call: Any) -> float:
         return timing.median_ms(timing.repeat(call, 0.15))
@@ -85,21 +85,22 @@ def cut(
     return left, table.ms_of(left) / table.dense_ms
 
 
-def against_clock(name: str, runtime: str, ratios: list[float], round_to: int) -> dict[str, Any]:
+def against_clock(name: str, runtime: str, ratios: list[float], round_to: int, threads: int = 1) -> dict[str, Any]:
     torch.manual_seed(0)
     network, images = load_network(name, 320 if name.startswith("yolo") else None)
     started = time.perf_counter()
-    table = profile_latency(network, images, runtime, round_to=round_to)
+    table = profile_latency(network, images, runtime, threads, round_to)
     found: dict[str, Any] = {
         "profile_s": time.perf_counter() - started,
         "error_of_fit": table.conditions["error"],
         "dense_ms": table.dense_ms,
         "version": table.conditions["version"],
     }
-    found["budgets"] = [
-        at_ratio(network, images, table, ratio, round_to, lambda left: side_by_side(network, left, images, runtime))
-        for ratio in ratios
-    ]
+
+    def clock(left: nn.Module) -> list[float]:
+        return side_by_side(network, left, images, runtime, threads)
+
+    found["budgets"] = [at_ratio(network, images, table, ratio, round_to, clock) for ratio in ratios]
     return found
 
 
@@ -214,8 +215,9 @@ def measurements(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, A
     else:
         for name in options.networks:
             for runtime in options.runtimes:
-                found = against_clock(name, runtime, options.ratios, options.round_to)
-                yield f"clock, {name}, {runtime}, widths of {options.round_to}", found
+                found = against_clock(name, runtime, options.ratios, options.round_to, options.threads)
+                threads = f", {options.threads} threads" if options.threads > 1 else ""
+                yield f"clock, {name}, {runtime}, widths of {options.round_to}{threads}", found
 
 
 def main() -> None:
@@ -232,6 +234,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=0, help="of training after the cut, for `accuracy`")
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--round-to", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=1, help="of the runtime, for `clock`")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
