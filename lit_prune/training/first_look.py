@@ -20,6 +20,16 @@ class FirstLook:
 
     Args:
         pruner: What is to see.
+
+    Example:
+        >>> import torch
+        >>> from lit_prune import ChannelPruning
+        >>> net, pruner = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), ChannelPruning(0.5, 1, round_to=1).pruner
+        >>> look = FirstLook(pruner)
+        >>> look.open(net)
+        >>> _ = net(torch.rand(3, 4))
+        >>> look.show(net, dict), pruner.sees
+        (True, True)
     """
 
     def __init__(self, pruner: Pruner) -> None:
