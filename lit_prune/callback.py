@@ -329,7 +329,7 @@ class ChannelPruning(Callback):
             # By an example of its inputs the network was seen before, and all was rehearsed then.
             rehearse = self.agenda.rehearse_events if was_seen else self.agenda.rehearse
             rehearse(self._host(trainer))
-            self._look.watch_late(pl_module, self.pruner.sight.idle)
+            self._look.watch_late(pl_module)
 
     def _check_network(self, pl_module: LightningModule) -> None:
         """Check the arguments against the network, once its own ``setup`` and ``configure_model`` have built it."""

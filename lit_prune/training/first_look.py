@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -97,9 +97,9 @@ class FirstLook:
         self._pruner.see(network, forwards, steps if step is None else [step], averages(), entries)
         return True
 
-    def watch_late(self, network: nn.Module, idle: Iterable[str]) -> None:
+    def watch_late(self, network: nn.Module) -> None:
         """From now on look out for layers that no step has used."""
-        self._latecomers.watch(network, idle)
+        self._latecomers.watch(network, self._pruner.sight.idle)
 
     def after_step(self, network: nn.Module, batch: Any, batch_idx: int, name: str = "training_step") -> None:
         """Note a step that has used what the first did not.
